@@ -1,0 +1,19 @@
+"""Attention, its initialization and its diagnosis: the helper package of the book."""
+
+from attntut.attention import MultiHeadAttention, scaled_dot_product_attention
+from attntut.device import default_device, seeded
+from attntut.evidence import compare
+from attntut.explorer import Explorer
+from attntut.transformer import Transformer, TransformerBlock, TransformerConfig
+
+__all__ = [
+    "Explorer",
+    "MultiHeadAttention",
+    "Transformer",
+    "TransformerBlock",
+    "TransformerConfig",
+    "compare",
+    "default_device",
+    "scaled_dot_product_attention",
+    "seeded",
+]

@@ -1,0 +1,226 @@
+"""Figures of one style, each with an alternative text for readers who do not see it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from IPython.display import display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from attntut._checks import check_int, check_number
+from attntut.evidence import confidence_interval
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito: safe for colour-blind eyes
+INK = "#222222"
+
+STYLE = {
+    "axes.edgecolor": "#888888",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.prop_cycle": mpl.cycler(color=COLORS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.dpi": 100,
+    "font.size": 11,
+    "grid.color": "#e6e6e6",
+    "image.cmap": "viridis",
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+    "savefig.dpi": 150,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+
+
+def subplots(rows: int = 1, columns: int = 1, *, width: float = 5.0, height: float = 3.2, **options: Any) -> Any:
+    """A figure in the book's style, and its axes.
+
+    The size is in inches and small on purpose: the text stays legible when a phone shows the figure 350 pixels wide.
+
+    Args:
+        rows, columns: how many axes; more than two columns do not fit a phone.
+        width, height: of the whole figure, in inches.
+        options: passed on to :meth:`matplotlib.figure.Figure.subplots`.
+
+    Returns:
+        The figure, and one ``Axes`` or an array of them.
+
+    Example:
+        >>> figure, (left, right) = subplots(1, 2)
+    """
+    check_int("rows", rows), check_int("columns", columns)
+    mpl.rcParams.update(STYLE)
+    figure = Figure(
+        figsize=(check_number("width", width, low=1), check_number("height", height, low=1)), layout="constrained"
+    )
+    return figure, figure.subplots(rows, columns, **options)
+
+
+def show(figure: Figure, *, alt: str) -> None:
+    """Display a figure as a PNG that carries its alternative text.
+
+    Args:
+        figure: a matplotlib figure.
+        alt: what a reader who cannot see the figure needs to follow the argument: what is drawn, and what it shows.
+
+    Example:
+        >>> figure, axes = subplots()
+        >>> line = axes.plot([1, 2, 4])
+        >>> show(figure, alt="A line that rises ever faster.")
+        Figure: A line that rises ever faster.
+    """
+    if not isinstance(figure, Figure):
+        raise TypeError(f"figure must be a matplotlib Figure: got {type(figure).__name__}.")
+    if not isinstance(alt, str) or len(alt.split()) < 3:
+        raise ValueError(f"alt must say in words what the figure shows: got {alt!r}.")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    display(Picture(buffer.getvalue(), alt))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG with its alternative text, as notebooks and pages understand it."""
+
+    png: bytes
+    alt: str
+
+    def __repr__(self) -> str:
+        return f"Figure: {self.alt}"
+
+    def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
+        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
+        return data, {"image/png": {"alt": self.alt}}
+
+
+def heat_map(
+    axes: Axes,
+    values: Any,
+    *,
+    title: str = "",
+    x: Sequence[Any] | None = None,
+    y: Sequence[Any] | None = None,
+    xlabel: str = "key",
+    ylabel: str = "query",
+    low: float | None = 0,
+    high: float | None = None,
+    cells: bool | None = None,
+    bar: str | None = None,
+) -> None:
+    """Draw a matrix, the first row on top.
+
+    Args:
+        axes: where to draw.
+        values: ``(rows, columns)``.
+        title: the message.
+        x, y: labels of the columns and rows (words, say).
+        xlabel, ylabel: what columns and rows are.
+        low, high: the ends of the colour scale; None takes the smallest and largest value.
+        cells: print each value in its cell; by default for at most 8 × 8 of them.
+        bar: label of a colour bar; none is drawn without it.
+
+    Example:
+        >>> figure, axes = subplots()
+        >>> heat_map(axes, [[1, 0], [0.5, 0.5]], x=["the", "cat"], y=["the", "cat"])
+    """
+    matrix = _matrix("values", values)
+    image = axes.imshow(matrix, vmin=low, vmax=high, aspect="auto" if matrix.shape[0] != matrix.shape[1] else "equal")
+    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.grid(False)
+    rotated = x is not None and max(len(str(label)) for label in x) * len(x) > 24
+    for axis, labels, size in ((axes.xaxis, x, matrix.shape[1]), (axes.yaxis, y, matrix.shape[0])):
+        if labels is None:
+            continue
+        if len(labels) != size:
+            raise ValueError(f"x and y must label every column and row: got {len(labels)} labels for {size}.")
+        turn = {"rotation": 90} if rotated and axis is axes.xaxis else {}
+        axis.set_ticks(range(size), [str(label) for label in labels], **turn)
+    if max(matrix.shape) <= 8 if cells is None else cells:
+        middle = (image.norm.vmin + image.norm.vmax) / 2
+        for (i, j), value in np.ndenumerate(matrix):
+            color = "white" if value < middle else "black"
+            axes.text(j, i, f"{value:.2f}".replace("0.", ".", 1), ha="center", va="center", color=color, fontsize=9)
+    if bar is not None:
+        axes.figure.colorbar(image, ax=axes, label=bar, shrink=0.8)
+
+
+def runs(axes: Axes, x: Any, values: Any, *, label: str, color: str | None = None, marker: str = "o") -> None:
+    """Draw the mean over seeds as a line with markers, and its 95 % confidence interval as a band.
+
+    Args:
+        axes: where to draw.
+        x: ``(points,)``.
+        values: ``(seeds, points)``, or ``(points,)`` for a single run.
+        label: for the legend.
+        color: any matplotlib colour; the next of the cycle by default.
+        marker: a matplotlib marker; ``""`` for a plain line.
+
+    Example:
+        >>> figure, axes = subplots()
+        >>> runs(axes, [1, 2, 3], [[0.1, 0.2, 0.3], [0.2, 0.2, 0.4]], label="accuracy")
+    """
+    matrix = _matrix("values", values)
+    positions = np.asarray(x, dtype=float)
+    if positions.shape != matrix.shape[1:]:
+        raise ValueError(f"x must have one entry a point, {matrix.shape[1]}: got shape {positions.shape}.")
+    mean, low, high = zip(*(confidence_interval(column) for column in matrix.T), strict=True)
+    (line,) = axes.plot(positions, mean, marker=marker, label=label, color=color)
+    if matrix.shape[0] > 1:
+        axes.fill_between(positions, low, high, color=line.get_color(), alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+
+
+def theory(axes: Axes, x: Any, y: Any, *, label: str = "predicted") -> None:
+    """Draw a prediction as a dashed line in ink, behind the measurements.
+
+    Args:
+        axes: where to draw.
+        x, y: ``(points,)`` each.
+        label: for the legend.
+
+    Example:
+        >>> figure, axes = subplots()
+        >>> theory(axes, [1, 2, 3], [1, 4, 9])
+    """
+    axes.plot(np.asarray(x, dtype=float), np.asarray(y, dtype=float), "--", color=INK, label=label, zorder=1.5)
+
+
+def histogram(axes: Axes, samples: Any, *, label: str, bins: int = 40, color: str | None = None) -> None:
+    """Draw the density of samples.
+
+    Args:
+        axes: where to draw.
+        samples: any shape.
+        label: for the legend.
+        bins: number of bars.
+        color: any matplotlib colour.
+
+    Example:
+        >>> figure, axes = subplots()
+        >>> histogram(axes, [0.1, 0.2, 0.2, 0.4], label="weights", bins=3)
+    """
+    values = np.asarray(samples, dtype=float).ravel()
+    axes.hist(values[np.isfinite(values)], bins=check_int("bins", bins), density=True, alpha=0.5, label=label, color=color)
+    axes.set_ylabel("density")
+
+
+def _matrix(name: str, values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+    matrix = np.asarray(values, dtype=float)
+    matrix = matrix[None] if matrix.ndim == 1 else matrix
+    if matrix.ndim != 2 or 0 in matrix.shape:
+        raise ValueError(f"{name} must be a matrix (rows, columns): got shape {matrix.shape}.")
+    return matrix
