@@ -66,12 +66,13 @@ class Evidence:
 
     @property
     def predicted_text(self) -> str:
-        return self.tolerance if self.predicted is None else f"{number(self.predicted)} {self.unit}".rstrip()
+        return f"{self.tolerance if self.predicted is None else number(self.predicted)} {self.unit}".rstrip()
 
     @property
     def verdict(self) -> str:
         seeds = f", {self.n} seeds" if self.n > 1 else ""
-        return f"{'✓' if self.passed else '✗ not'} {self.tolerance}{seeds}"
+        bound = "as predicted" if self.predicted is None else self.tolerance
+        return f"{'✓' if self.passed else '✗ not'} {bound}{seeds}"
 
     def __str__(self) -> str:
         return f"{self.name}   predicted {self.predicted_text}   measured {self.measured_text}   {self.verdict}"
@@ -134,7 +135,7 @@ def compare(
         >>> evidence = compare("a fair coin", 0.5, 0.493, rtol=0.05)
         a fair coin   predicted 0.5   measured 0.493   ✓ within 5 %
         >>> evidence = compare("accuracy over seeds", measured=[0.80, 0.82, 0.81], between=(0.7, 1))
-        accuracy over seeds   predicted between 0.7 and 1   measured 0.81 ± 0.025   ✓ between 0.7 and 1, 3 seeds
+        accuracy over seeds   predicted between 0.7 and 1   measured 0.81 ± 0.025   ✓ as predicted, 3 seeds
     """
     if not isinstance(name, str) or not name.strip():
         raise TypeError(f"name must say what is compared: got {name!r}.")
