@@ -83,7 +83,9 @@ def test_a_query_that_may_attend_to_nothing_gets_nothing(mask):
         "A fully masked row is not zero. What is 0/0 in the softmax, and who sees it?"
     )
     for gradient in torch.autograd.grad(output.sum(), inputs):
-        assert gradient.isfinite().all(), "The forward pass hides the NaN; the backward pass of the softmax still has it."
+        assert gradient.isfinite().all(), (
+            "The forward pass hides the NaN; the backward pass of the softmax still has it."
+        )
 
 
 def test_one_token_attends_to_itself():

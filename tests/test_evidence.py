@@ -13,7 +13,9 @@ from attntut.evidence import MIME, Disagreement, confidence_interval
 
 
 def test_agreement_is_shown_and_recorded(capsys):
-    evidence = compare("variance of the logits, σ = 0.02", 0.041943, torch.tensor(0.0415), rtol=0.05, claim="C14", when="σ fits d")
+    evidence = compare(
+        "variance of the logits, σ = 0.02", 0.041943, torch.tensor(0.0415), rtol=0.05, claim="C14", when="σ fits d"
+    )
     assert capsys.readouterr().out == (
         "variance of the logits, σ = 0.02   predicted 0.0419   measured 0.0415   ✓ within 5 %\n"
     )
@@ -26,8 +28,15 @@ def test_agreement_is_shown_and_recorded(capsys):
 
 @pytest.mark.parametrize(
     "measured, tolerance",
-    [(0.94, dict(rtol=0.05)), (1.06, dict(rtol=0.05)), (1.2, dict(atol=0.1)), (2.0, dict(between=(0, 1.9))), (math.nan, dict(rtol=9)),
-     (math.inf, dict(atol=1)), (1.0000001, dict(atol=0))],
+    [
+        (0.94, dict(rtol=0.05)),
+        (1.06, dict(rtol=0.05)),
+        (1.2, dict(atol=0.1)),
+        (2.0, dict(between=(0, 1.9))),
+        (math.nan, dict(rtol=9)),
+        (math.inf, dict(atol=1)),
+        (1.0000001, dict(atol=0)),
+    ],
 )
 def test_disagreement_fails_and_is_still_shown(measured, tolerance, capsys):
     with pytest.raises(Disagreement, match="✗ not"):

@@ -78,7 +78,11 @@ def test_scale_by_depth():
 def test_gradient_norms_add_up_over_a_role():
     parameters = {
         name: torch.nn.Parameter(torch.zeros(2))
-        for name in ["blocks.0.attention.query.weight", "blocks.1.attention.query.weight", "blocks.0.attention.key.weight"]
+        for name in [
+            "blocks.0.attention.query.weight",
+            "blocks.1.attention.query.weight",
+            "blocks.0.attention.key.weight",
+        ]
     }
     for parameter, gradient in zip(parameters.values(), [[3.0, 0], [0, 4.0]], strict=False):
         parameter.grad = torch.tensor(gradient)
@@ -93,7 +97,11 @@ def test_update_size_by_hand():
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: measure.attention_entropy(torch.randn(3, 3) * 9), ValueError, "weights must be probabilities.*not its input"),
+        (
+            lambda: measure.attention_entropy(torch.randn(3, 3) * 9),
+            ValueError,
+            "weights must be probabilities.*not its input",
+        ),
         (lambda: measure.attention_entropy([1.0]), TypeError, "weights must be a torch.Tensor: got list"),
         (lambda: measure.participation(torch.ones(2, 2).long()), TypeError, "weights must be a floating-point tensor"),
         (lambda: measure.logit_statistics(torch.ones(3)), ValueError, "logits must have at least 2 dimensions"),

@@ -43,7 +43,9 @@ def test_a_picture_is_small_and_the_same_each_time(capture):
 
 def test_heat_map_has_readable_labels_and_cells():
     figure, axes = plots.subplots()
-    plots.heat_map(axes, torch.tensor([[1.0, 0], [0.25, 0.75]]), x=["the", "cat"], y=["the", "cat"], title="Who looks at whom")
+    plots.heat_map(
+        axes, torch.tensor([[1.0, 0], [0.25, 0.75]]), x=["the", "cat"], y=["the", "cat"], title="Who looks at whom"
+    )
     assert [t.get_text() for t in axes.get_xticklabels()] == ["the", "cat"]
     assert [t.get_text() for t in axes.texts] == ["1.00", ".00", ".25", ".75"]
     assert axes.get_xlabel() == "key" and axes.get_ylabel() == "query"

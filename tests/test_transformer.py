@@ -69,7 +69,9 @@ def test_the_trace_is_the_forward_pass(norm, is_causal):
     assert len(trace.stream) == 4 and len(trace.weights) == len(trace.attention_logits) == 3
     visible = mask.tril() if is_causal else mask
     expected = torch.softmax(trace.attention_logits[1].masked_fill(~visible, -1e30), -1)
-    torch.testing.assert_close(trace.weights[1] * visible.any(-1, keepdim=True), expected * visible.any(-1, keepdim=True))
+    torch.testing.assert_close(
+        trace.weights[1] * visible.any(-1, keepdim=True), expected * visible.any(-1, keepdim=True)
+    )
 
 
 def test_a_causal_model_does_not_see_the_future():
@@ -139,7 +141,11 @@ def test_bad_configurations(options, error, message):
 @pytest.mark.parametrize(
     "x, error, message",
     [
-        (torch.zeros(2, 6).long(), TypeError, r"x must be a floating-point tensor of shape \(batch, tokens ≤ 6, d_input=4\)"),
+        (
+            torch.zeros(2, 6).long(),
+            TypeError,
+            r"x must be a floating-point tensor of shape \(batch, tokens ≤ 6, d_input=4\)",
+        ),
         (torch.zeros(2, 7, 4), ValueError, r"tokens ≤ 6, d_input=4\): got \(2, 7, 4\)"),
         (torch.zeros(2, 6, 5), ValueError, r"got \(2, 6, 5\)"),
         (torch.zeros(6, 4), ValueError, r"got \(6, 4\)"),

@@ -1,0 +1,478 @@
+"""What the function of an explorer returns: a heat map, lines, bars, a histogram, a number.
+
+A panel is checked and quantized where it is made, so that an error points at the line of the chapter that made it, and
+the live widget, the page and the picture all show the same digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._checks import check_choice, check_int, check_number
+from .quantize import Floats, Quantized, as_array, exact, fixed, significant
+
+SCALES = ("linear", "log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One thing that an explorer shows. ``encode`` gives what the ES module draws."""
+
+    kind: ClassVar[str]
+    unit: str = ""
+
+    def signature(self) -> tuple[Any, ...]:
+        """What may not change from one state of the controls to another."""
+        return (self.kind,)
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        """Return ``(meta, data)``: labels and sizes, and flat lists of integers."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatMap(Panel):
+    """A matrix as colours. Made by :func:`heat_map`."""
+
+    kind: ClassVar[str] = "heat_map"
+    values: Quantized  # (rows, columns)
+    low: float
+    high: float
+    xlabel: str
+    ylabel: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    diverging: bool
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "rows", "columns", "diverging")
+        return _put(meta, {}, "values", self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines(Panel):
+    """Curves over a common axis. Made by :func:`lines`."""
+
+    kind: ClassVar[str] = "lines"
+    x: Quantized  # (points,)
+    y: Quantized  # (series, points)
+    series: tuple[str, ...]
+    styles: tuple[str, ...]  # line, dashed or points, for each series
+    low: float | None
+    high: float | None
+    xlabel: str
+    ylabel: str
+    xscale: str
+    yscale: str
+
+    def signature(self) -> tuple[Any, ...]:
+        return (self.kind, self.series)
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "series", "styles", "xscale", "yscale")
+        meta, data = _put(meta, {}, "x", self.x)
+        return _put(meta, data, "y", self.y)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bars(Panel):
+    """One bar for each name. Made by :func:`bars`."""
+
+    kind: ClassVar[str] = "bars"
+    values: Quantized  # (names,)
+    names: tuple[str, ...]
+    low: float | None
+    high: float | None
+    xlabel: str
+    ylabel: str
+    yscale: str
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "names", "yscale")
+        return _put(meta, {}, "values", self.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Histogram(Panel):
+    """The density of samples, with curves to compare it to. Made by :func:`histogram`."""
+
+    kind: ClassVar[str] = "histogram"
+    edges: Quantized  # (bins + 1,)
+    density: Quantized  # (bins,)
+    curves: Quantized  # (curves, points), at equal distances from the first edge to the last
+    series: tuple[str, ...]
+    top: float | None
+    xlabel: str
+    ylabel: str
+
+    def signature(self) -> tuple[Any, ...]:
+        return (self.kind, self.series)
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        meta = _meta(self, "unit", "xlabel", "ylabel", "top", "series")
+        meta, data = _put(meta, {}, "edges", self.edges)
+        meta, data = _put(meta, data, "density", self.density)
+        return _put(meta, data, "curves", self.curves) if self.series else (meta, data)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Number(Panel):
+    """One number, in large type. Made by :func:`number`."""
+
+    kind: ClassVar[str] = "number"
+    value: Quantized  # (1,)
+
+    @property
+    def text(self) -> str:
+        """The number and its unit, as shown."""
+        return f"{self.value.show(0)} {self.unit}".strip()
+
+    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        return _put(_meta(self, "unit"), {}, "value", self.value)
+
+
+def _meta(panel: Panel, *names: str) -> dict[str, Any]:
+    return {name: getattr(panel, name) for name in names}
+
+
+def _put(
+    meta: dict[str, Any], data: dict[str, list[int]], name: str, numbers: Quantized
+) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """Add one array: its integers, its decimals (one in ``meta``, or as many in ``data``), its codes if it has any."""
+    data[name] = numbers.integers.ravel().tolist()
+    if isinstance(numbers.decimals, int):
+        meta[name + "_decimals"] = numbers.decimals
+    else:
+        data[name + "_decimals"] = numbers.decimals.ravel().tolist()
+    data[name + "_codes"] = numbers.codes.ravel().tolist() if numbers.codes.any() else []
+    return meta, data
+
+
+# -- what chapters call -----------------------------------------------------------------------------------------------
+
+
+def heat_map(
+    values: Any,
+    *,
+    xlabel: str = "column",
+    ylabel: str = "row",
+    rows: Iterable[object] | None = None,
+    columns: Iterable[object] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    unit: str = "",
+    digits: int = 3,
+    diverging: bool = False,
+) -> HeatMap:
+    """A matrix as colours, row 0 at the top. NaN and infinities are gaps.
+
+    Args:
+        values: ``(rows, columns)``.
+        xlabel: what a column is.
+        ylabel: what a row is.
+        rows: names of the rows (tokens, say); their numbers from 0 by default.
+        columns: names of the columns.
+        low: where the colours begin; the smallest value by default, which may differ from state to state.
+        high: where the colours end; the largest value by default.
+        unit: of the values.
+        digits: digits of the largest value (or bound) that are kept; fewer make a lighter page.
+        diverging: blue below zero, white at zero, orange above.
+
+    Example:
+        >>> heat_map([[0.25, 0.75], [1.0, 0.0]], xlabel="key", ylabel="query", low=0, high=1).values.show(0, 1)
+        '0.750'
+    """
+    array = as_array("values", values, ndim=2)
+    _check_filled("values", array)
+    digits = check_int("digits", digits, low=1, high=6)
+    low, high = _check_bounds(low, high)
+    finite = array[np.isfinite(array)] if np.isfinite(array).any() else np.zeros(1)
+    if diverging and low is None and high is None:
+        high = float(np.abs(finite).max())
+        low = -high
+    low = float(finite.min()) if low is None else low
+    high = float(finite.max()) if high is None else high
+    return HeatMap(
+        values=fixed(array, digits, low, high),
+        low=_short(low),
+        high=_short(high),
+        unit=_check_text("unit", unit),
+        xlabel=_check_text("xlabel", xlabel),
+        ylabel=_check_text("ylabel", ylabel),
+        rows=_check_names("rows", rows, array.shape[0]),
+        columns=_check_names("columns", columns, array.shape[1]),
+        diverging=bool(diverging),
+    )
+
+
+def lines(
+    x: Any,
+    y: Any,
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    xscale: str = "linear",
+    yscale: str = "linear",
+    points: Sequence[str] = (),
+    dashed: Sequence[str] = (),
+    unit: str = "",
+    digits: int = 4,
+) -> Lines:
+    """Curves over one axis. NaN breaks a curve.
+
+    Args:
+        x: ``(points,)``, shared by the curves.
+        y: ``(points,)``, or a mapping from the name of each curve to such values.
+        xlabel: the quantity on the horizontal axis, with its unit in parentheses.
+        ylabel: the quantity on the vertical axis.
+        low: lower end of the vertical axis; chosen from the values by default, which may differ from state to state.
+        high: upper end of the vertical axis.
+        xscale: ``"linear"`` or ``"log"``.
+        yscale: ``"linear"`` or ``"log"``.
+        points: names of the curves drawn as points (measurements).
+        dashed: names of the curves drawn dashed (predictions).
+        unit: of the values.
+        digits: digits of the largest value that are kept; on a logarithmic axis, of each value.
+
+    Example:
+        >>> panel = lines([1, 2, 3], {"measured": [1.1, 1.9, 3.2], "formula": [1, 2, 3]}, points=["measured"])
+        >>> panel.series, panel.styles
+        (('measured', 'formula'), ('points', 'line'))
+    """
+    curves = dict(y) if isinstance(y, Mapping) else {"": y}
+    if not curves:
+        raise ValueError("y must hold at least one curve: got an empty mapping.")
+    for name in curves:
+        _check_text("the name of a curve", name)
+    axis = as_array("x", x, ndim=1)
+    _check_filled("x", axis)
+    rows = [as_array(f"y[{name!r}]" if name else "y", row, ndim=1) for name, row in curves.items()]
+    for name, row in zip(curves, rows, strict=True):
+        if row.shape != axis.shape:
+            raise ValueError(
+                f"{f'y[{name!r}]' if name else 'y'} must have as many values as x ({len(axis)}): got {len(row)}."
+            )
+    if not np.isfinite(axis).all():
+        raise ValueError("x must be finite: got NaN or infinity.")
+    digits = check_int("digits", digits, low=1, high=6)
+    xscale, yscale = check_choice("xscale", xscale, SCALES), check_choice("yscale", yscale, SCALES)
+    if xscale == "log" and axis.min() <= 0:
+        raise ValueError(f"x must be > 0 on a logarithmic axis: got {axis.min():g}.")
+    low, high = _check_bounds(low, high, yscale)
+    styles = ["points" if name in points else "dashed" if name in dashed else "line" for name in curves]
+    for argument, names in (("points", points), ("dashed", dashed)):
+        for name in [names] if isinstance(names, str) else names:
+            check_choice(argument, name, list(curves))
+    stack = np.stack(rows)
+    return Lines(
+        x=significant(axis, 6) if xscale == "log" else fixed(axis, 6),
+        y=significant(stack, digits) if yscale == "log" else fixed(stack, digits, low, high),
+        series=tuple(curves),
+        styles=tuple(styles),
+        low=low,
+        high=high,
+        unit=_check_text("unit", unit),
+        xlabel=_check_text("xlabel", xlabel),
+        ylabel=_check_text("ylabel", ylabel),
+        xscale=xscale,
+        yscale=yscale,
+    )
+
+
+def bars(
+    values: Any,
+    *,
+    names: Iterable[object] | None = None,
+    xlabel: str = "",
+    ylabel: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    yscale: str = "linear",
+    unit: str = "",
+    digits: int = 4,
+) -> Bars:
+    """One bar for each name.
+
+    Args:
+        values: ``(bars,)``, or a mapping from name to value.
+        names: of the bars; their numbers from 0 by default.
+        xlabel: what a bar is.
+        ylabel: the quantity on the vertical axis.
+        low: lower end of the vertical axis; 0 or the smallest value by default.
+        high: upper end of the vertical axis.
+        yscale: ``"linear"`` or ``"log"``.
+        unit: of the values.
+        digits: digits of the largest value that are kept; on a logarithmic axis, of each value.
+
+    Example:
+        >>> bars({"query": 0.5, "key": 2}).names
+        ('query', 'key')
+    """
+    if isinstance(values, Mapping):
+        if names is not None:
+            raise ValueError("names must be left out when values is a mapping: the keys are the names.")
+        names, values = list(values), list(values.values())
+    array = as_array("values", values, ndim=1)
+    _check_filled("values", array)
+    digits = check_int("digits", digits, low=1, high=6)
+    yscale = check_choice("yscale", yscale, SCALES)
+    low, high = _check_bounds(low, high, yscale)
+    return Bars(
+        values=significant(array, digits) if yscale == "log" else fixed(array, digits, low, high),
+        names=_check_names("names", names, len(array)),
+        low=low,
+        high=high,
+        unit=_check_text("unit", unit),
+        xlabel=_check_text("xlabel", xlabel),
+        ylabel=_check_text("ylabel", ylabel),
+        yscale=yscale,
+    )
+
+
+def histogram(
+    samples: Any,
+    *,
+    bins: int = 32,
+    low: float | None = None,
+    high: float | None = None,
+    top: float | None = None,
+    curve: Callable[[Floats], ArrayLike] | Mapping[str, Callable[[Floats], ArrayLike]] | None = None,
+    xlabel: str = "",
+    ylabel: str = "density",
+    unit: str = "",
+    digits: int = 3,
+) -> Histogram:
+    """The density of samples: the bars' areas add up to the share of the samples between ``low`` and ``high``.
+
+    Args:
+        samples: any shape; NaN and infinities count as outside.
+        bins: number of bars.
+        low: where the first bar begins; the smallest sample by default.
+        high: where the last bar ends; the largest sample by default.
+        top: upper end of the vertical axis; chosen from the values by default.
+        curve: a density to compare with, as a function of an array; or a mapping from names to such functions.
+        xlabel: the quantity on the horizontal axis, with its unit in parentheses.
+        ylabel: the quantity on the vertical axis.
+        unit: of the densities.
+        digits: digits of the largest density that are kept.
+
+    Example:
+        >>> panel = histogram([0.1, 0.2, 0.3, 0.9], bins=2, low=0, high=1)
+        >>> panel.density.floats().tolist()
+        [1.5, 0.5]
+    """
+    array = as_array("samples", samples).ravel()
+    _check_filled("samples", array)
+    bins = check_int("bins", bins, low=1, high=400)
+    digits = check_int("digits", digits, low=1, high=6)
+    low, high = _check_bounds(low, high)
+    finite = array[np.isfinite(array)] if np.isfinite(array).any() else np.zeros(1)
+    low = float(finite.min()) if low is None else low
+    high = float(finite.max()) if high is None else high
+    if not low < high:
+        low, high = low - 0.5, low + 0.5
+    edges = fixed(np.linspace(low, high, bins + 1), 5)
+    counts, _ = np.histogram(finite, bins=bins, range=(low, high))
+    density = counts / (array.size * (high - low) / bins)
+    curves: dict[str, Callable[[Floats], ArrayLike]]
+    if curve is None:
+        curves = {}
+    elif isinstance(curve, Mapping):
+        curves = dict(curve)
+    else:
+        curves = {"predicted": curve}
+    grid = np.linspace(low, high, 2 * math.ceil(32 / bins) * bins + 1)  # the middle of each bar is on it
+    rows = []
+    for name, function in curves.items():
+        _check_text("the name of a curve", name)
+        if not callable(function):
+            raise TypeError(f"curve must be a function of an array: got {type(function).__name__}.")
+        row = as_array(f"curve {name!r}", function(grid))
+        if row.shape != grid.shape:
+            raise ValueError(
+                f"curve {name!r} must return as many values as it is given ({grid.size}): got shape {row.shape}."
+            )
+        rows.append(row)
+    top = None if top is None else check_number("top", top, low=0, open_low=True)
+    return Histogram(
+        edges=edges,
+        density=fixed(density, digits, top),
+        curves=fixed(np.stack(rows) if rows else np.zeros((0, grid.size)), digits, top),
+        series=tuple(curves),
+        top=top,
+        unit=_check_text("unit", unit),
+        xlabel=_check_text("xlabel", xlabel),
+        ylabel=_check_text("ylabel", ylabel),
+    )
+
+
+def number(value: Any, *, unit: str = "", digits: int = 3) -> Number:
+    """One number, in large type. Integers keep all their digits.
+
+    Args:
+        value: a number, or an array or tensor of one element.
+        unit: shown after it.
+        digits: significant digits.
+
+    Example:
+        >>> number(2.7182818, unit="nats").text
+        '2.72 nats'
+        >>> number(262144).text
+        '262144'
+    """
+    digits = check_int("digits", digits, low=1, high=6)
+    unit = _check_text("unit", unit)
+    if isinstance(value, int | np.integer) and not isinstance(value, bool):
+        return Number(value=exact(int(value)), unit=unit)
+    array = as_array("value", value)
+    if array.size != 1:
+        raise ValueError(f"value must be one number: got shape {array.shape}.")
+    return Number(value=significant(array.reshape(1), digits), unit=unit)
+
+
+# -- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _check_text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a string: got {value!r} ({type(value).__name__}).")
+    return value
+
+
+def _check_filled(name: str, array: Floats) -> None:
+    if array.size == 0:
+        raise ValueError(f"{name} must not be empty: got shape {array.shape}.")
+
+
+def _check_bounds(low: float | None, high: float | None, scale: str = "linear") -> tuple[float | None, float | None]:
+    low = None if low is None else check_number("low", low, low=0 if scale == "log" else -math.inf)
+    high = None if high is None else check_number("high", high)
+    if scale == "log" and low == 0:
+        raise ValueError("low must be > 0 on a logarithmic axis: got 0.")
+    if low is not None and high is not None and not low < high:
+        raise ValueError(f"high must be a number > low ({low:g}): got {high:g}.")
+    return low, high
+
+
+def _check_names(name: str, names: Iterable[object] | None, length: int) -> tuple[str, ...]:
+    if names is None:
+        return tuple(map(str, range(length)))
+    if isinstance(names, str):
+        raise TypeError(f"{name} must be a list of names: got the string {names!r}. Did you mean list({names!r})?")
+    texts = tuple(map(str, names))
+    if len(texts) != length:
+        raise ValueError(f"{name} must hold {length} names, one for each: got {len(texts)}.")
+    return texts
+
+
+def _short(value: float) -> float:
+    """Six digits: what an axis can show, and less to store."""
+    return float(f"{value:.6g}")

@@ -1,0 +1,139 @@
+"""Panels: what the function of an explorer returns, quantized where it is made."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from attntut.explorer import bars, heat_map, histogram, lines, number
+from attntut.explorer.quantize import exact, fixed, show, significant
+
+RNG = np.random.default_rng(0)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 20.0, 5e6])
+def test_fixed_numbers_are_rounded_and_not_more(scale):
+    values = RNG.normal(size=500) * scale
+    quantized = fixed(values, 3)
+    assert quantized.decimals == 3 - math.ceil(math.log10(np.abs(values).max()))
+    assert np.abs(quantized.floats() - values).max() <= 0.5001 * 10.0**-quantized.decimals
+
+
+def test_significant_numbers_keep_their_digits():
+    values = RNG.normal(size=500) * 10.0 ** RNG.integers(-12, 12, size=500)
+    shown = significant(values, 3).floats()
+    assert np.allclose(shown, [float(f"{v:.2e}") for v in values], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "value, text",
+    [(9.999, "10.0"), (0.0, "0"), (-0.02346, "−0.0235"), (1234.5, "1230"), (1e9, "1.00×10⁹"), (1.5e-7, "1.50×10⁻⁷")],
+)
+def test_text_of_a_number(value, text):
+    assert significant([value], 3).show(0) == text
+
+
+@pytest.mark.parametrize("value", [0.0004, 0.12345, 1.0, 17.125, 99999.5])
+def test_positional_text_is_pythons_own(value):
+    quantized = fixed([value], 4)
+    assert quantized.show(0) == f"{value:.{max(0, quantized.decimals)}f}"
+
+
+def test_what_is_not_finite_has_a_text():
+    quantized = fixed([math.nan, math.inf, -math.inf, 1.0], 3)
+    assert [quantized.show(k) for k in range(4)] == ["NaN", "∞", "−∞", "1.000"]
+    assert np.isnan(quantized.floats()[0]) and quantized.floats()[2] == -math.inf
+
+
+def test_integers_keep_all_their_digits():
+    assert exact(12345678).show(0) == "12345678"
+    assert show(*[int(exact(10**15).integers[0]), int(exact(10**15).decimals[0])]) == "1.00000×10¹⁵"
+
+
+# --- what may be given ------------------------------------------------------------------------------------------------
+
+MATRIX = [[0.25, 0.75], [1.0, 0.0]]
+KINDS_OF_ARRAYS = [MATRIX, np.array(MATRIX), torch.tensor(MATRIX, requires_grad=True), torch.tensor(MATRIX).bfloat16()]
+
+
+@pytest.mark.parametrize("values", KINDS_OF_ARRAYS, ids=["list", "numpy", "torch", "bfloat16"])
+def test_lists_arrays_and_tensors_are_alike(values):
+    assert heat_map(values).values.floats().tolist() == MATRIX
+
+
+def test_a_number_may_be_a_tensor():
+    assert number(torch.tensor(2.5, requires_grad=True), unit="nats").text == "2.50 nats"
+    assert number(np.int64(7)).text == "7"
+
+
+def test_colours_follow_the_bounds_or_the_values():
+    assert (heat_map(MATRIX, low=0, high=2).low, heat_map(MATRIX, low=0, high=2).high) == (0, 2)
+    assert (heat_map([[-1, 3]]).low, heat_map([[-1, 3]]).high) == (-1, 3)
+    assert (heat_map([[-1, 3]], diverging=True).low, heat_map([[-1, 3]], diverging=True).high) == (-3, 3)
+
+
+def test_a_heat_map_may_be_all_gaps():
+    panel = heat_map([[math.nan, math.nan]])
+    assert panel.values.show(0, 0) == "NaN"
+    assert panel.encode()[1]["values_codes"] == [1, 1]
+
+
+def test_the_bars_of_a_histogram_have_the_area_of_their_share():
+    samples = RNG.normal(size=1000)
+    panel = histogram(samples, bins=20, low=-1, high=1, digits=6)
+    share = np.mean((samples >= -1) & (samples <= 1))
+    assert np.isclose(panel.density.floats().sum() * 0.1, share, atol=1e-4)
+
+
+@pytest.mark.parametrize("bins", [5, 32, 100])
+def test_a_curve_is_known_at_the_middle_of_every_bar(bins):
+    panel = histogram([0.0, 1.0], bins=bins, low=0, high=1, curve=lambda x: x, digits=6)
+    points = panel.curves.integers.shape[1]
+    middles = panel.curves.floats()[0, (np.arange(bins) * 2 + 1) * (points - 1) // (2 * bins)]
+    assert np.allclose(middles, (np.arange(bins) + 0.5) / bins, atol=1e-6)
+
+
+# --- what may not -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, error, words",
+    [
+        (lambda: heat_map([1, 2]), ValueError, r"values must have 2 dimensions: got shape \(2,\)"),
+        (lambda: heat_map([[1, 2], [3]]), TypeError, "values must be an array of numbers"),
+        (lambda: heat_map([["a"]]), TypeError, "values must be an array of real numbers: got list"),
+        (lambda: heat_map(torch.ones(2, 2) * 1j), TypeError, "values must be an array of"),
+        (lambda: heat_map(np.zeros((0, 3))), ValueError, r"values must not be empty: got shape \(0, 3\)"),
+        (lambda: heat_map(MATRIX, low=1, high=0), ValueError, r"high must be a number > low \(1\): got 0"),
+        (lambda: heat_map(MATRIX, low="0"), TypeError, "low must be a finite number: got '0'"),
+        (lambda: heat_map(MATRIX, digits=0), ValueError, "digits must be an integer between 1 and 6: got 0"),
+        (lambda: heat_map(MATRIX, rows=["a"]), ValueError, "rows must hold 2 names, one for each: got 1"),
+        (lambda: heat_map(MATRIX, columns="ab"), TypeError, "columns must be a list of names: got the string 'ab'"),
+        (lambda: heat_map(MATRIX, unit=3), TypeError, "unit must be a string: got 3"),
+        (lambda: lines([1, 2], {}), ValueError, "y must hold at least one curve"),
+        (lambda: lines([1, 2], [1, 2, 3]), ValueError, r"y must have as many values as x \(2\): got 3"),
+        (lambda: lines([1, 2], {"a": [1]}), ValueError, r"y\['a'\] must have as many values"),
+        (lambda: lines([1, math.nan], [1, 2]), ValueError, "x must be finite"),
+        (lambda: lines([0, 1], [1, 2], xscale="log"), ValueError, "x must be > 0 on a logarithmic axis: got 0"),
+        (lambda: lines([1, 2], [1, 2], yscale="lin"), ValueError, "yscale must be one of.*Did you mean 'linear'"),
+        (lambda: lines([1, 2], [1, 2], yscale="log", low=0), ValueError, "low must be > 0 on a logarithmic axis"),
+        (lambda: lines([1], {"measured": [1]}, points=["mesured"]), ValueError, "points must be one of.*'measured'"),
+        (lambda: lines([1], {1: [1]}), TypeError, "the name of a curve must be a string: got 1"),
+        (lambda: bars({"a": 1}, names=["a"]), ValueError, "names must be left out"),
+        (lambda: bars([1, 2], names=["a"]), ValueError, "names must hold 2 names"),
+        (lambda: bars([]), ValueError, "values must not be empty"),
+        (lambda: histogram([1], bins=0), ValueError, "bins must be an integer between 1 and 400: got 0"),
+        (lambda: histogram([1], curve=3), TypeError, "curve must be a function of an array: got int"),
+        (lambda: histogram([1], curve=lambda x: 1.0), ValueError, "curve 'predicted' must return as many values"),
+        (lambda: histogram([1], top=0), ValueError, "top must be a number > 0"),
+        (lambda: number([1, 2]), ValueError, r"value must be one number: got shape \(2,\)"),
+        (lambda: number("7"), TypeError, "value must be an array of real numbers"),
+    ],
+)
+def test_bad_arguments_are_named(make, error, words):
+    with pytest.raises(error, match=words):
+        make()
