@@ -82,6 +82,11 @@ def test_a_heat_map_may_be_all_gaps():
     assert panel.encode()[1]["values_codes"] == [1, 1]
 
 
+def test_one_name_or_several_choose_the_style():
+    curves = {"measured": [1.0], "formula": [1.0], "m": [1.0]}
+    assert lines([1], curves, points="measured", dashed=["formula"]).styles == ("points", "dashed", "line")
+
+
 def test_the_bars_of_a_histogram_have_the_area_of_their_share():
     samples = RNG.normal(size=1000)
     panel = histogram(samples, bins=20, low=-1, high=1, digits=6)

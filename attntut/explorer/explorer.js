@@ -711,6 +711,8 @@ class HistogramView extends ChartView {
 
 const VIEWS = { heat_map: HeatMapView, lines: LinesView, bars: BarsView, histogram: HistogramView, number: NumberView };
 
+const same = (a, b) => a && a.meta === b.meta && Object.keys(b.data).every((key) => a.data[key] === b.data[key]);
+
 // All panels of one explorer. `update` draws a state; the nodes stay, and with them the focus and the cursor.
 class Panels {
   constructor(root) {
@@ -742,7 +744,11 @@ class Panels {
         this.views.set(panel.name, view);
       }
     }
-    for (const panel of panels) this.views.get(panel.name).update(panel);
+    for (const panel of panels) {
+      const view = this.views.get(panel.name);
+      if (!same(view.shown, panel)) view.update(panel); // what a control does not change is not drawn again
+      view.shown = panel;
+    }
   }
 
   fail(message, details) {

@@ -267,9 +267,10 @@ def lines(
     if xscale == "log" and axis.min() <= 0:
         raise ValueError(f"x must be > 0 on a logarithmic axis: got {axis.min():g}.")
     low, high = _check_bounds(low, high, yscale)
+    points, dashed = ([names] if isinstance(names, str) else list(names) for names in (points, dashed))
     styles = ["points" if name in points else "dashed" if name in dashed else "line" for name in curves]
     for argument, names in (("points", points), ("dashed", dashed)):
-        for name in [names] if isinstance(names, str) else names:
+        for name in names:
             check_choice(argument, name, list(curves))
     stack = np.stack(rows)
     return Lines(

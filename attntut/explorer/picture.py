@@ -162,5 +162,5 @@ def webp(png: bytes) -> tuple[str, bytes]:
     if not features.check("webp"):
         return "image/png", png
     out = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(out, format="WEBP", lossless=True, quality=100, method=6)
+    Image.open(io.BytesIO(png)).convert("RGB").save(out, format="WEBP", lossless=True, quality=50, method=2)
     return "image/webp", out.getvalue()
