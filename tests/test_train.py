@@ -145,6 +145,22 @@ def test_no_more_models_than_a_chunk_are_stacked(monkeypatch):
     assert sizes == [2, 2, 1, 32, 32, 6]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": torch.ones(5, 5).tril().bool()}], ids=str
+)
+def test_the_shortcuts_compute_what_torch_computes(options):
+    from attntut import train as module
+
+    query, key, value = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64)
+    layer, x = nn.Linear(6, 7).double(), torch.randn(2, 5, 6, dtype=torch.float64)
+    attention = nn.functional.scaled_dot_product_attention
+    expected = attention(query, key, value, **options), layer(x)
+    with module._fast_vmap(torch.device("cpu")):
+        got = attention(query, key, value, **options), layer(x)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
 # divergence
 
 
@@ -213,9 +229,9 @@ def test_when_all_have_diverged_the_rest_is_skipped():
 
 def test_training_learns_digits():
     data = digits()
-    histories = train_many([image_model(s, torch.float32, d_model=16) for s in range(2)], data, steps=150, lrs=1e-2)
-    assert all(history.final_accuracy > 0.6 for history in histories), histories
-    assert all(history.losses[-20:].mean() < history.losses[:5].mean() / 1.5 for history in histories)
+    histories = train_many([image_model(s, torch.float32, d_model=16) for s in range(2)], data, steps=80, lrs=2e-2)
+    assert all(history.final_accuracy > 0.35 for history in histories), histories
+    assert all(history.losses[-20:].mean() < history.losses[:5].mean() / 1.2 for history in histories)
 
 
 def test_the_first_step_of_adam_is_the_learning_rate():
@@ -374,7 +390,6 @@ def test_evaluation_is_the_mean_over_the_whole_test_set(monkeypatch):
 
     monkeypatch.setattr(module, "EVAL_BATCH", 7)
     model, data = Linear(), blobs(n=24)
-    model.requires_grad_(True)
     with torch.no_grad():
         logits = model(data.test_inputs)
     for history in (
