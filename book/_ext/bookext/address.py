@@ -1,0 +1,106 @@
+"""Buttons that point to the repository: only when its address is known, from the environment.
+
+``GITHUB_REPOSITORY`` ("owner/name") switches on the buttons (source, issue, Colab, Binder) and the site's own address;
+``GITHUB_SERVER_URL`` and ``GITHUB_REF_NAME`` (the branch) are read too. Without it, no button points anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where the book's sources live."""
+
+    owner: str
+    name: str
+    branch: str = "main"
+    server: str = "https://github.com"
+
+    @property
+    def url(self) -> str:
+        """The repository's page."""
+        return f"{self.server}/{self.owner}/{self.name}"
+
+    @property
+    def site(self) -> str:
+        """The address at which Pages publishes the book."""
+        host = f"{self.owner.lower()}.github.io"
+        return f"https://{host}/" if self.name.lower() == host else f"https://{host}/{self.name}/"
+
+    def buttons(self, path: str) -> list[dict[str, str]]:
+        """Return what the page made from the file ``path`` links to."""
+        slug, where = f"{self.owner}/{self.name}", quote(path)
+        found = [
+            {"label": "Source", "icon": "source", "url": f"{self.url}/blob/{self.branch}/{where}"},
+            {"label": "Report a problem", "icon": "issue", "url": f"{self.url}/issues/new?title={quote(path)}"},
+        ]
+        if path.endswith(".ipynb"):
+            found += [
+                {
+                    "label": "Open in Colab",
+                    "icon": "run",
+                    "url": f"https://colab.research.google.com/github/{slug}/blob/{self.branch}/{where}",
+                },
+                {
+                    "label": "Open in Binder",
+                    "icon": "run",
+                    "url": f"https://mybinder.org/v2/gh/{slug}/{self.branch}?urlpath=lab/tree/{where}",
+                },
+            ]
+        return found
+
+
+def from_environment(environment: Mapping[str, str]) -> Repository | None:
+    """Return the repository that the environment names, or None.
+
+    >>> from_environment({"GITHUB_REPOSITORY": "someone/book"}).site
+    'https://someone.github.io/book/'
+    >>> from_environment({}) is None
+    True
+    """
+    value = environment.get("GITHUB_REPOSITORY", "").strip()
+    if not value:
+        return None
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+        raise ConfigError(f'GITHUB_REPOSITORY must be "owner/name": got {value!r}.')
+    owner, name = value.split("/")
+    return Repository(
+        owner,
+        name,
+        branch=environment.get("GITHUB_REF_NAME") or "main",
+        server=(environment.get("GITHUB_SERVER_URL") or "https://github.com").rstrip("/"),
+    )
+
+
+def configure(app: Sphinx, config: Config) -> None:
+    """Set the site's own address."""
+    repository = from_environment(os.environ)
+    if repository:
+        config.html_baseurl = repository.site
+
+
+def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
+    """Give the template the buttons of the page."""
+    repository = from_environment(os.environ)
+    known = repository and pagename in app.env.found_docs
+    path = os.path.relpath(app.env.doc2path(pagename), app.srcdir).replace(os.sep, "/") if known else ""
+    context["repository_buttons"] = repository.buttons(path) if repository and known else []
+    context["site_url"] = app.config.html_baseurl
+    context["repository_url"] = repository.url if repository else ""
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the two."""
+    app.connect("config-inited", configure)
+    app.connect("html-page-context", add)

@@ -1,0 +1,110 @@
+"""Images: alternative text, dimensions, and loading when they come into sight.
+
+myst-nb copies the width and the height of an output image from its metadata, but not the alternative text. Here
+it is copied too; an image that has none is a warning of the build.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import wraps
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import imagesize
+from docutils import nodes
+from myst_nb.core.render import MimeData, NbElementRenderer
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+
+def keep_alternative_text() -> None:
+    """Make myst-nb keep ``metadata={"image/png": {"alt": …}}`` of a displayed image."""
+    original = NbElementRenderer.render_image
+    if getattr(original, "keeps_alt", False):
+        return
+
+    @wraps(original)
+    def render_image(self: NbElementRenderer, data: MimeData) -> list[nodes.Element]:
+        found = original(self, data)
+        alt = data.output_metadata.get(data.mime_type, {}).get("alt")
+        for image in found:
+            if alt and isinstance(image, nodes.image):
+                image["alt"] = str(alt)
+        return found
+
+    render_image.keeps_alt = True  # type: ignore[attr-defined]
+    NbElementRenderer.render_image = render_image
+
+
+class _Images(HTMLParser):
+    """Collects the images of a piece of HTML that have no alternative text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.without_alt = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img" and not (dict(attrs).get("alt") or "").strip():
+            self.without_alt += 1
+
+    handle_startendtag = handle_starttag
+
+
+def images_without_alt(html: str) -> int:
+    """Return how many images in a piece of HTML have no alternative text.
+
+    >>> images_without_alt('<img src="a.png"><img src="b.png" alt="b">')
+    1
+    """
+    parser = _Images()
+    parser.feed(html)
+    return parser.without_alt
+
+
+def check(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Warn of every image without alternative text."""
+    for image in doctree.findall(nodes.image):
+        if not str(image.get("alt", "")).strip():
+            logger.warning("an image without alternative text: %s", image["uri"], location=image, type="book")
+    for raw in doctree.findall(nodes.raw):
+        if "html" in raw.get("format", "") and images_without_alt(raw.astext()):
+            logger.warning("an image in HTML without alternative text", location=raw, type="book")
+
+
+def size(path: Path) -> tuple[int, int]:
+    """Return the width and height in CSS pixels (96 an inch): a sharper picture is not a larger one."""
+    width, height = imagesize.get(path)
+    dpi, _ = imagesize.getDPI(path)
+    shrink = 96 / dpi if dpi > 96 else 1
+    return round(width * shrink), round(height * shrink)
+
+
+def finish(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
+    """Give every image of the page its size, and let it load when it comes near."""
+    body = context.get("body")
+    if not body:
+        return
+    paths = {name: Path(app.srcdir, source) for source, name in getattr(app.builder, "images", {}).items()}
+
+    def attributes(match: re.Match[str]) -> str:
+        tag = match.group(0)
+        extra = "" if "loading=" in tag else ' loading="lazy" decoding="async"'
+        source = re.search(r'src="([^"]*)"', tag)
+        path = paths.get(source.group(1).rsplit("/", 1)[-1]) if source else None
+        if path and path.exists() and "width" not in tag:
+            width, height = size(path)
+            extra += f' width="{width}" height="{height}"' if width > 0 else ""
+        return f"<img{extra}{tag[4:]}"
+
+    context["body"] = re.sub(r"<img\b[^>]*>", attributes, body)
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the three."""
+    keep_alternative_text()
+    app.connect("doctree-resolved", check)
+    app.connect("html-page-context", finish)

@@ -1,0 +1,124 @@
+// The page's few behaviours. Everything on the page can be read without them.
+(() => {
+  const root = document.documentElement;
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+
+  // Light, dark, or as the system.
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const button = document.querySelector(".theme-switch");
+  const names = { auto: "as the system", light: "light", dark: "dark" };
+  const paint = () => {
+    const mode = root.dataset.mode || "auto";
+    root.dataset.theme = mode === "auto" ? (system.matches ? "dark" : "light") : mode;
+    button.setAttribute("aria-label", `Colours: ${names[mode]}`);
+    button.title = `Colours: ${names[mode]}`;
+  };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const order = system.matches ? ["auto", "light", "dark"] : ["auto", "dark", "light"];
+    root.dataset.mode = order[(order.indexOf(root.dataset.mode || "auto") + 1) % 3];
+    try { localStorage.setItem("theme", root.dataset.mode); } catch { /* private window: not kept */ }
+    paint();
+  });
+  system.addEventListener("change", paint);
+  paint();
+
+  // The contents on a narrow page: a sheet over the text.
+  const nav = document.getElementById("site-nav");
+  const menu = document.querySelector(".menu");
+  const show = (open) => {
+    root.classList.toggle("nav-open", open);
+    menu.setAttribute("aria-expanded", open);
+    if (open) (nav.querySelector("[aria-current], a") || nav).focus();
+    else if (nav.contains(document.activeElement)) menu.focus();
+  };
+  menu.setAttribute("role", "button");
+  menu.setAttribute("aria-expanded", "false");
+  menu.setAttribute("aria-controls", "site-nav");
+  menu.addEventListener("click", (event) => { event.preventDefault(); show(!root.classList.contains("nav-open")); });
+  menu.addEventListener("keydown", (event) => { if (event.key === " ") { event.preventDefault(); menu.click(); } });
+  nav.querySelector(".close").addEventListener("click", (event) => { event.preventDefault(); show(false); });
+  nav.addEventListener("click", (event) => { if (event.target.closest("li a")) show(false); });
+  const current = nav.querySelector("a.current");
+  const sections = document.querySelector(".page-toc ul");
+  if (current) current.setAttribute("aria-current", "page");
+  if (current && sections) current.after(sections.cloneNode(true)); // seen where the page's own list has no room
+
+  // Ctrl-K or ⌘K finds; Escape closes what is open.
+  document.addEventListener("keydown", (event) => {
+    if ((event.ctrlKey || event.metaKey) && !event.shiftKey && !event.altKey && event.key.toLowerCase() === "k") {
+      const field = all('input[name="q"]').find((input) => input.offsetParent);
+      event.preventDefault();
+      if (field) field.focus();
+      else location.href = document.querySelector(".to-search").href;
+    } else if (event.key === "Escape") {
+      all("details.links[open]").forEach((box) => { box.open = false; });
+      if (root.classList.contains("nav-open")) show(false);
+    }
+  });
+  document.addEventListener("click", (event) => {
+    all("details.links[open]").forEach((box) => { if (!box.contains(event.target)) box.open = false; });
+  });
+
+  // A link into a folded box opens it.
+  const unfold = () => {
+    let box = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    if (!box || !box.closest("details")) return;
+    for (let outer = box.closest("details"); outer; outer = outer.parentElement.closest("details")) outer.open = true;
+    box.scrollIntoView();
+  };
+  addEventListener("hashchange", unfold);
+  unfold();
+
+  // Boxes that scroll can be reached with the keyboard, while they scroll.
+  const scrolling = () => all("pre, .math-box, .table-box, .cell_output .text_html").forEach((box) => {
+    if (box.scrollWidth > box.clientWidth + 1) {
+      box.tabIndex = 0;
+      if (!box.hasAttribute("role")) { box.setAttribute("role", "group"); box.setAttribute("aria-label", "Scrolls sideways"); }
+    } else box.removeAttribute("tabindex");
+  });
+  addEventListener("resize", scrolling);
+  addEventListener("load", scrolling);
+  scrolling();
+
+  // Copy code.
+  if (navigator.clipboard) all("div.cell_input div.highlight, div[class*=highlight-] div.highlight").forEach((box) => {
+    if (box.closest(".cell_output")) return;
+    const copy = Object.assign(document.createElement("button"), { type: "button", className: "copy button", title: "Copy" });
+    copy.setAttribute("aria-label", "Copy this code");
+    copy.innerHTML = '<span class="icon icon-copy" aria-hidden="true"></span>';
+    copy.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(box.querySelector("pre").innerText.replace(/\n$/, ""));
+      copy.classList.add("done");
+      copy.setAttribute("aria-label", "Copied");
+      setTimeout(() => { copy.classList.remove("done"); copy.setAttribute("aria-label", "Copy this code"); }, 1500);
+    });
+    box.append(copy);
+  });
+
+  // Mark the section in sight.
+  const entries = new Map(all(".page-toc a").map((link) => [link.hash.slice(1), link]));
+  const headings = all("main section[id]").filter((section) => entries.has(section.id));
+  if (headings.length) {
+    const mark = () => {
+      const top = headings.filter((section) => section.getBoundingClientRect().top < innerHeight * 0.3);
+      const now = top.length ? top[top.length - 1].id : headings[0].id;
+      entries.forEach((link, id) => {
+        if (id === now) link.setAttribute("aria-current", "true");
+        else link.removeAttribute("aria-current");
+      });
+    };
+    let waiting = false;
+    addEventListener("scroll", () => {
+      if (!waiting) requestAnimationFrame(() => { waiting = false; mark(); });
+      waiting = true;
+    }, { passive: true });
+    mark();
+  }
+
+  // Print what is folded, too.
+  addEventListener("beforeprint", () => all("main details:not([open])").forEach((box) => {
+    box.open = true;
+    addEventListener("afterprint", () => { box.open = false; }, { once: true });
+  }));
+})();

@@ -1,0 +1,427 @@
+"""The book's Sphinx extension: each module alone, and all of them in books of one or two pages."""
+
+from __future__ import annotations
+
+import doctest
+import html
+import importlib
+import json
+import re
+import sys
+from io import BytesIO, StringIO
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("sphinx", reason="the extra `book` is not installed")
+pytest.importorskip("math_core", reason="the extra `book` is not installed")
+
+import nbformat
+from sphinx.application import Sphinx
+from sphinx.errors import ConfigError
+from sphinx.util.docutils import docutils_namespace
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book" / "_ext"))
+
+from bookext import address, claims, dropdown, explorers, figures, mathfont, mathml, theme  # noqa: E402
+
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@pytest.mark.parametrize("module", [address, claims, dropdown, explorers, figures, mathfont, mathml, theme])
+def test_the_examples_run(module):
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert not found.failed
+
+
+# --- a small book -----------------------------------------------------------------------------------------------------
+
+
+class Built:
+    """A book of a few pages, and what its build said."""
+
+    def __init__(self, out: Path, warnings: str) -> None:
+        self.out, self.warnings = out, re.sub(r"\x1b\[[\d;]*m", "", warnings)
+
+    def page(self, name: str) -> str:
+        return (self.out / f"{name}.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """A function that builds a book: ``build({"index.md": "# Book"}, claims="…")``."""
+    for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REF_NAME"):
+        monkeypatch.delenv(name, raising=False)
+
+    def run(files: dict[str, str], *, ledger: str = "[]", repository: str | None = None) -> Built:
+        if repository:
+            monkeypatch.setenv("GITHUB_REPOSITORY", repository)
+        source = tmp_path / "source"
+        source.mkdir(exist_ok=True)
+        others = "\n".join(name.rsplit(".", 1)[0] for name in files if name != "index.md")
+        toc = f"\n\n```{{toctree}}\n:hidden:\n{others}\n```\n" if others else ""
+        for name, text in {"index.md": "# A book\n\nText.\n", **files}.items():
+            (source / name).write_text(text + (toc if name == "index.md" else ""), encoding="utf-8")
+        (source / "claims.yml").write_text(ledger, encoding="utf-8")
+        warnings = StringIO()
+        config = {
+            "extensions": ["myst_nb", "bookext"],
+            "html_theme": "bookext",
+            "html_math_renderer": "mathml",
+            "nb_execution_mode": "off",
+            "nb_mime_priority_overrides": [["html", "text/html", 0]],
+            "nb_ipywidgets_js": {},
+            "myst_enable_extensions": ["amsmath", "dollarmath", "colon_fence"],
+            "suppress_warnings": ["mystnb.unknown_mime_type"],
+            "book_claims": "claims.yml",
+            "book_article": "index",
+            "project": "A book",
+        }
+        with docutils_namespace():
+            app = Sphinx(
+                source, None, tmp_path / "out", tmp_path / "trees", "html", config, status=None, warning=warnings,
+                freshenv=True,
+            )  # fmt: skip
+            app.build(force_all=True)
+        return Built(tmp_path / "out", warnings.getvalue())
+
+    return run
+
+
+def notebook(*outputs: dict, source: str = "x") -> str:
+    """Return a notebook of one executed cell that displays ``outputs``: pairs of data and metadata."""
+    cell = nbformat.v4.new_code_cell(source, execution_count=1)
+    for output in outputs:
+        data, metadata = output["data"], output.get("metadata", {})
+        cell.outputs.append(nbformat.v4.new_output("display_data", data=data, metadata=metadata))
+    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Chapter"), cell])
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    return nbformat.writes(book)
+
+
+def evidence(name: str, **values: object) -> dict:
+    """Return what ``compare`` displays, as far as the ledger reads it."""
+    record = {"name": name, "slug": name, "predicted": 1.0, "measured": 0.98, "passed": True, **values}
+    anchor, text = f"evidence-{name}", html.escape(json.dumps(record))
+    return {
+        "data": {
+            "text/plain": name,
+            "text/html": f'<div class="attntut-evidence" id="{anchor}" data-record="{text}"><span>{name}</span></div>',
+            "application/vnd.attntut.evidence+json": record,
+        }
+    }
+
+
+LEDGER = """
+- {id: C01, section: "1", text: One.}
+- {id: C02, section: "2.1", text: Two., later: part III}
+"""
+CLAIMS_PAGE = {"ledger.md": "# Claims\n\n```{claims}\n```\n"}
+
+
+# --- the claims -------------------------------------------------------------------------------------------------------
+
+
+def test_the_ledger_shows_claim_verdict_numbers_and_link(build):
+    record = evidence("a", claim="C01", low=0.9, high=1.06, n=5)
+    built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(record)}, ledger=LEDGER)
+    page = built.page("ledger")
+    assert not built.warnings
+    assert re.search(r'class="claim claim-holds[^"]*" id="c01"', page)
+    assert 'href="chapter.html#evidence-a"' in page, "the link leads to the cell"
+    assert "predicted 1 · measured 0.98, 95 % interval 0.9 to 1.06 over 5 seeds" in page
+    assert 'id="evidence-a"' in built.page("chapter"), "the anchor is on the chapter's page"
+    assert re.search(r'class="claim claim-later[^"]*" id="c02".*answered in part III', page, re.DOTALL)
+
+
+def test_a_claim_with_evidence_that_is_answered_later_shows_both(build):
+    built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(evidence("a", claim="C02"), evidence("b", claim="C01"))},
+                  ledger=LEDGER)  # fmt: skip
+    entry = built.page("ledger").split('id="c02"')[1]
+    assert "evidence-a" in entry and "Answered in full in part III." in entry
+
+
+@pytest.mark.parametrize(
+    "records, message",
+    [
+        ([], "the claim C01 has no evidence"),
+        ([evidence("a", claim="C01"), evidence("b", claim="C99")], "names the claim 'C99'; known: C01, C02"),
+        ([evidence("a", claim="C01"), evidence("b", passed=False)], "the comparison 'b' (evidence-b) failed"),
+        ([evidence("a", claim="C01"), evidence("b", claim="C01", supports=False)], "C01 holds in part: say `when=…`"),
+        ([evidence("a", claim="C01"), evidence("a")], "2 comparisons have the name evidence-a"),
+    ],
+    ids=["no evidence", "unknown claim", "failed comparison", "no condition", "same name"],
+)
+def test_a_ledger_that_cannot_be_trusted_is_a_warning(build, records, message):
+    built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(*records)}, ledger=LEDGER)
+    assert message in built.warnings
+
+
+def test_a_book_without_the_ledger_asks_for_no_evidence(build):
+    assert not build({"chapter.ipynb": notebook()}, ledger=LEDGER).warnings
+
+
+def verdict(*records: dict) -> claims.Verdict:
+    claim = claims.Claim("C01", "1", "One.", later="part III")
+    return claims.Verdict(claim, [claims.Record("page", "anchor", "name", **record) for record in records])
+
+
+@pytest.mark.parametrize(
+    "records, kind, text",
+    [
+        ([], "later", "answered in part III"),
+        ([{}], "holds", "holds"),
+        ([{"when": "n is small"}], "holds", "holds"),
+        ([{"supports": False}], "fails", "fails"),
+        ([{"when": "n is small"}, {"supports": False, "when": "n is large"}], "mixed", "holds when n is small"),
+        ([{"when": "a"}, {"when": "b"}, {"when": "a"}, {"supports": False}], "mixed", "holds when a or b"),
+        ([{}, {"supports": False}], "mixed", "holds in part"),
+    ],
+)
+def test_the_verdict_is_what_all_records_say(records, kind, text):
+    assert (verdict(*records).kind, verdict(*records).text) == (kind, text)
+
+
+def test_records_outlive_quotes_and_signs():
+    values = {"name": "σ < 1 & “x's”", "claim": "C01", "when": 'd > "4"', "unheard of": 1}
+    text = f'<div id="i" class="wide attntut-evidence" data-record="{html.escape(json.dumps(values))}">…</div>'
+    (record,) = claims.read_records(f"<p>{text}</p>", "page")
+    assert (record.page, record.anchor, record.name, record.when) == ("page", "i", values["name"], values["when"])
+
+
+@pytest.mark.parametrize("text", ["1", "- {id: C01}", "- {id: C01, section: '1', text: t, verdict: holds}", "- [a", ""])
+def test_a_malformed_list_of_claims_is_refused(tmp_path, text):
+    path = tmp_path / "claims.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"claims\.yml must be a list of claims"):
+        claims.read_claims(path)
+
+
+def test_a_claim_listed_twice_is_refused(tmp_path):
+    path = tmp_path / "claims.yml"
+    path.write_text("- {id: C01, section: '1', text: a}\n- {id: C01, section: '1', text: b}\n")
+    with pytest.raises(ConfigError, match="the claim C01 2 times"):
+        claims.read_claims(path)
+
+
+def test_the_books_own_claims_are_fourteen_and_have_their_sections():
+    found = claims.read_claims(ROOT / "book" / "claims.yml")
+    article = (ROOT / "book" / "article.md").read_text(encoding="utf-8")
+    assert [claim.id for claim in found] == [f"C{number:02d}" for number in range(1, 15)]
+    missing = [claim.anchor for claim in found if f"({claim.anchor})=" not in article]
+    assert not missing, f"book/article.md lacks these anchors: {missing}"
+
+
+# --- formulas ---------------------------------------------------------------------------------------------------------
+
+FORMULAS = [
+    r"\operatorname{softmax}\!\left(\frac{QK^\top}{\sqrt{d_k}}\right) V",
+    r"W_{ij} \sim \mathcal{N}\!\left(0,\; \frac{2\,g^2}{\text{fan\_in} + \text{fan\_out}}\right)",
+    r"\omega_i^2 = 1 + \sum_{j<i} \operatorname{Var} f_j",
+    r"\begin{aligned} a &= b \\ &= c + \frac{d}{e} \end{aligned}",
+    r"\begin{align} a &= b \\ c &= d \end{align}",
+    r"\begin{split} a &= b \\ c &= d \end{split}",
+    r"\begin{pmatrix} 1 & \cdots \\ \vdots & \ddots \end{pmatrix}",
+    r"\begin{cases} 1 & i = j \\ 0 & \text{otherwise} \end{cases}",
+    r"\hat H = H / \ln n, \quad \lVert X - \mathbf{1}\bar x^\top \rVert_F",
+    r"\underbrace{x^\top M x'}_{\text{logit}}, \; \mathbb{E}[\Sigma] \approx \argmax_x f",
+    r"\sum_{\substack{i \\ j}} x",
+    r"\left. \frac{\partial f}{\partial x} \right|_{x=0} \in \mathbb{R}^{n \times d}, \; \bm\theta",
+]
+
+
+@pytest.mark.parametrize("latex", FORMULAS)
+def test_the_formulas_of_the_book_become_mathml(latex):
+    found = mathml.to_mathml(latex, display=True)
+    assert found.startswith('<math display="block"')
+    assert "\\" not in re.sub(r"<[^>]*>", "", found), "no LaTeX is left"
+
+
+@pytest.mark.parametrize("latex", [r"\unknown x", r"\frac{a", r"x_a_b", r"\begin{aligned} a", r"\text{fan_in}"])
+def test_a_formula_that_cannot_be_converted_is_an_error(latex):
+    with pytest.raises(ValueError, match="cannot be converted to MathML"):
+        mathml.to_mathml(latex, display=True)
+
+
+@pytest.mark.parametrize("wrong", ["$\\nonsense x$", "$$\n\\frac{a\n$$"])
+def test_a_formula_that_cannot_be_converted_is_a_warning_of_the_build(build, wrong):
+    assert "cannot be converted to MathML" in build({"index.md": f"# Book\n\n{wrong}\n"}).warnings
+
+
+def test_equations_are_numbered_once_and_can_be_referred_to(build):
+    text = "# Book\n\n$$\na = b\n$$ (first)\n\nBy {eq}`first`.\n\n\\begin{align}\nc &= d \\\\ e &= f\n\\end{align}\n"
+    page = build({"index.md": text}).page("index")
+    assert re.findall(r'class="eqno">\((\d)\)', page) == ["1", "2"]
+    assert re.search(r'href="#equation-first"[^>]*>.*?\(?1\)?</', page)
+    assert 'id="equation-first"' in page
+
+
+def test_the_font_has_what_the_pages_use_and_little_else(build):
+    built = build({"index.md": "# Book\n\n$\\hat\\sigma^2 \\le \\mathcal{N}(0, 1)$\n"})
+    font = built.out / "_static" / mathfont.NAME
+    assert not built.warnings
+    assert font.stat().st_size < 40_000 < mathfont.source().stat().st_size
+    from fontTools.ttLib import TTFont
+
+    assert {ord("𝜎"), ord("≤"), ord("𝒩"), ord("0")} <= set(TTFont(font).getBestCmap())
+    assert "MATH" in TTFont(font)
+    assert "Open Font License" in TTFont(font)["name"].getDebugName(13), "the licence stays in the file"
+
+
+def test_no_hole_follows_a_root():
+    from fontTools.ttLib import TTFont
+
+    font = TTFont(BytesIO(mathfont.reduce({"√", "n"})[0]))
+    variants = font["MATH"].table.MathVariants
+    root = font.getBestCmap()[ord("√")]
+    forms = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index(root)]
+    names = [r.VariantGlyph for r in forms.MathGlyphVariantRecord] + [p.glyph for p in forms.GlyphAssembly.PartRecords]
+    widest = max(font["hmtx"][name][0] for name in names)
+    assert widest - font["hmtx"][root][0] < 0.1 * font["head"].unitsPerEm, "browsers reserve the widest form's width"
+
+
+def test_a_character_that_the_font_lacks_is_reported():
+    assert mathfont.reduce({"a", "龘"})[1] == {"龘"}
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_image_keeps_its_alternative_text(build):
+    picture = {"data": {"image/png": PNG}, "metadata": {"image/png": {"alt": 'Points < the "line"'}}}
+    built = build({"chapter.ipynb": notebook(picture)})
+    assert 'alt="Points &lt; the &quot;line&quot;"' in built.page("chapter")
+    assert 'loading="lazy"' in built.page("chapter") and 'width="1"' in built.page("chapter")
+    assert not built.warnings
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"chapter.ipynb": notebook({"data": {"image/png": PNG}})},
+        {"chapter.ipynb": notebook({"data": {"text/html": f'<img src="data:image/png;base64,{PNG}">'}})},
+        {"chapter.md": "# Chapter\n\n![](picture.png)\n"},
+    ],
+    ids=["output", "html", "markdown"],
+)
+def test_an_image_without_alternative_text_is_a_warning(build, tmp_path, files):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "picture.png").write_bytes(__import__("base64").b64decode(PNG))
+    assert "without alternative text" in build(files).warnings
+
+
+def test_a_sharper_picture_is_not_a_larger_one(tmp_path):
+    image = pytest.importorskip("PIL.Image").new("RGB", (300, 150))
+    image.save(tmp_path / "sharp.png", dpi=(150, 150))
+    image.save(tmp_path / "plain.png")
+    assert figures.size(tmp_path / "sharp.png") == (192, 96)
+    assert figures.size(tmp_path / "plain.png") == (300, 150)
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_page_asks_no_other_host(build):
+    page = build({"chapter.ipynb": notebook(evidence("a"))}).page("chapter")
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page)
+
+
+def test_admonitions_fold_without_a_script(build):
+    hint, note = (
+        ":::{admonition} A hint\n:class: dropdown tip\nDeep $x$.\n:::",
+        ":::{note}\n:class: dropdown\nNote.\n:::",
+    )
+    page = build({"index.md": f"# Book\n\n{hint}\n\n{note}\n"}).page("index")
+    assert re.search(
+        r'<details class="admonition dropdown tip">\s*<summary class="admonition-title">A hint</summary>', page
+    )
+    assert re.search(
+        r'<details class="admonition dropdown note">\s*<summary class="admonition-title">Note</summary>', page
+    )
+
+
+def test_the_explorers_script_is_on_the_pages_that_have_one(build):
+    explorer = {"data": {"text/html": '<figure class="attntut-explorer"></figure>'}}
+    built = build({"chapter.ipynb": notebook(explorer)})
+    assert "explorer.js" in built.page("chapter")
+    assert "explorer.js" not in built.page("index")
+    for path in explorers.assets():
+        assert (built.out / "_static" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_link_to_a_label_of_another_page_arrives(build):
+    files = {"index.md": "# Book\n\n[there](chapter.md#article-3-1)\n", "chapter.md": "# C\n\n(article-3-1)=\n## D\n"}
+    built = build(files)
+    assert not built.warnings
+    assert 'href="chapter.html#article-3-1"' in built.page("index")
+    assert 'id="article-3-1"' in built.page("chapter")
+    files["index.md"] = "# Book\n\n[nowhere](chapter.md#article-9)\n"
+    assert "local id not found" in build(files).warnings
+
+
+def test_tables_scroll_in_their_own_box(build):
+    page = build({"index.md": "# Book\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"}).page("index")
+    assert re.search(r'<div class="table-box"><table\b.*?</table></div>', page, re.DOTALL)
+
+
+def test_a_notebook_can_be_downloaded_and_a_page_of_prose_cannot(build):
+    built = build({"chapter.ipynb": notebook()})
+    (address_,) = re.findall(r'href="([^"]*)" download', built.page("chapter"))
+    assert nbformat.read(built.out / address_, as_version=4).cells
+    assert " download" not in built.page("index")
+
+
+# --- the repository ---------------------------------------------------------------------------------------------------
+
+
+def test_without_an_address_no_button_points_anywhere(build):
+    page = build({"chapter.ipynb": notebook()}).page("chapter")
+    for host in ("github", "colab", "mybinder"):
+        assert host not in page
+    assert "og:image" not in page and "canonical" not in page
+
+
+def test_with_an_address_the_buttons_point_to_it(build):
+    built = build({"chapter.ipynb": notebook()}, repository="someone/book")
+    page = built.page("chapter")
+    assert 'href="https://github.com/someone/book/blob/main/chapter.ipynb"' in page
+    assert 'href="https://colab.research.google.com/github/someone/book/blob/main/chapter.ipynb"' in page
+    assert 'href="https://mybinder.org/v2/gh/someone/book/main?urlpath=lab/tree/chapter.ipynb"' in page
+    assert "https://github.com/someone/book/issues/new" in page
+    assert 'content="https://someone.github.io/book/_static/title-card.png"' in page
+    assert '<link rel="canonical" href="https://someone.github.io/book/chapter.html">' in page
+    assert "colab" not in built.page("index"), "a page of prose cannot be run"
+
+
+def test_a_branch_another_server_and_a_site_of_ones_own():
+    found = address.from_environment(
+        {"GITHUB_REPOSITORY": "Me/me.github.io", "GITHUB_REF_NAME": "v1", "GITHUB_SERVER_URL": "https://git.example/"}
+    )
+    assert found is not None
+    assert found.site == "https://me.github.io/"
+    assert found.buttons("a b.md")[0]["url"] == "https://git.example/Me/me.github.io/blob/v1/a%20b.md"
+
+
+@pytest.mark.parametrize("value", ["book", "a/b/c", "https://github.com/a/b", "a b/c"])
+def test_an_address_that_is_none_is_refused(value):
+    with pytest.raises(ConfigError, match="owner/name"):
+        address.from_environment({"GITHUB_REPOSITORY": value})
+
+
+# --- the book's own files ---------------------------------------------------------------------------------------------
+
+
+def test_every_entry_of_the_bibliography_is_whole():
+    database = importlib.import_module("pybtex.database")
+    entries = database.parse_file(str(ROOT / "book" / "references.bib")).entries
+    for key, entry in entries.items():
+        assert entry.persons.get("author") and {"title", "year"} <= set(entry.fields), key
+        assert str(entry.fields["year"]) in key, f"{key}: the key names another year than {entry.fields['year']}"
+
+
+def test_the_style_sheets_have_both_palettes():
+    style = (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
+    blocks = re.findall(r"(?:data-theme=\"dark\"\]|not\(\[data-theme\]\)) \{(.*?)\n *\}", style, re.DOTALL)
+    assert len(blocks) == 2 and blocks[0].split() == blocks[1].split(), "the two dark palettes differ"
+    assert '[data-theme="dark"] .highlight .k' in theme.highlighting()
