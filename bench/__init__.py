@@ -1,0 +1,1 @@
+"""What the book costs: seconds, ratios and kilobytes."""

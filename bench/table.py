@@ -1,0 +1,80 @@
+"""Rows, how long something takes, and the table in the README."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+START, END = "<!-- bench -->", "<!-- /bench -->"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        what: what was measured.
+        result: the number with its unit, or why there is none.
+        goal: what it should be; empty where there is no goal.
+    """
+
+    what: str
+    result: str
+    goal: str = ""
+
+
+def seconds(*calls: Callable[[], object], repeats: int = 7, warm_up: bool = True) -> list[float]:
+    """Median seconds of each call; the calls take turns, so that a busy moment hits all of them."""
+    if warm_up:
+        for call in calls:
+            call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def machine() -> str:
+    """The machine and the versions that the numbers belong to."""
+    import torch
+
+    names = []
+    if Path("/proc/cpuinfo").exists():
+        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    processor = " ".join((names or [platform.processor() or platform.machine()])[0].split())
+    threads = torch.get_num_threads()
+    return (
+        f"{os.cpu_count()} cores of {processor}, {platform.system()}; Python {platform.python_version()}, "
+        f"torch {version('torch').split('+')[0]}, {threads} thread{'s' * (threads > 1)}."
+    )
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as a table of Markdown.
+
+    >>> print(markdown([Row("a ratio", "1.2×", "≤ 2×")]))
+    | What | Measured | Goal |
+    | :--- | ---: | ---: |
+    | a ratio | 1.2× | ≤ 2× |
+    """
+    lines = ["| What | Measured | Goal |", "| :--- | ---: | ---: |"]
+    return "\n".join(lines + [f"| {row.what} | {row.result} | {row.goal} |".replace("  ", " ") for row in rows])
+
+
+def write(text: str, path: Path) -> None:
+    """Put ``text`` between the markers of a file."""
+    before = path.read_text(encoding="utf-8")
+    if not (START in before and END in before):
+        raise ValueError(f"{path.name} must hold the markers {START} and {END}.")
+    head, tail = before.split(START)[0], before.split(END)[1]
+    path.write_text(f"{head}{START}\n{text}\n{END}{tail}", encoding="utf-8", newline="\n")

@@ -1,0 +1,161 @@
+"""What the committed notebooks must and must not hold."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from tools import notebooks as tool
+
+PATHS = tool.find([])
+KILOBYTES = 600
+LINES = 20
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|tmp|Users|opt|usr/lib|private|mnt)/\w|[A-Z]:\\\\?Users\\")
+
+
+def unexecuted(notebook: nbformat.NotebookNode) -> list[int]:
+    """Positions of code cells without a count, or with one out of order. nbval compares no cell without a count."""
+    cells = [(position, cell) for position, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    return [position for count, (position, cell) in enumerate(cells, 1) if cell.execution_count != count]
+
+
+def late_imports(notebook: nbformat.NotebookNode) -> list[str]:
+    """Import statements anywhere but in the first code cell."""
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return [
+        ast.unparse(node)
+        for source in code[1:]
+        for node in ast.walk(ast.parse(re.sub(r"^\s*[%!].*$", "pass", source, flags=re.MULTILINE)))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+    ]
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+def displayed(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    return [output for output in outputs(notebook) if "data" in output]
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def path(request) -> Path:
+    return request.param
+
+
+@pytest.fixture
+def notebook(path: Path) -> nbformat.NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def test_every_code_cell_was_executed_in_order(notebook):
+    assert not unexecuted(notebook), "Cells at these positions were not executed in order. Run nox -s notebooks."
+
+
+def test_it_is_normalized(notebook, path):
+    assert tool.dumps(tool.normalize(notebook)) == path.read_text(encoding="utf-8"), (
+        "The notebook holds what a tool or a machine left in it. Run nox -s notebooks."
+    )
+
+
+def test_nothing_went_to_stderr_and_nothing_failed(notebook):
+    loud = [output for output in outputs(notebook) if output.get("name") == "stderr" or output.output_type == "error"]
+    assert not loud, "A warning or an error is part of the committed output. What does it ask for?"
+
+
+def test_no_widget_is_stored(notebook):
+    assert "widgets" not in notebook.metadata
+    kinds = {kind for output in displayed(notebook) for kind in output.data}
+    assert not {kind for kind in kinds if "widget" in kind}, "Widgets need a kernel; the page needs a picture."
+
+
+def test_no_path_of_a_machine(path):
+    found = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if MACHINE_PATH.search(line)]
+    assert not found, f"A path of one machine is of no use on another: {found[:3]}"
+
+
+def test_it_is_small(path):
+    assert path.stat().st_size <= KILOBYTES * 1000, (
+        f"{path.stat().st_size / 1000:.0f} KB; lower the dpi of the figures."
+    )
+
+
+def test_cells_are_short(notebook):
+    long = {
+        position: len(cell.source.splitlines())
+        for position, cell in enumerate(notebook.cells)
+        if cell.cell_type == "code" and len(cell.source.splitlines()) > LINES
+    }
+    assert not long, f"Cells of more than {LINES} lines, by position: {long}. What belongs into the package?"
+
+
+def test_imports_stand_in_the_first_code_cell(notebook):
+    assert not late_imports(notebook)
+
+
+def test_every_image_has_alt_text(notebook):
+    pictures = [
+        output for output in displayed(notebook) if {"image/png", "image/svg+xml", "image/jpeg"} & output.data.keys()
+    ]
+    missing = [
+        output.data.get("text/plain", "an image")
+        for output in pictures
+        if not any(str(about.get("alt", "")).strip() for about in output.metadata.values() if isinstance(about, dict))
+    ]
+    assert not missing, (
+        f"Images without metadata {{'image/png': {{'alt': …}}}}: {missing}. Use attntut.plots.show(…, alt=…)."
+    )
+
+
+def test_an_image_is_not_the_only_output(notebook):
+    """nbval compares no images: a chapter that draws also prints."""
+    kinds = {kind for output in displayed(notebook) for kind in output.data}
+    if "image/png" in kinds:
+        assert {"application/vnd.attntut.evidence+json", "text/plain"} & kinds
+
+
+def test_every_record_of_evidence_passed(notebook):
+    records = [output.data["application/vnd.attntut.evidence+json"] for output in displayed(notebook)
+               if "application/vnd.attntut.evidence+json" in output.data]  # fmt: skip
+    assert not [record["name"] for record in records if not record["passed"]]
+    slugs = [record["slug"] for record in records]
+    assert len(slugs) == len(set(slugs)), "Two comparisons of one chapter have the same name, so the same anchor."
+
+
+# --- the checks themselves ----------------------------------------------------------------------------------------
+
+
+def code(source: str, count: int | None, **more: object) -> nbformat.NotebookNode:
+    return nbformat.v4.new_code_cell(source, execution_count=count, **more)
+
+
+def made(*cells: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    return nbformat.v4.new_notebook(cells=list(cells))
+
+
+@pytest.mark.parametrize(
+    "counts, wrong",
+    [((1, 2, 3), []), ((1, None, 2), [1, 2]), ((1, 3, 2), [1, 2]), ((2, 3, 4), [0, 1, 2]), ((None,), [0])],
+)
+def test_a_cell_that_was_not_executed_is_noticed(counts, wrong):
+    assert unexecuted(made(*(code("1", count) for count in counts))) == wrong
+
+
+def test_late_imports_are_noticed():
+    notebook = made(code("import math", 1), code("x = 1\nfrom torch import nn", 2), code("%timeit x\nimport json", 3))
+    assert late_imports(notebook) == ["from torch import nn", "import json"]
+
+
+@pytest.mark.parametrize("text", ["/home/jane/x", 'File "/root/x.py"', "/tmp/ipykernel_12/3.py", "C:\\Users\\jane"])
+def test_a_path_of_a_machine_is_noticed(text):
+    assert MACHINE_PATH.search(json.dumps(text))
+
+
+@pytest.mark.parametrize("text", ["https://arxiv.org/abs/1706.03762", "12 tokens/work item", "attntut/tools"])
+def test_other_slashes_are_no_path_of_a_machine(text):
+    assert not MACHINE_PATH.search(text)
