@@ -1,7 +1,7 @@
 """Everything that can be run on this book. ``nox -l`` lists it; options after ``--`` go to pytest or to the tool.
 
-All sessions share one environment, ``.nox/attntut``. It is installed once, and again when ``pyproject.toml`` or
-``constraints.txt`` changed, so only the first session takes minutes to start.
+All sessions share one environment, ``.nox/attntut``. It is installed once, and again when the dependencies in
+``pyproject.toml`` or ``constraints.txt`` changed, so only the first session takes minutes to start.
 
 Options of our own, for every session, after ``--``:
     --device NAME   run on this device (``cpu``, the default, or ``cuda``); skipped with a message where it is not there
@@ -17,6 +17,7 @@ import os
 import shutil
 import sys
 import time
+import tomllib
 import venv
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,16 +127,16 @@ def prepare(session: nox.Session, *, threads: str = "1") -> list[str]:
         session.env[name] = ours.threads
     if ours.device != "cpu":
         ask = "import sys, torch\ntry: torch.zeros(1, device=sys.argv[1])\nexcept Exception: sys.exit('missing')"
-        if run(session, "python", "-c", ask, ours.device, silent=True, success_codes=[0, 1]):
+        if run(session, "python", "-c", ask, ours.device, silent=True, log=False, success_codes=[0, 1]):
             session.skip(f"this machine has no device {ours.device!r}. Leave --device out to run on the CPU.")
     return rest
 
 
 def install(session: nox.Session, *, newest: bool) -> None:
     """Make the environment with the book and its tools, unless it is already there."""
-    digest = hashlib.sha256(f"{ROOT} {sys.version} {newest}".encode())
-    for name in ("pyproject.toml", "constraints.txt"):
-        digest.update((ROOT / name).read_bytes())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = project["dependencies"], project["optional-dependencies"], (ROOT / "constraints.txt").read_text()
+    digest = hashlib.sha256(f"{ROOT} {sys.version} {newest} {wanted}".encode())
     stamp = VENV / "installed.sha256"
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
@@ -165,7 +166,8 @@ def run_nbval(session: nox.Session, options: list[str] | None = None) -> None:
     options = options or []
     what = [] if any(".ipynb" in option for option in options) else ["notebooks"]
     command = ["--nbval", "--nbval-current-env", "--nbval-sanitize-with", "tools/nbval_sanitize.cfg"]
-    command += ["--nbval-cell-timeout", "300", "-n", WORKERS, "--dist", "loadfile"]
+    workers = max(1, int(WORKERS) // int(session.env["OMP_NUM_THREADS"] or 1))  # threads and workers share the cores
+    command += ["--nbval-cell-timeout", "300", "-n", str(workers), "--dist", "loadfile"]
     run(session, "pytest", *command, *what, *options)
 
 

@@ -7,7 +7,6 @@ import math
 import numbers
 from collections.abc import Iterable
 
-import torch
 from torch import Tensor
 
 
@@ -24,9 +23,10 @@ def check_int(name: str, value: object, *, low: int = 1, high: int | None = None
     expected = f"an integer ≥ {low}" if high is None else f"an integer between {low} and {high}"
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise TypeError(f"{name} must be {expected}: got {value!r} ({type(value).__name__}).")
-    if value < low or (high is not None and value > high):
+    number = int(value)
+    if number < low or (high is not None and number > high):
         raise ValueError(f"{name} must be {expected}: got {value!r}.")
-    return int(value)
+    return number
 
 
 def check_number(
@@ -75,7 +75,7 @@ def check_tensor(
 ) -> Tensor:
     """Return ``value`` if it is a tensor of the wanted rank (and floating, unless told otherwise).
 
-    >>> check_tensor("logits", torch.zeros(3), min_ndim=2)
+    >>> check_tensor("logits", Tensor([1, 2, 3]), min_ndim=2)
     Traceback (most recent call last):
     ...
     ValueError: logits must have at least 2 dimensions: got shape (3,).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -197,13 +198,14 @@ class MultiHeadAttention(nn.Module):
             context: ``(B, S, d_model)``, the tokens that answer; ``x`` by default.
         """
         context = x if context is None else context
+        parts: Iterable[Tensor]
         if not self.packed:
             parts = self.query(x), self.key(context), self.value(context)
         elif context is x:
             parts = self.in_proj(x).chunk(3, dim=-1)
         else:
             biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
-            parts = tuple(map(F.linear, (x, context, context), self.in_proj.weight.chunk(3), biases))
+            parts = map(F.linear, (x, context, context), self.in_proj.weight.chunk(3), biases)
         query, key, value = (self._split(part) for part in parts)
         return query, key, value
 

@@ -31,7 +31,9 @@ def default_device() -> torch.device:
     except RuntimeError as error:
         raise ValueError(f"{VARIABLE} must name a torch device such as 'cpu' or 'cuda': got {name!r}.") from error
     if not _is_present(device):
-        raise RuntimeError(f"{VARIABLE} is {name!r}, but torch finds no such device here. Unset it to compute on the CPU.")
+        raise RuntimeError(
+            f"{VARIABLE} is {name!r}, but torch finds no such device here. Unset it to compute on the CPU."
+        )
     return device
 
 

@@ -179,7 +179,7 @@ def runs(axes: Axes, x: Any, values: Any, *, label: str, color: str | None = Non
     mean, low, high = zip(*(confidence_interval(column) for column in matrix.T), strict=True)
     (line,) = axes.plot(positions, mean, marker=marker, label=label, color=color)
     if matrix.shape[0] > 1:
-        axes.fill_between(positions, low, high, color=line.get_color(), alpha=0.2, linewidth=0)  # type: ignore[arg-type]
+        axes.fill_between(positions, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
 
 
 def theory(axes: Axes, x: Any, y: Any, *, label: str = "predicted") -> None:
@@ -212,7 +212,8 @@ def histogram(axes: Axes, samples: Any, *, label: str, bins: int = 40, color: st
         >>> histogram(axes, [0.1, 0.2, 0.2, 0.4], label="weights", bins=3)
     """
     values = np.asarray(samples, dtype=float).ravel()
-    axes.hist(values[np.isfinite(values)], bins=check_int("bins", bins), density=True, alpha=0.5, label=label, color=color)
+    finite = values[np.isfinite(values)]
+    axes.hist(finite, bins=check_int("bins", bins), density=True, alpha=0.5, label=label, color=color)
     axes.set_ylabel("density")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class TransformerConfig:
         n_heads: heads of every attention layer; must divide ``d_model``.
         n_layers: number of blocks. Each has two branches: attention and feed-forward.
         d_ff: inner width of the feed-forward branch; ``4·d_model`` by default, 0 for no feed-forward branch.
-        norm: LayerNorm ``"pre"`` each branch (with one more after the last block), ``"post"`` each addition, or ``"none"``.
+        norm: LayerNorm ``"pre"`` each branch (and once more after the last block), ``"post"`` each addition, or
+            ``"none"``.
         residual: whether the input of a branch is added to its output at all.
         residual_scale: the factor of every branch, ``x + residual_scale · f(x)``.
         activation: ``"relu"`` or ``"gelu"``.
@@ -233,11 +234,14 @@ class Transformer(nn.Module):
 
     def trace(self, x: Tensor, *, mask: Tensor | None = None) -> Trace:
         """Run the model as :meth:`forward` does, and keep what each block saw."""
-        stream, logits, weights = [self.embed(x)], [], []
+        trace = Trace(logits=x, stream=[self.embed(x)], attention_logits=[], weights=[])
         for block in self.blocks:
-            x, block_logits, block_weights = block.trace(stream[-1], mask=mask)
-            stream.append(x), logits.append(block_logits), weights.append(block_weights)
-        return Trace(self.read(stream[-1]), stream, logits, weights)
+            assert isinstance(block, TransformerBlock)
+            x, logits, weights = block.trace(trace.stream[-1], mask=mask)
+            trace.stream.append(x)
+            trace.attention_logits.append(logits)
+            trace.weights.append(weights)
+        return replace(trace, logits=self.read(x))
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens to the residual stream: ``(B, T, d_model)``."""

@@ -73,9 +73,13 @@ def check_attend(answer) -> None:
     seen = [0, 1, 3]
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     assert torch.allclose(output[seen], expected[seen], atol=1e-5), "Do the visible keys of a row share the whole?"
-    assert (output[2] == 0).all(), "The third query may see nothing. What does it return, and what is a mean of nothing?"
+    assert (output[2] == 0).all(), (
+        "The third query may see nothing. What does it return, and what is a mean of nothing?"
+    )
     gradients = torch.autograd.grad(output.sum(), (query, key, value))
-    assert all(g.isfinite().all() for g in gradients), "The output is right. Which step of the backward pass divides 0 by 0?"
+    assert all(g.isfinite().all() for g in gradients), (
+        "The output is right. Which step of the backward pass divides 0 by 0?"
+    )
     assert (gradients[0][2] == 0).all(), "Nothing depends on the third query. Why does it have a gradient?"
 
 
@@ -92,7 +96,9 @@ EXERCISES = [
         check=check_divisor,
         wrong={"one term only": 1.5, "the variance": 144, "the usual root": 8, "variances of 3 and ½": math.sqrt(96)},
     ),
-    Exercise("2.3", solution=(0.25, 0.5), check=check_largest_slope, wrong={"at one": (0, 1), "p for p(1 − p)": (0.5, 0.5)}),
+    Exercise(
+        "2.3", solution=(0.25, 0.5), check=check_largest_slope, wrong={"at one": (0, 1), "p for p(1 − p)": (0.5, 0.5)}
+    ),
     Exercise(
         "2.4",
         solution=softmax,
