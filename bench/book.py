@@ -84,17 +84,27 @@ def pages() -> list[Row]:
         for path in [*sorted(SITE.glob("notebooks/*.html")), SITE / "book" / "preface.html"]:
             if not path.exists():
                 continue
-            page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
-            loaded: list[Any] = []
-            page.on("response", loaded.append)
-            page.goto(f"{address}/{path.relative_to(SITE).as_posix()}", wait_until="networkidle")
-            weight = sum(_weight(response) for response in loaded)
+            weight, steps = _visit(chromium, f"{address}/{path.relative_to(SITE).as_posix()}")
             rows.append(Row(f"First load of `{path.name}`", f"{weight / 1000:.0f} KB", "≤ 500 KB"))
-            page.evaluate(WAKE)
-            times += [taken for explorer in page.evaluate(REDRAW) for taken in explorer]
+            times += steps
         chromium.close()
     redraw = f"{statistics.median(times):.1f} ms (slowest {max(times):.0f} ms)" if times else "there is no explorer"
     return [*rows, Row("An explorer's step, layout included, median", redraw, "≤ 16 ms")]
+
+
+def _visit(chromium: Any, address: str) -> tuple[int, list[float]]:
+    """Bytes of a page's first load, and milliseconds of every step of its explorers."""
+    loaded: list[Any] = []
+
+    def keep(response: Any) -> None:
+        loaded.append(response)
+
+    page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page.on("response", keep)
+    page.goto(address, wait_until="networkidle")
+    weight = sum(map(_weight, loaded))
+    page.evaluate(WAKE)
+    return weight, [taken for explorer in page.evaluate(REDRAW) for taken in explorer]
 
 
 def _weight(response: Any) -> int:
