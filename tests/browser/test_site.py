@@ -73,8 +73,9 @@ def test_a_page_holds_no_machinery_of_widgets(site, name):
 
 def violations(page, **options) -> list[str]:
     """Return what axe finds that is serious or critical."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    found = axe.run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
+    from axe_playwright_python.sync_playwright import Axe
+
+    found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {node['html'][:160]} {node['failureSummary'][:200]}"
         for rule in found
