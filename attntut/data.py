@@ -274,12 +274,8 @@ def reverse(*, seq_len: int = 8, vocab_size: int = 10, n_train: int = 2000, n_te
         >>> data.train_inputs[0], data.train_targets[0]
         (tensor([4, 9, 3, 0]), tensor([0, 3, 9, 4]))
     """
-    check_int("seq_len", seq_len), check_int("vocab_size", vocab_size, low=2)
-    check_int("n_train", n_train), check_int("n_test", n_test)
-    words = _distinct(
-        lambda n, generator: torch.randint(vocab_size, (n, seq_len), generator=generator),
-        n_train + n_test, vocab_size**seq_len, seed,
-    )  # fmt: skip
+    check_int("seq_len", seq_len)
+    words = _words(seq_len, vocab_size, n_train, n_test, seed)
     return _split("reverse", words, words.flip(1), n_train, vocab_size)
 
 
@@ -304,12 +300,8 @@ def copy(*, length: int = 8, vocab_size: int = 10, n_train: int = 2000, n_test: 
         >>> data.train_targets[0]
         tensor([-100, -100, -100, -100,    4,    9,    3,    0])
     """
-    check_int("length", length), check_int("vocab_size", vocab_size, low=2)
-    check_int("n_train", n_train), check_int("n_test", n_test)
-    words = _distinct(
-        lambda n, generator: torch.randint(vocab_size, (n, length), generator=generator),
-        n_train + n_test, vocab_size**length, seed,
-    )  # fmt: skip
+    check_int("length", length)
+    words = _words(length, vocab_size, n_train, n_test, seed)
     separator = words.new_full((len(words), 1), vocab_size)
     inputs = torch.cat([words, separator, words[:, :-1]], dim=1)  # (N, 2·length)
     targets = torch.cat([torch.full_like(words, UNSCORED), words], dim=1)
@@ -362,6 +354,17 @@ def associative_recall(
 
 def _split(name: str, inputs: Tensor, targets: Tensor, n_train: int, n_classes: int) -> Data:
     return Data(name, inputs[:n_train], targets[:n_train], inputs[n_train:], targets[n_train:], n_classes)
+
+
+def _words(length: int, vocab_size: int, n_train: int, n_test: int, seed: int) -> Tensor:
+    """Different sequences of symbols drawn uniformly, ``(n_train + n_test, length)``."""
+    check_int("vocab_size", vocab_size, low=2)
+    check_int("n_train", n_train), check_int("n_test", n_test)
+
+    def draw(n: int, generator: torch.Generator) -> Tensor:
+        return torch.randint(vocab_size, (n, length), generator=generator)
+
+    return _distinct(draw, n_train + n_test, vocab_size**length, seed)
 
 
 def _distinct(draw: Callable[[int, torch.Generator], Tensor], n: int, capacity: int, seed: int) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -234,14 +234,16 @@ class Transformer(nn.Module):
 
     def trace(self, x: Tensor, *, mask: Tensor | None = None) -> Trace:
         """Run the model as :meth:`forward` does, and keep what each block saw."""
-        trace = Trace(logits=x, stream=[self.embed(x)], attention_logits=[], weights=[])
+        stream: list[Tensor] = [self.embed(x)]
+        logits: list[Tensor] = []
+        weights: list[Tensor] = []
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
-            x, logits, weights = block.trace(trace.stream[-1], mask=mask)
-            trace.stream.append(x)
-            trace.attention_logits.append(logits)
-            trace.weights.append(weights)
-        return replace(trace, logits=self.read(x))
+            x, block_logits, block_weights = block.trace(stream[-1], mask=mask)
+            stream.append(x)
+            logits.append(block_logits)
+            weights.append(block_weights)
+        return Trace(self.read(x), stream, logits, weights)
 
     def embed(self, x: Tensor) -> Tensor:
         """Tokens to the residual stream: ``(B, T, d_model)``."""
