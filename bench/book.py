@@ -6,7 +6,6 @@ import contextlib
 import functools
 import gzip
 import http.server
-import shutil
 import statistics
 import threading
 import time
@@ -17,14 +16,11 @@ from typing import Any
 import nbformat
 
 from bench.table import Row
+from tools import chromium
 from tools import notebooks as tool
 
 ROOT = Path(__file__).resolve().parent.parent
 SITE = ROOT / "_build" / "html"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-sync".split()
-)
 PACKED = (".woff2", ".png", ".jpg", ".gz")  # no server compresses these again
 
 # Move every control of an explorer through all its steps, with layout; return milliseconds a step.
@@ -70,7 +66,7 @@ def chapters() -> list[Row]:
 
 def pages() -> list[Row]:
     """Weight of the first load of each chapter, and the time in which its explorers answer."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = chromium.find()
     if not (SITE / "index.html").exists():
         return [Row("Pages and explorers", "the site is not built: `nox -s book`")]
     if browser is None:
@@ -80,26 +76,26 @@ def pages() -> list[Row]:
     rows = []
     times: list[float] = []
     with served(SITE) as address, sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=browser, args=FLAGS)
+        launched = playwright.chromium.launch(executable_path=browser, args=chromium.FLAGS)
         for path in [*sorted(SITE.glob("notebooks/*.html")), SITE / "book" / "preface.html"]:
             if not path.exists():
                 continue
-            weight, steps = _visit(chromium, f"{address}/{path.relative_to(SITE).as_posix()}")
+            weight, steps = _visit(launched, f"{address}/{path.relative_to(SITE).as_posix()}")
             rows.append(Row(f"First load of `{path.name}`", f"{weight / 1000:.0f} KB", "≤ 500 KB"))
             times += steps
-        chromium.close()
+        launched.close()
     redraw = f"{statistics.median(times):.1f} ms (slowest {max(times):.0f} ms)" if times else "there is no explorer"
     return [*rows, Row("An explorer's step, layout included, median", redraw, "≤ 16 ms")]
 
 
-def _visit(chromium: Any, address: str) -> tuple[int, list[float]]:
+def _visit(browser: Any, address: str) -> tuple[int, list[float]]:
     """Bytes of a page's first load, and milliseconds of every step of its explorers."""
     loaded: list[Any] = []
 
     def keep(response: Any) -> None:
         loaded.append(response)
 
-    page = chromium.new_context(viewport={"width": 1280, "height": 900}).new_page()
+    page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.on("response", keep)
     page.goto(address, wait_until="networkidle")
     weight = sum(map(_weight, loaded))

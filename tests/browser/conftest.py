@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,17 +12,9 @@ from dataclasses import dataclass, field
 import pytest
 from built_book import BUILT, built_pages
 
+from tools import chromium
+
 PREFIX = "/site"  # a published book does not lie at the root of its host; neither does this one
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -53,13 +44,13 @@ class Server(http.server.ThreadingHTTPServer):
 def browser() -> Iterator[object]:
     """Chromium."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
+    path = chromium.find()
     if path is None:
         pytest.skip("No Chromium on the PATH: install it (Debian: apt install chromium), or Chrome.")
     with sync_api.sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield chromium
-        chromium.close()
+        launched = playwright.chromium.launch(executable_path=path, args=chromium.FLAGS)
+        yield launched
+        launched.close()
 
 
 @pytest.fixture(scope="session")
