@@ -3,14 +3,17 @@
 import copy
 import math
 import warnings
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.func import vmap
 
 from attntut import Transformer, TransformerConfig
 from attntut.data import UNSCORED, Data, associative_recall, digits, reverse
 from attntut.train import Evaluation, History, train, train_many
+from attntut.train.vmapped import fast_vmap
 
 STEPS = 20
 
@@ -136,10 +139,10 @@ def test_any_chunk_gives_the_same_result(images, chunk):
 
 
 def test_no_more_models_than_a_chunk_are_stacked(monkeypatch):
-    from attntut import train as module
+    from attntut.train import many as module
 
-    sizes, stack = [], module._Stack
-    monkeypatch.setattr(module, "_Stack", lambda models: sizes.append(len(models)) or stack(models))
+    sizes, stack = [], module.Stack
+    monkeypatch.setattr(module, "Stack", lambda models: sizes.append(len(models)) or stack(models))
     train_many([Linear(i) for i in range(5)], blobs(), steps=1, lrs=0.1, batch_size=8, chunk=2)
     train_many([Linear(i) for i in range(70)], blobs(), steps=1, lrs=0.1, batch_size=8)
     assert sizes == [2, 2, 1, 32, 32, 6]
@@ -149,14 +152,12 @@ def test_no_more_models_than_a_chunk_are_stacked(monkeypatch):
     "options", [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": torch.ones(5, 5).tril().bool()}], ids=str
 )
 def test_the_shortcuts_compute_what_torch_computes(options):
-    from attntut import train as module
-
-    query, key, value = torch.randn(3, 2, 4, 5, 6, dtype=torch.float64)
+    query, key, value = torch.randn(3, 2, 3, 4, 5, 6, dtype=torch.float64)  # models, batch, heads, tokens, d_head
     layer, x = nn.Linear(6, 7).double(), torch.randn(2, 5, 6, dtype=torch.float64)
     attention = nn.functional.scaled_dot_product_attention
     expected = attention(query, key, value, **options), layer(x)
-    with module._fast_vmap(torch.device("cpu")):
-        got = attention(query, key, value, **options), layer(x)
+    with fast_vmap(torch.device("cpu")):
+        got = vmap(partial(attention, **options))(query, key, value), layer(x)
     for ours, theirs in zip(got, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
 
@@ -386,7 +387,7 @@ def test_history_of_a_run():
 
 
 def test_evaluation_is_the_mean_over_the_whole_test_set(monkeypatch):
-    from attntut import train as module
+    from attntut.train import scoring as module
 
     monkeypatch.setattr(module, "EVAL_BATCH", 7)
     model, data = Linear(), blobs(n=24)

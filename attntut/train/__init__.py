@@ -1,0 +1,7 @@
+"""Training: one model, or many of one shape at once."""
+
+from attntut.train.history import Evaluation, History
+from attntut.train.many import train_many
+from attntut.train.one import train
+
+__all__ = ["Evaluation", "History", "train", "train_many"]

@@ -1,0 +1,129 @@
+"""Training of one model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from attntut._checks import check_int, check_number
+from attntut.data import Data
+from attntut.train.history import Evaluation, History
+from attntut.train.scoring import cross_entropy, evaluate
+from attntut.train.settings import BETAS, EPS, Settings, batch_order, check_model, fitting, own_randomness, progress_bar
+
+
+def train(
+    model: nn.Module,
+    data: Data,
+    *,
+    steps: int,
+    lr: float,
+    seed: int = 0,
+    batch_size: int = 32,
+    optimizer: str = "adamw",
+    weight_decay: float = 0.0,
+    momentum: float = 0.0,
+    betas: tuple[float, float] = BETAS,
+    warmup: int = 0,
+    clip_norm: float | None = None,
+    max_loss: float = math.inf,
+    eval_every: int | None = None,
+    progress: bool | None = None,
+) -> History:
+    r"""Train a model in place by cross-entropy, with an optimizer of torch.
+
+    Batches come from shuffled passes over the training set; what is left at the end of a pass and fills no batch is
+    skipped. The learning rate of update :math:`t = 1, 2, \dots` is :math:`\text{lr} \cdot \min(1, t / \text{warmup})`.
+
+    Args:
+        model: maps a batch of inputs to logits, ``(B, n_classes)`` or ``(B, T, n_classes)`` as the targets demand.
+            Parameters with ``requires_grad=False`` stay as they are.
+        data: moved to the device and the dtype of the model.
+        steps: number of updates.
+        lr: learning rate.
+        seed: of the order of the batches, and of dropout if there is any.
+        batch_size: inputs a batch; at most the size of the training set.
+        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"``, as in :mod:`torch.optim`.
+        weight_decay: decoupled for AdamW, added to the gradient for the others.
+        momentum: of SGD.
+        betas: of Adam and AdamW.
+        warmup: updates until the learning rate is reached.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
+        max_loss: a loss above it counts as a divergence, like one that is not finite.
+        eval_every: evaluate before the first update and after every so many; the end is evaluated in any case.
+        progress: whether to draw a bar; by default only where stderr is a terminal.
+
+    Returns:
+        The history. After a divergence the model has the weights from before the bad step.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or the model's output does not fit the targets.
+
+    Example:
+        >>> from attntut import Transformer, TransformerConfig
+        >>> from attntut.data import digits
+        >>> model = Transformer(TransformerConfig(n_classes=10, d_input=4, n_layers=1, d_ff=32), seed=0)
+        >>> train(model, digits(), steps=100, lr=1e-2).final_accuracy > 0.6
+        True
+    """
+    check_model("model", model)
+    check_number("lr", lr, low=0), check_int("seed", seed, low=0)
+    settings = Settings(
+        steps, batch_size, optimizer, weight_decay, momentum, betas, warmup, clip_norm, max_loss, eval_every
+    )
+    data = fitting(data, model, settings)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    update = _torch_optimizer(parameters, lr, settings)
+    batches = batch_order(seed, len(data.train_inputs), settings)  # (steps, batch)
+    losses = torch.full((steps,), math.nan, dtype=torch.float64)
+    evaluations: list[Evaluation] = []
+    diverged_at = None
+
+    with _restored_mode(model), own_randomness(seed, parameters[0].device), progress_bar(steps, progress) as bar:
+        for step, batch in enumerate(batches):
+            if settings.evaluates(step):
+                evaluations.append(evaluate(model, data, step))
+            if diverged_at is not None:
+                continue
+            model.train()
+            loss = cross_entropy(model(data.train_inputs[batch]), data.train_targets[batch], data.n_classes)
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            norm = get_total_norm(gradients)
+            losses[step] = value = loss.item()
+            if not (math.isfinite(value) and value <= max_loss and math.isfinite(norm)):
+                diverged_at = step
+                continue
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            if clip_norm is not None:
+                clip_grads_with_norm_(parameters, clip_norm, norm)
+            update.param_groups[0]["lr"] = lr * settings.warmth(step)
+            update.step()
+            bar.update()
+        update.zero_grad()
+        evaluations.append(evaluate(model, data, steps))
+    return History(losses, tuple(evaluations), diverged_at, float(lr), seed)
+
+
+def _torch_optimizer(parameters: list[nn.Parameter], lr: float, s: Settings) -> torch.optim.Optimizer:
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    if s.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
+    kind = torch.optim.AdamW if s.optimizer == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=lr, betas=s.betas, eps=EPS, weight_decay=s.weight_decay, fused=fused)
+
+
+@contextmanager
+def _restored_mode(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
