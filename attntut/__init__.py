@@ -4,6 +4,7 @@ from attntut.attention import MultiHeadAttention, scaled_dot_product_attention
 from attntut.device import default_device, seeded
 from attntut.evidence import compare
 from attntut.explorer import Explorer
+from attntut.init import initialize_, schemes
 from attntut.transformer import Transformer, TransformerBlock, TransformerConfig
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "TransformerConfig",
     "compare",
     "default_device",
+    "initialize_",
     "scaled_dot_product_attention",
+    "schemes",
     "seeded",
 ]

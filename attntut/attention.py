@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attntut._checks import check_int, check_number, check_tensor
+from attntut._checks import check_choice, check_int, check_number, check_tensor
 
 
 def attention_logits(query: Tensor, key: Tensor, *, scale: float | None = None) -> Tensor:
@@ -136,6 +136,34 @@ def causal_mask(n: int, m: int | None = None, *, device: torch.device | str | No
     return torch.ones(n, m, dtype=torch.bool, device=device).tril()
 
 
+class ScaledLinear(nn.Linear):
+    r"""A linear layer that keeps the factor :math:`1/\sqrt{\text{fan\_in}}` out of its weights.
+
+    .. math:: y = \frac{1}{\sqrt{\text{fan\_in}}} W x + b
+
+    Blake et al. (2023), unit scaling: weights of variance 1 map a signal of variance 1 to one of variance 1.
+
+    Shapes, arguments and parameters are those of :class:`torch.nn.Linear`.
+
+    Example:
+        >>> layer = ScaledLinear(4, 2, bias=False)
+        >>> _ = torch.nn.init.ones_(layer.weight)
+        >>> layer(torch.ones(1, 4))
+        tensor([[2., 2.]], grad_fn=<MmBackward0>)
+    """
+
+    @property
+    def multiplier(self) -> float:
+        """The factor of the weights."""
+        return self.in_features**-0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.multiplier)
+
+
+LINEARS: dict[str, type[nn.Linear]] = {"none": nn.Linear, "fan_in": ScaledLinear}
+
+
 class MultiHeadAttention(nn.Module):
     r"""Several attentions side by side, each in its own subspace of width ``d_head = d_model / n_heads``.
 
@@ -154,9 +182,11 @@ class MultiHeadAttention(nn.Module):
             initialization makes of the shape is not.
         is_causal: token ``i`` sees the tokens ``0 … i`` only.
         scale: the factor before the softmax; :math:`1/\sqrt{d_\text{head}}` by default.
+        inner_norm: LayerNorm before the output projection, as Sub-LN has it (Wang et al. 2022, Magneto).
+        weight_multiplier: ``"fan_in"`` makes every projection a :class:`ScaledLinear`.
 
     Raises:
-        ValueError: ``n_heads`` does not divide ``d_model``, or a size is not positive.
+        ValueError: ``n_heads`` does not divide ``d_model``, a size is not positive, or a name is unknown.
 
     Example:
         >>> attention = MultiHeadAttention(d_model=8, n_heads=2)
@@ -177,18 +207,22 @@ class MultiHeadAttention(nn.Module):
         packed: bool = False,
         is_causal: bool = False,
         scale: float | None = None,
+        inner_norm: bool = False,
+        weight_multiplier: str = "none",
     ) -> None:
         super().__init__()
         check_heads(d_model, n_heads)
         self.d_model, self.n_heads, self.d_head = d_model, n_heads, d_model // n_heads
         self.packed, self.is_causal, self.scale = packed, is_causal, _scale(scale, self.d_head)
+        linear = LINEARS[check_choice("weight_multiplier", weight_multiplier, LINEARS)]
         if packed:
-            self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
+            self.in_proj = linear(d_model, 3 * d_model, bias=bias)
         else:
-            self.query = nn.Linear(d_model, d_model, bias=bias)
-            self.key = nn.Linear(d_model, d_model, bias=bias)
-            self.value = nn.Linear(d_model, d_model, bias=bias)
-        self.output = nn.Linear(d_model, d_model, bias=bias)
+            self.query = linear(d_model, d_model, bias=bias)
+            self.key = linear(d_model, d_model, bias=bias)
+            self.value = linear(d_model, d_model, bias=bias)
+        self.output = linear(d_model, d_model, bias=bias)
+        self.inner_norm = nn.LayerNorm(d_model) if inner_norm else nn.Identity()
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of every head, each ``(B, n_heads, T, d_head)``.
@@ -205,6 +239,8 @@ class MultiHeadAttention(nn.Module):
             parts = self.in_proj(x).chunk(3, dim=-1)
         else:
             biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
+            if isinstance(self.in_proj, ScaledLinear):
+                x, context = x * self.in_proj.multiplier, context * self.in_proj.multiplier
             parts = map(F.linear, (x, context, context), self.in_proj.weight.chunk(3), biases)
         query, key, value = (self._split(part) for part in parts)
         return query, key, value
@@ -263,7 +299,7 @@ class MultiHeadAttention(nn.Module):
         return part.view(B, T, self.n_heads, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
 
     def _merge(self, heads: Tensor) -> Tensor:
-        return self.output(heads.transpose(1, 2).flatten(2))  # (B, T, d_model)
+        return self.output(self.inner_norm(heads.transpose(1, 2).flatten(2)))  # (B, T, d_model)
 
 
 def check_heads(d_model: int, n_heads: int) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from attntut._checks import check_choice, check_int, check_number
-from attntut.attention import MultiHeadAttention, check_heads
+from attntut.attention import LINEARS, MultiHeadAttention, check_heads
 
-NORMS = ("pre", "post", "none")
+NORMS = ("pre", "post", "none", "sub")
+PRE_NORMS = ("pre", "sub")
 POSITIONS = ("learned", "sinusoidal", "none")
 POOLINGS = ("mean", "none")
 ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
@@ -31,9 +32,17 @@ class TransformerConfig:
         n_layers: number of blocks. Each has two branches: attention and feed-forward.
         d_ff: inner width of the feed-forward branch; ``4·d_model`` by default, 0 for no feed-forward branch.
         norm: LayerNorm ``"pre"`` each branch (and once more after the last block), ``"post"`` each addition, or
-            ``"none"``.
+            ``"none"``; ``"sub"`` (Sub-LN) is ``"pre"`` with one more LayerNorm inside each branch, before the output
+            projection and before the second matrix of the feed-forward network.
         residual: whether the input of a branch is added to its output at all.
         residual_scale: the factor of every branch, ``x + residual_scale · f(x)``.
+        branch_gain: if given, every branch also has a learnable factor that starts here (ReZero, SkipInit), one number
+            or, with ``branch_gain_per_channel``, one a channel (LayerScale).
+        skip_scale: the factor of every skip, ``skip_scale · x + f(x)`` (DeepNorm).
+        skip_weights: whether every skip also has learnable factors, one a channel, that start at 1 (Admin).
+        weight_multiplier: ``"fan_in"`` divides the product with every weight matrix by the root of its fan-in (unit
+            scaling: :class:`~attntut.attention.ScaledLinear`).
+        readout_scale: a factor of what the readout receives.
         activation: ``"relu"`` or ``"gelu"``.
         positions: ``"learned"``, ``"sinusoidal"`` (Vaswani et al. 2017) or ``"none"``.
         pooling: ``"mean"`` over the tokens (one output an input) or ``"none"`` (one output a token).
@@ -58,6 +67,12 @@ class TransformerConfig:
     norm: str = "pre"
     residual: bool = True
     residual_scale: float = 1.0
+    branch_gain: float | None = None
+    branch_gain_per_channel: bool = False
+    skip_scale: float = 1.0
+    skip_weights: bool = False
+    weight_multiplier: str = "none"
+    readout_scale: float = 1.0
     activation: str = "gelu"
     positions: str = "learned"
     pooling: str = "mean"
@@ -82,7 +97,11 @@ class TransformerConfig:
         check_choice("positions", self.positions, POSITIONS)
         check_choice("pooling", self.pooling, POOLINGS)
         check_choice("activation", self.activation, ACTIVATIONS)
-        check_number("residual_scale", self.residual_scale)
+        check_choice("weight_multiplier", self.weight_multiplier, LINEARS)
+        for name in ("residual_scale", "skip_scale", "readout_scale"):
+            check_number(name, getattr(self, name))
+        if self.branch_gain is not None:
+            check_number("branch_gain", self.branch_gain)
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,8 @@ class TransformerBlock(nn.Module):
     .. math:: \text{pre: } x + \alpha f(\operatorname{LN} x), \qquad \text{post: } \operatorname{LN}(x + \alpha f(x)),
               \qquad \text{none: } x + \alpha f(x)
 
-    The names are those of Xiong et al. (2020), figure 1.
+    The names are those of Xiong et al. (2020), figure 1. The skip :math:`x` may have a factor too (``skip_scale``,
+    ``skip_weights``), and :math:`\alpha` may be learnable (``branch_gain``).
 
     Args:
         config: the shape.
@@ -124,43 +144,60 @@ class TransformerBlock(nn.Module):
         c = config
         self.config = c
         self.attention = MultiHeadAttention(
-            c.d_model, c.n_heads, bias=c.bias, packed=c.packed, is_causal=c.is_causal, scale=c.scale
+            c.d_model,
+            c.n_heads,
+            bias=c.bias,
+            packed=c.packed,
+            is_causal=c.is_causal,
+            scale=c.scale,
+            inner_norm=c.norm == "sub",
+            weight_multiplier=c.weight_multiplier,
         )
         self.attention_norm = _norm(c)
+        self._make_gains("attention")
         if c.d_ff:
+            linear, activation = LINEARS[c.weight_multiplier], ACTIVATIONS[c.activation]()
             self.feed_forward = nn.Sequential(
-                nn.Linear(c.d_model, c.d_ff, bias=c.bias),
-                ACTIVATIONS[c.activation](),
-                nn.Linear(c.d_ff, c.d_model, bias=c.bias),
+                linear(c.d_model, c.d_ff, bias=c.bias),
+                nn.Sequential(activation, nn.LayerNorm(c.d_ff)) if c.norm == "sub" else activation,
+                linear(c.d_ff, c.d_model, bias=c.bias),
             )
             self.feed_forward_norm = _norm(c)
+            self._make_gains("feed_forward")
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """``(B, T, d_model)`` to ``(B, T, d_model)``."""
-        x = self._add(x, self.attention(self.attention_input(x), mask=mask), self.attention_norm)
+        x = self._add(x, self.attention(self.attention_input(x), mask=mask), "attention")
         return self._add_feed_forward(x)
 
     def trace(self, x: Tensor, *, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The block's output, and its attention's logits and weights ``(B, n_heads, T, T)``."""
         seen = self.attention_input(x)
         branch, weights = self.attention(seen, mask=mask, return_weights=True)
-        x = self._add(x, branch, self.attention_norm)
+        x = self._add(x, branch, "attention")
         return self._add_feed_forward(x), self.attention.logits(seen), weights
 
     def attention_input(self, x: Tensor) -> Tensor:
         """What the attention layer reads: the stream, normalized first in a pre-norm block."""
-        return self.attention_norm(x) if self.config.norm == "pre" else x
+        return self.attention_norm(x) if self.config.norm in PRE_NORMS else x
 
     def _add_feed_forward(self, x: Tensor) -> Tensor:
         if not self.config.d_ff:
             return x
-        seen = self.feed_forward_norm(x) if self.config.norm == "pre" else x
-        return self._add(x, self.feed_forward(seen), self.feed_forward_norm)
+        seen = self.feed_forward_norm(x) if self.config.norm in PRE_NORMS else x
+        return self._add(x, self.feed_forward(seen), "feed_forward")
 
-    def _add(self, x: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        branch = branch if self.config.residual_scale == 1 else self.config.residual_scale * branch
-        x = x + branch if self.config.residual else branch
-        return norm(x) if self.config.norm == "post" else x
+    def _make_gains(self, name: str) -> None:
+        c = self.config
+        branch_shape = (c.d_model,) if c.branch_gain_per_channel else ()
+        self.register_parameter(f"{name}_gain", _gain(c.branch_gain, branch_shape))
+        self.register_parameter(f"{name}_skip", _gain(1.0 if c.skip_weights else None, (c.d_model,)))
+
+    def _add(self, x: Tensor, branch: Tensor, name: str) -> Tensor:
+        c = self.config
+        branch = _times(c.residual_scale, _times(getattr(self, f"{name}_gain"), branch))
+        x = _times(c.skip_scale, _times(getattr(self, f"{name}_skip"), x)) + branch if c.residual else branch
+        return getattr(self, f"{name}_norm")(x) if c.norm == "post" else x
 
 
 class Transformer(nn.Module):
@@ -208,14 +245,14 @@ class Transformer(nn.Module):
             self.embedding = nn.Embedding(c.vocab_size, c.d_model)
         else:
             assert c.d_input is not None
-            self.embedding = nn.Linear(c.d_input, c.d_model, bias=c.bias)
+            self.embedding = LINEARS[c.weight_multiplier](c.d_input, c.d_model, bias=c.bias)
         if c.positions == "learned":
             self.positions = nn.Parameter(torch.randn(c.seq_len, c.d_model) * 0.02)
         elif c.positions == "sinusoidal":
             self.register_buffer("positions", sinusoidal_positions(c.seq_len, c.d_model), persistent=False)
         self.blocks = nn.ModuleList(TransformerBlock(c) for _ in range(c.n_layers))
-        self.final_norm = _norm(c) if c.norm == "pre" else nn.Identity()
-        self.readout = nn.Linear(c.d_model, c.n_classes, bias=c.bias)
+        self.final_norm = _norm(c) if c.norm in PRE_NORMS else nn.Identity()
+        self.readout = LINEARS[c.weight_multiplier](c.d_model, c.n_classes, bias=c.bias)
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
         """Logits of the classes.
@@ -254,7 +291,8 @@ class Transformer(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         """The residual stream to the logits of the classes."""
         x = self.final_norm(x)
-        return self.readout(x.mean(dim=1) if self.config.pooling == "mean" else x)
+        x = x.mean(dim=1) if self.config.pooling == "mean" else x
+        return self.readout(_times(self.config.readout_scale, x))
 
     def _check_input(self, x: Tensor) -> None:
         c = self.config
@@ -295,3 +333,13 @@ def sinusoidal_positions(seq_len: int, d_model: int) -> Tensor:
 
 def _norm(config: TransformerConfig) -> nn.Module:
     return nn.Identity() if config.norm == "none" else nn.LayerNorm(config.d_model)
+
+
+def _gain(start: float | None, shape: tuple[int, ...]) -> nn.Parameter | None:
+    return None if start is None else nn.Parameter(torch.full(shape, float(start)))
+
+
+def _times(factor: Tensor | float | None, x: Tensor) -> Tensor:
+    if factor is None or (not isinstance(factor, Tensor) and factor == 1):
+        return x
+    return factor * x

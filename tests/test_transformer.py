@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attntut import Transformer, TransformerBlock, TransformerConfig
 from attntut.device import seeded
@@ -131,6 +132,10 @@ def test_shorter_inputs_are_welcome():
         (dict(positions="sin"), ValueError, "positions must be one of"),
         (dict(pooling="cls"), ValueError, "pooling must be one of"),
         (dict(residual_scale="x"), TypeError, "residual_scale must be a finite number"),
+        (dict(skip_scale=float("inf")), ValueError, "skip_scale must be a finite number"),
+        (dict(branch_gain="0"), TypeError, "branch_gain must be a finite number"),
+        (dict(weight_multiplier="fan"), ValueError, "Did you mean 'fan_in'?"),
+        (dict(readout_scale=None), TypeError, "readout_scale must be a finite number"),
     ],
 )
 def test_bad_configurations(options, error, message):
@@ -154,3 +159,86 @@ def test_bad_configurations(options, error, message):
 def test_bad_inputs(x, error, message):
     with pytest.raises(error, match=message):
         Transformer(config())(x)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post", "none"])
+def test_factors_of_skip_and_branch_stand_where_the_formula_has_them(norm):
+    block, x = TransformerBlock(config(norm=norm, skip_scale=1.5, skip_weights=True, branch_gain=0.3)), tokens()
+    block.attention_skip.data.fill_(2.0), block.feed_forward_skip.data.fill_(2.0)
+    plain = TransformerBlock(config(norm=norm))
+    plain.load_state_dict({k: v for k, v in block.state_dict().items() if "_gain" not in k and "_skip" not in k})
+    expected = x
+    for branch in (plain.attention, plain.feed_forward):
+        if norm == "pre":
+            expected = 3.0 * expected + 0.3 * branch(F.layer_norm(expected, (8,)))
+        else:
+            expected = 3.0 * expected + 0.3 * branch(expected)
+            expected = F.layer_norm(expected, (8,)) if norm == "post" else expected
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_gains_are_parameters_and_get_gradients(per_channel):
+    block = TransformerBlock(config(branch_gain=0.0, branch_gain_per_channel=per_channel, skip_weights=True))
+    gains = {name: p for name, p in block.named_parameters() if name.endswith(("_gain", "_skip"))}
+    assert set(gains) == {"attention_gain", "attention_skip", "feed_forward_gain", "feed_forward_skip"}
+    assert gains["attention_gain"].shape == ((8,) if per_channel else ())
+    block(tokens()).square().sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in gains.values())
+
+
+def test_sub_norm_adds_two_norms_and_leaves_the_roles_where_they_were():
+    block, x = TransformerBlock(config(norm="sub")), tokens()
+    plain = TransformerBlock(config(norm="pre"))
+    extra = {"attention.inner_norm.", "feed_forward.1.1."}
+    state = {k: v for k, v in block.state_dict().items() if not k.startswith(tuple(extra))}
+    assert len(block.state_dict()) == len(state) + 4
+    plain.load_state_dict(state)
+    heads = []
+    plain.attention.output.register_forward_pre_hook(lambda _, inputs: heads.append(inputs[0]))
+    plain.attention(F.layer_norm(x, (8,)))
+    expected = x + plain.attention.output(F.layer_norm(heads[0], (8,)))
+    inner = F.gelu(plain.feed_forward[0](F.layer_norm(expected, (8,))))
+    torch.testing.assert_close(block(x), expected + plain.feed_forward[2](F.layer_norm(inner, (32,))))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_weight_multiplier_is_the_same_as_smaller_weights(packed):
+    big, small = (Transformer(config(packed=packed, weight_multiplier=m), seed=0) for m in ("fan_in", "none"))
+    with torch.no_grad():
+        for name, weight in small.named_parameters():
+            if name.endswith(".weight") and "norm" not in name:
+                weight.div_(weight.shape[1] ** 0.5)
+    x, context = tokens(d=4), tokens(n=3)
+    torch.testing.assert_close(big(x), small(x))
+    q = tokens()
+    torch.testing.assert_close(big.blocks[0].attention(q, context), small.blocks[0].attention(q, context))
+
+
+def test_the_readout_scale_is_a_factor_of_the_output():
+    x = tokens(d=4)
+    half, whole = Transformer(config(readout_scale=0.5, bias=False), seed=0), Transformer(config(bias=False), seed=0)
+    torch.testing.assert_close(half(x), 0.5 * whole(x))
+
+
+OPTIONS = [
+    dict(norm="sub"),
+    dict(branch_gain=0.5),
+    dict(branch_gain=1e-4, branch_gain_per_channel=True),
+    dict(norm="post", skip_weights=True),
+    dict(norm="post", skip_scale=1.7),
+    dict(weight_multiplier="fan_in", packed=True),
+    dict(readout_scale=0.25),
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_works_in_a_trace_and_on_stacked_weights(options):
+    models = [Transformer(config(**options), seed=seed) for seed in (0, 1)]
+    x = tokens(d=4)
+    torch.testing.assert_close(models[0].trace(x).logits, models[0](x))
+    parameters, buffers = torch.func.stack_module_state(models)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no batching rule
+        stacked = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (x,)))(parameters, buffers)
+    for output, model in zip(stacked, models, strict=True):
+        torch.testing.assert_close(output, model(x))

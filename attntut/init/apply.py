@@ -1,0 +1,140 @@
+"""One call that applies a scheme to a model: look, plan, check, and only then write."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from attntut.init.laws import Constant, Law
+from attntut.init.patterns import RolePatterns
+from attntut.init.registry import find_scheme
+from attntut.init.requirements import check_requirements
+from attntut.init.roles import Entry, ModelView, view
+from attntut.init.scheme import Scheme
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def initialize_(
+    module: Module,
+    scheme: str | Scheme,
+    *,
+    generator: torch.Generator | None = None,
+    roles: RolePatterns | None = None,
+    n_heads: int | None = None,
+    force: bool | str | Collection[str] = False,
+    **options: Any,
+) -> Module:
+    """Initialize a model by a scheme of the catalogue, in place.
+
+    Every projection is drawn by its role and by its own fans, also where the model packs several into one tensor,
+    keeps them transposed, shares keys and values between heads, or ties its read-out to its embedding (which is drawn
+    once, as an embedding). Unless the scheme says otherwise, biases become 0 and norms the identity; learnable gains
+    stay. The row of an embedding that stands for padding becomes 0. Frozen parameters are initialized too.
+
+    Args:
+        module: as in :func:`view`.
+        scheme: a name in :func:`schemes`.
+        generator: where the random numbers come from; torch's global generator by default, which is left alone if one
+            is given.
+        roles: patterns for names that are not known, as in :func:`view`.
+        n_heads: number of heads, where the model does not tell.
+        force: apply the scheme although the model lacks what it requires; or the requirement (or requirements) to
+            overlook.
+        options: the scheme's own.
+
+    Returns:
+        ``module``.
+
+    Raises:
+        TypeError: ``module`` is no module, or ``generator`` no generator.
+        ValueError: an unknown scheme or option; a requirement that is not met; a model as in :func:`view`; a parameter
+            that is not floating-point, has no memory (meta device), or lies on another device than ``generator``.
+            The model is then as it was.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(d_model=64, nhead=4)
+        >>> layer = initialize_(layer, "xavier_normal", generator=torch.Generator().manual_seed(0))
+        >>> round(layer.self_attn.in_proj_weight.std().item(), 3)  # √(2 / (64 + 64)), whatever the packing
+        0.125
+    """
+    found = find_scheme(scheme)
+    found.check_options(options)
+    _check_generator(generator)
+    seen = view(module, roles=roles, n_heads=n_heads)
+    _check_parameters(seen, generator)
+    first = seen.attention[0].query.weight
+    check_requirements(found, seen.traits, options, n_layers=first.n_layers, d_head=first.d_head, force=force)
+    plan = list(_plan(found, seen, options))
+    with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
+        for tensor, law in plan:
+            law.fill_(tensor, generator)
+        for entry in seen.entries:
+            if entry.padding is not None:
+                entry.view[:, entry.padding] = 0
+        if found.finish:
+            devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+            with torch.random.fork_rng(devices, enabled=generator is not None), torch.enable_grad():
+                found.finish_(seen, generator, **options)
+    return module
+
+
+def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[tuple[Tensor, Law]]:
+    for entry in seen.entries:
+        yield entry.view, _law(scheme, entry, scheme.law(entry.weight, **options))
+        if entry.bias is not None:
+            yield entry.bias, _law(scheme, entry, scheme.bias(entry.weight, **options))
+    for weight, bias in seen.norms.values():
+        if weight is not None:
+            yield weight, Constant(1.0)
+        if bias is not None:
+            yield bias, Constant(0.0)
+    for bias in seen.biases.values():
+        yield bias, Constant(0.0)
+
+
+def _law(scheme: Scheme, entry: Entry, law: object) -> Law:
+    if not isinstance(law, Law):
+        raise TypeError(f"The scheme {scheme.name!r} must give a Law for the role {entry.weight.role!r}: got {law!r}.")
+    return law
+
+
+def _check_generator(generator: object) -> None:
+    if generator is not None and not isinstance(generator, torch.Generator):
+        hint = " Write torch.Generator().manual_seed(…)." if isinstance(generator, int) else ""
+        raise TypeError(f"generator must be a torch.Generator: got {generator!r} ({type(generator).__name__}).{hint}")
+
+
+def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> None:
+    for name, parameter in seen.module.named_parameters():
+        if name in seen.kept or name in seen.gains:
+            continue
+        if parameter.is_meta:
+            raise ValueError(
+                f"{name} must have memory to be filled: it is on the meta device. Call module.to_empty(device=…) first."
+            )
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point parameter: got {parameter.dtype}.")
+        if generator is not None and generator.device.type != parameter.device.type:
+            raise ValueError(
+                f"generator must be on the device of the parameters: it is on {generator.device}, and {name} is on "
+                f"{parameter.device}. Write torch.Generator(device={parameter.device.type!r})."
+            )
+
+
+@contextlib.contextmanager
+def _restored_on_error(module: nn.Module) -> Iterator[None]:
+    """Put parameters and buffers back if the body fails."""
+    tensors = [*module.parameters(), *module.buffers()]
+    before = [tensor.detach().clone() for tensor in tensors]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, before, strict=True):
+                tensor.copy_(value)
+        raise

@@ -1,0 +1,229 @@
+"""Scale by looking: run a batch through the model, measure, and correct."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attntut._checks import check_int, check_number
+from attntut.init.fan import xavier_uniform
+from attntut.init.laws import Law, Orthogonal
+from attntut.init.registry import outside, scheme
+from attntut.init.weight import Weight
+from attntut.transformer import TransformerBlock
+
+if TYPE_CHECKING:
+    from attntut.init.roles import Entry, ModelView
+
+
+def _scale_outputs(
+    view: ModelView, generator: Any, *, batch: Any = None, tolerance: float = 0.1, rounds: int = 10
+) -> None:
+    check_number("tolerance", tolerance, low=0), check_int("rounds", rounds)
+    for entry in view.entries:
+        if entry.weight.is_table:
+            continue
+        for _ in range(rounds):
+            std = output_of(view.module, entry, batch).std().item()
+            if abs(std - 1) <= tolerance:
+                break
+            if not 0 < std < math.inf:
+                raise ValueError(
+                    f"batch must give every projection something to measure: with it, the outputs of "
+                    f"{entry.parameter} ({entry.weight.role}) have standard deviation {std}."
+                )
+            entry.view.div_(std)
+
+
+def _seen_std(weight: Weight) -> float:
+    return outside(weight).std(*weight.shape) if weight.is_table else weight.fan_in**-0.5  # type: ignore[union-attr]
+
+
+@scheme(
+    family="data",
+    formula=r"W = Q \text{ orthogonal}, \qquad W \leftarrow \frac{W}{\operatorname{std}(W X)} \text{ until } "
+    r"|\operatorname{std}(W X) - 1| \le 0.1",
+    cite="mishkin2016all",
+    source="Mishkin & Matas (2016), algorithm 1; ducha-aiki/LSUV-pytorch, LSUV.py",
+    year=2016,
+    why="Makes every layer write with variance 1 on your data, whatever the layers before it are.",
+    requires=("batch",),
+    finish=_scale_outputs,
+    predicts=_seen_std,
+)
+def lsuv(weight: Weight) -> Law:
+    r"""Orthogonal matrices, each divided by the standard deviation of what it writes, first to last.
+
+    .. math:: W = Q, \qquad W \leftarrow W / \operatorname{std}(W X) \text{ while } |\operatorname{std}(W X) - 1| > 0.1
+
+    Mishkin & Matas (2016), "All you need is a good init" (layer-sequential unit variance). X is what the layer reads
+    when the batch has come through the layers before it. A linear layer needs one round; a layer within the tolerance
+    is left alone. The std that :meth:`~attntut.init.Scheme.predict` gives, :math:`1/\sqrt{\text{fan\_in}}`, is that
+    for X of variance 1; after attention has averaged, X is smaller and W larger.
+
+    Args:
+        weight: any weight; tables are N(0, 0.02²) and are not corrected, they sum nothing.
+
+    The other options are those of the measurement: ``batch``, what the model is called with (a tuple: its arguments; a
+    mapping: its keyword arguments); ``tolerance``; ``rounds``, at most for a layer.
+
+    Example:
+        >>> from attntut import Transformer, TransformerConfig
+        >>> from attntut.init import initialize_
+        >>> model, x = Transformer(TransformerConfig(n_classes=2, d_input=4), seed=0), 7 * torch.randn(32, 16, 4)
+        >>> _ = initialize_(model, "lsuv", batch=x)
+        >>> 0.9 < model.embed(x).std() < 1.1
+        tensor(True)
+    """
+    return outside(weight) or Orthogonal()
+
+
+def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> None:
+    variance = 1.0  # of the sum of all branches so far
+
+    def hook(block: TransformerBlock, name: str) -> Any:
+        def before_the_sum(_: nn.Module, inputs: tuple[Tensor, ...], branch: Tensor) -> None:
+            nonlocal variance
+            skip = getattr(block, f"{name}_skip")
+            with torch.no_grad():
+                skip.fill_(math.sqrt(variance))
+            variance = variance * _variance(inputs[0]) + _variance(branch)  # post-norm: a branch reads the stream
+
+        return before_the_sum
+
+    with contextlib.ExitStack() as stack:
+        for module in view.module.modules():
+            if isinstance(module, TransformerBlock) and module.config.skip_weights:
+                stack.enter_context(module.attention.register_forward_hook(hook(module, "attention")))
+                if module.config.d_ff:
+                    stack.enter_context(module.feed_forward.register_forward_hook(hook(module, "feed_forward")))
+        run(view.module, batch)
+
+
+@scheme(
+    family="data",
+    formula=r"\operatorname{LN}(\omega_i \odot x + f_i(x)), \qquad \omega_i^2 = 1 + \sum_{j<i} \operatorname{Var} f_j",
+    cite="liu2020understanding",
+    source="Liu et al. (2020), section 4.1; LiyuanLucasLiu/Transformer-Clinic, fairseq/modules/transformer_layer.py",
+    year=2020,
+    why="Post-norm adds every branch at full weight; weights on the skips restore the shares of a pre-norm model.",
+    requires=("post-LN", "skip weights", "batch"),
+    architecture=lambda n_layers: {"skip_weights": True},
+    finish=_set_skip_weights,
+)
+def admin(weight: Weight) -> Law:
+    r"""Xavier, and weights on the skips that count what the branches before have added.
+
+    .. math:: x_i = \operatorname{LN}(\omega_i \odot x_{i-1} + f_i(x_{i-1})), \qquad
+              \omega_1 = 1, \qquad \omega_{i+1}^2 = \omega_i^2 \operatorname{Var} x_{i-1} + \operatorname{Var} f_i
+
+    The norm makes :math:`\operatorname{Var} x = 1` from the second branch on, so that
+    :math:`\omega_i^2 = \operatorname{Var} x_0 + \sum_{j<i} \operatorname{Var} f_j`: branch i weighs as much in the
+    stream as it would without the norms, about 1/i. Liu et al. (2020), who call heavy weights on the branches, not
+    vanishing gradients, the reason why post-norm models need a warm-up. The first sublayer's variance is that of the
+    embedding, as in their code; with embeddings of variance 1 it is the 1 of the formula.
+
+    Args:
+        weight: any weight.
+
+    The other option is ``batch``: what the model is called with while the variances are measured.
+
+    Example:
+        >>> from attntut import Transformer, TransformerConfig
+        >>> from attntut.init import initialize_, schemes
+        >>> config = TransformerConfig(n_classes=2, d_input=4, n_layers=4, **schemes()["admin"].architecture())
+        >>> model = initialize_(Transformer(config, seed=0), "admin", batch=torch.randn(8, 16, 4))
+        >>> first, last = model.blocks[0].attention_skip[0], model.blocks[3].feed_forward_skip[0]
+        >>> first.item(), last.item() > 1.5
+        (1.0, True)
+    """
+    return outside(weight) or xavier_uniform(weight)
+
+
+def run(module: nn.Module, batch: Any) -> Any:
+    """Call the model as for evaluation: no dropout, no gradients, and every part really called.
+
+    Args:
+        module: the model.
+        batch: its argument; a tuple holds several, a mapping those with names.
+
+    Returns:
+        What the model returns.
+
+    Raises:
+        ValueError: there is no batch.
+    """
+    if batch is None:
+        raise ValueError("batch must be what the model is called with, to measure its activations: got None.")
+    args, kwargs = (), {}
+    if isinstance(batch, Mapping):
+        kwargs = dict(batch)
+    else:
+        args = batch if isinstance(batch, tuple) else (batch,)
+    with torch.no_grad(), _as_in_evaluation(module):
+        return module(*args, **kwargs)
+
+
+def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
+    """What one projection writes, all tokens and batches together.
+
+    Args:
+        module: the model.
+        entry: one of its projections.
+        batch: as in :func:`run`.
+
+    Raises:
+        ValueError: the batch does not reach the projection, or there is none.
+    """
+    owner_name, _, own_name = entry.parameter.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    parent = module.get_submodule(owner_name.rpartition(".")[0])
+    caught: list[Tensor] = []
+
+    def from_inputs(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
+        read = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        caught.append(F.linear(read[entry.weight.role], entry.view, entry.bias))
+
+    def from_output(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
+        written = output[0] if isinstance(output, tuple) else output
+        size = module.get_parameter(entry.parameter).numel()
+        if entry.view.numel() < size:  # one of several that are packed: they write side by side
+            start = entry.view.storage_offset() // entry.view.stride(0)
+            written = written[..., start : start + entry.weight.fan_out]
+        caught.append(written)
+
+    if isinstance(owner, nn.MultiheadAttention):  # torch's own never calls its projections
+        hook = owner.register_forward_hook(from_inputs, with_kwargs=True)
+    elif isinstance(parent, nn.MultiheadAttention):
+        hook = parent.register_forward_hook(from_output, with_kwargs=True)
+    else:
+        hook = owner.register_forward_hook(from_output, with_kwargs=True)
+    with hook:
+        run(module, batch)
+    if not caught:
+        raise ValueError(f"batch must reach every projection: {entry.parameter} ({entry.weight.role}) was not used.")
+    return torch.cat([written.flatten() for written in caught])
+
+
+def _variance(x: Tensor) -> float:
+    return x.detach().var(correction=0).item()
+
+
+@contextlib.contextmanager
+def _as_in_evaluation(module: nn.Module) -> Iterator[None]:
+    training = [each for each in module.modules() if each.training]
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        for each in training:
+            each.training = True

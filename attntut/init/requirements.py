@@ -1,0 +1,180 @@
+"""What a scheme may ask of the architecture, why, and how to see whether a model has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from attntut._checks import check_choice
+
+if TYPE_CHECKING:
+    from attntut.init.scheme import Scheme
+
+Traits = Mapping[str, Any]
+"""What is known of a model, by the names of :class:`~attntut.TransformerConfig`; None for what is not known."""
+
+
+@dataclass(frozen=True)
+class Requirement:
+    """Something that a scheme's derivation takes for granted.
+
+    Args:
+        reason: why a model without it is not what the scheme was made for; completes "it needs …, because".
+        fields: the traits that it is about.
+        overrides: width of a head to the settings of :class:`~attntut.TransformerConfig` that satisfy it.
+        holds: ``(value of the first field that the scheme wants, value that it wants) -> bool``; by default, equality.
+    """
+
+    reason: str
+    fields: tuple[str, ...] = ()
+    overrides: Callable[[int], dict[str, Any]] = lambda d_head: {}
+    holds: Callable[[Any, Any], bool] = lambda value, wanted: _equal(value, wanted)
+
+
+REQUIREMENTS: Mapping[str, Requirement] = {
+    "post-LN": Requirement(
+        "its scale makes up for the gradients that a norm after each addition shrinks",
+        ("norm",),
+        lambda d_head: {"norm": "post"},
+    ),
+    "pre-LN": Requirement(
+        "it counts on a norm before each branch, so that a branch sees unit variance however far the stream has grown",
+        ("norm",),
+        lambda d_head: {"norm": "pre"},
+        lambda value, wanted: value in ("pre", "sub"),
+    ),
+    "no norm": Requirement(
+        "it does by scale alone what a norm would do; with one, the scale is divided out again",
+        ("norm",),
+        lambda d_head: {"norm": "none"},
+    ),
+    "sub-LN": Requirement(
+        "its gain is undone and made harmless by a second norm inside each branch",
+        ("norm",),
+        lambda d_head: {"norm": "sub"},
+    ),
+    "no residual": Requirement(
+        "it replaces the skip connections; beside them, the signal is counted twice",
+        ("residual",),
+        lambda d_head: {"residual": False},
+    ),
+    "residual scale": Requirement(
+        "its gain is derived together with a factor on the skip or the branch, and is too small or too large without",
+        ("residual_scale", "skip_scale"),
+    ),
+    "branch gain": Requirement(
+        "it sets a learnable gain on each branch, and leaves the weights as they are",
+        ("branch_gain",),
+        holds=lambda value, wanted: value is not None,
+    ),
+    "skip weights": Requirement(
+        "it sets a learnable weight on each skip connection, from the variances of the branches before it",
+        ("skip_weights",),
+    ),
+    "batch": Requirement("it measures activations: give it a batch of inputs, batch=…"),
+    "unscaled logits": Requirement(
+        "its query weights contain the 1/√d_head that other models multiply the logits with",
+        ("scale",),
+        lambda d_head: {"scale": 1.0},
+    ),
+    "1/d_head logits": Requirement(
+        "trained queries and keys align, so that their product grows with d_head and not with its root",
+        ("scale",),
+        lambda d_head: {"scale": 1 / d_head},
+    ),
+    "weight multipliers": Requirement(
+        "its weights have variance 1; the forward pass must divide by √fan_in",
+        ("weight_multiplier",),
+        lambda d_head: {"weight_multiplier": "fan_in"},
+    ),
+    "readout scale": Requirement(
+        "the read-out must shrink with the width, or the outputs' updates grow with it",
+        ("readout_scale",),
+    ),
+    "learning rates by role": Requirement(
+        "its scale goes with learning rates that fall with the fan-in of each matrix; no model can tell whether "
+        "yours will, so confirm it"
+    ),
+}
+
+
+def architecture(requires: Collection[str], d_head: int) -> dict[str, Any]:
+    """The settings of :class:`~attntut.TransformerConfig` that satisfy the requirements.
+
+    >>> architecture(["post-LN", "unscaled logits"], d_head=16)
+    {'norm': 'post', 'scale': 1.0}
+    """
+    return {name: value for each in requires for name, value in REQUIREMENTS[each].overrides(d_head).items()}
+
+
+def unmet(scheme: Scheme, traits: Traits, options: Mapping[str, Any], *, n_layers: int, d_head: int) -> dict[str, str]:
+    """The requirements of a scheme that a model does not meet, each with what the model has instead."""
+    wanted = scheme.architecture(n_layers, d_head)
+    lacking = {}
+    for name in scheme.requires:
+        requirement = REQUIREMENTS[name]
+        if name == "batch":
+            if options.get("batch") is None:
+                lacking[name] = "no batch was given"
+        elif not requirement.fields:
+            lacking[name] = "nothing that would tell"
+        else:
+            fields = [field for field in requirement.fields if field in wanted] or list(requirement.fields)
+            if not all(requirement.holds(traits.get(field), wanted.get(field)) for field in fields):
+                lacking[name] = ", ".join(_describe(field, traits.get(field), wanted.get(field)) for field in fields)
+    return lacking
+
+
+def check_requirements(
+    scheme: Scheme,
+    traits: Traits,
+    options: Mapping[str, Any],
+    *,
+    n_layers: int,
+    d_head: int,
+    force: bool | str | Collection[str] = False,
+) -> None:
+    """Refuse a model that lacks what the scheme was derived for.
+
+    Args:
+        scheme: what is to be applied.
+        traits: what the model has.
+        options: what the caller gave to the scheme.
+        n_layers, d_head: sizes of the model.
+        force: True to apply the scheme anyway, or the requirement (or requirements) to overlook.
+
+    Raises:
+        ValueError: a requirement is not met; all that are not are listed.
+    """
+    if force is True:
+        return
+    if not isinstance(force, str | Collection | bool):
+        raise TypeError(f"force must be True, False, or names of requirements: got {force!r} ({type(force).__name__}).")
+    overlooked = {force} if isinstance(force, str) else set() if isinstance(force, bool) else set(force)
+    for name in overlooked:
+        check_choice("force", name, scheme.requires)
+    lacking = {
+        name: has
+        for name, has in unmet(scheme, traits, options, n_layers=n_layers, d_head=d_head).items()
+        if name not in overlooked
+    }
+    if lacking:
+        lines = [f"{name}, because {REQUIREMENTS[name].reason} (found: {has})" for name, has in lacking.items()]
+        raise ValueError(
+            f"The scheme {scheme.name!r} needs {'; and '.join(lines)}. "
+            f"To apply it anyway: force=True, or force={next(iter(lacking))!r} to overlook that only."
+        )
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    if isinstance(value, float) and isinstance(wanted, (int, float)):
+        return math.isclose(value, wanted, rel_tol=1e-6)
+    return bool(value == wanted)
+
+
+def _describe(field: str, value: Any, wanted: Any) -> str:
+    if value is None:
+        return f"{field} unknown, or none"
+    return f"{field}={value!r}" + ("" if wanted is None else f" instead of {wanted!r}")

@@ -1,0 +1,170 @@
+"""One entry of the catalogue: data about a paper, and the function from a weight to a law."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attntut.init import requirements
+from attntut.init.laws import Constant, Law
+from attntut.init.weight import Weight, weights
+
+
+class Prediction(NamedTuple):
+    """What a scheme promises, before anything is drawn."""
+
+    std: dict[str, float]
+    """Role to the standard deviation of its entries."""
+    logit_std: float
+    """Row-wise standard deviation of the attention logits, for uncorrelated inputs of unit variance."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """One entry of the catalogue.
+
+    Attributes:
+        name: its name, that of its function.
+        family: one of :data:`~attntut.init.registry.FAMILIES`.
+        formula: LaTeX.
+        cite: key in the book's bibliography; empty where there is no paper.
+        source: the paper or the code, and where in it.
+        year: of the source.
+        why: what it is for, in a sentence.
+        requires: what it asks of the architecture; of :data:`~attntut.init.requirements.REQUIREMENTS`.
+        function: the weight's law; its keyword arguments are the scheme's options.
+        bias_function: the law of a weight's bias; zeros by default.
+        finish: ``finish(model_view, generator, **options)``, called after the laws have been drawn.
+        predicts: ``predicts(weight, **options)``, the standard deviation where ``finish`` changes it.
+        predicts_logits: ``predicts_logits(query, key, scale, **options)`` where queries and keys are not independent.
+        by_depth: ``n_layers`` to the settings of :class:`~attntut.TransformerConfig` that depend on the depth.
+    """
+
+    name: str
+    family: str
+    formula: str
+    cite: str
+    source: str
+    year: int
+    why: str
+    requires: tuple[str, ...]
+    function: Callable[..., Law]
+    bias_function: Callable[..., Law] | None = None
+    finish: Callable[..., None] | None = None
+    predicts: Callable[..., float] | None = None
+    predicts_logits: Callable[..., float] | None = None
+    by_depth: Callable[[int], dict[str, Any]] | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Names and defaults of the options, those of the law first."""
+        functions = (self.function, self.bias_function, self.finish)
+        return {name: default for function in functions for name, default in _keywords(function).items()}
+
+    def law(self, weight: Weight, **options: Any) -> Law:
+        """The law of a weight."""
+        return self._call(self.function, weight, options=options)
+
+    def bias(self, weight: Weight, **options: Any) -> Law:
+        """The law of a weight's bias."""
+        self.check_options(options)
+        return Constant(0.0) if self.bias_function is None else self._call(self.bias_function, weight, options=options)
+
+    def std(self, weight: Weight, **options: Any) -> float:
+        """The standard deviation of a weight's entries when all is done."""
+        if self.predicts is not None:
+            return self._call(self.predicts, weight, options=options)
+        return self.law(weight, **options).std(*weight.shape)
+
+    def finish_(self, view: Any, generator: Any, **options: Any) -> None:
+        """What is left to do once every weight has been drawn."""
+        if self.finish is not None:
+            self._call(self.finish, view, generator, options=options)
+
+    def architecture(self, n_layers: int = 1, d_head: int = 16) -> dict[str, Any]:
+        """The settings of :class:`~attntut.TransformerConfig` that satisfy the requirements.
+
+        >>> from attntut.init import schemes
+        >>> schemes()["t5"].architecture(n_layers=6, d_head=16)["scale"]
+        1.0
+        """
+        return requirements.architecture(self.requires, d_head) | (self.by_depth(n_layers) if self.by_depth else {})
+
+    def predict(
+        self,
+        d_model: int,
+        n_heads: int,
+        *,
+        n_layers: int = 1,
+        d_ff: int | None = None,
+        layer: int = 1,
+        scale: float | None = None,
+        **options: Any,
+    ) -> Prediction:
+        r"""The scale of every role's weight and of the logits.
+
+        .. math:: \sigma_s = |\text{scale}| \sqrt{d_\text{head}}\; \text{fan\_in}\; \sigma_q \sigma_k
+
+        for inputs of unit variance, and matrices of mean 0 that are drawn independently.
+
+        Args:
+            d_model: width of the residual stream.
+            n_heads: number of heads.
+            n_layers: number of blocks.
+            d_ff: inner width of the feed-forward branch; ``4·d_model`` by default.
+            layer: which block.
+            scale: the factor before the softmax; by default what the scheme requires, or else
+                :math:`1/\sqrt{d_\text{head}}`.
+            options: the scheme's.
+
+        Example:
+            >>> from attntut.init import schemes
+            >>> prediction = schemes()["xavier_normal"].predict(d_model=256, n_heads=4)
+            >>> prediction.std["query"], prediction.logit_std
+            (0.0625, 1.0)
+        """
+        each = weights(d_model, n_heads, n_layers=n_layers, layer=layer, d_ff=d_ff)
+        query, key = each["query"], each["key"]
+        if scale is None:
+            scale = self.architecture(n_layers, query.d_head).get("scale", query.d_head**-0.5)
+        std = {role: self.std(weight, **options) for role, weight in each.items()}
+        if self.predicts_logits is not None:
+            return Prediction(std, self._call(self.predicts_logits, query, key, scale, options=options))
+        # tr E[W_q W_qᵀ] E[W_k W_kᵀ] of one head; what the entries share (their mean) adds up over the head
+        mean_q, mean_k = (self.law(weight, **options).mean ** 2 for weight in (query, key))
+        apart = (std["query"] ** 2 + mean_q) * (std["key"] ** 2 + mean_k)
+        together = (query.d_head - 1) * mean_q * mean_k
+        width = query.d_head * query.fan_in * key.fan_in
+        return Prediction(std, abs(scale) * math.sqrt(width * (apart + together)))
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse an option that the scheme does not have.
+
+        Raises:
+            ValueError: names the options that it has.
+        """
+        for name in options:
+            if name not in self.options:
+                known = ", ".join(f"{option}={default!r}" for option, default in self.options.items())
+                near = difflib.get_close_matches(name, self.options, n=1, cutoff=0.4)
+                raise ValueError(
+                    f"The scheme {self.name!r} has no option {name!r}. "
+                    + (f"Its options: {known}." if known else "It has no options.")
+                    + (f" Did you mean {near[0]!r}?" if near else "")
+                )
+
+    def _call(self, function: Callable[..., Any], *args: Any, options: Mapping[str, Any]) -> Any:
+        self.check_options(options)
+        known = _keywords(function)
+        return function(*args, **{name: value for name, value in options.items() if name in known})
+
+
+def _keywords(function: Callable[..., Any] | None) -> dict[str, Any]:
+    if function is None:
+        return {}
+    parameters = inspect.signature(function).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}

@@ -1,0 +1,125 @@
+"""Zeros and constants: what a network cannot leave, what it leaves in one step, and what is a good start."""
+
+from __future__ import annotations
+
+from attntut._checks import check_number
+from attntut.init.laws import Constant, Law, Uniform
+from attntut.init.registry import outside, scheme
+from attntut.init.weight import BRANCH_OUT, Weight
+
+
+@scheme(
+    family="symmetric",
+    formula=r"W = 0",
+    cite="rumelhart1986learning",
+    source="a demonstration; Rumelhart, Hinton & Williams (1986) call the problem symmetry breaking",
+    year=1986,
+    why="A saddle: with every matrix of a block 0, no matrix of a block gets a gradient, and none ever moves.",
+)
+def zeros(weight: Weight) -> Law:
+    r"""Every matrix inside the blocks is 0.
+
+    .. math:: W_q = W_k = W_v = W_o = W_1 = W_2 = 0
+
+    The gradient of each factor of a product contains the other factors. If both factors are 0, so are both gradients:
+    queries against keys, values against outputs, one feed-forward matrix against the other. One zero factor would be
+    harmless (:func:`zero_query`, :func:`zero_output`). Embeddings, positions and read-out are drawn as usual, so that
+    what does not move is the blocks.
+
+    Rumelhart, Hinton & Williams (1986) describe the problem.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> schemes()["zeros"].predict(d_model=64, n_heads=4).logit_std
+        0.0
+    """
+    return outside(weight) or Constant(0.0)
+
+
+@scheme(
+    family="symmetric",
+    formula=r"W_{ij} = c",
+    cite="rumelhart1986learning",
+    source="a demonstration; Rumelhart, Hinton & Williams (1986) call the problem symmetry breaking",
+    year=1986,
+    why="All heads are one head: equal weights get equal gradients, and stay equal for ever.",
+)
+def constant(weight: Weight, *, value: float = 0.02) -> Law:
+    r"""Every entry of every matrix inside the blocks is the same number.
+
+    .. math:: W_{ij} = c \quad\Rightarrow\quad (W x)_i = c \textstyle\sum_j x_j \text{ for every } i
+
+    A matrix reads one number of a token, the sum of its channels, and writes it to every channel. Heads see the same,
+    get the same gradient, and never part. Behind a LayerNorm even that number is gone: a normalized token sums to 0, so
+    that every query, key and value is 0, whatever ``value`` is. Rumelhart, Hinton & Williams (1986) describe the
+    problem. Embeddings, positions and read-out are drawn as usual.
+
+    Args:
+        weight: which weight; only inside the blocks is it constant.
+        value: the number c.
+
+    Example:
+        >>> import torch
+        >>> from attntut.init.weight import weights
+        >>> w = constant(weights(64, 4)["query"]).fill_(torch.empty(64, 64))
+        >>> x = torch.nn.functional.layer_norm(torch.randn(5, 64), [64])
+        >>> (x @ w.mT).abs().max().item() < 1e-5
+        True
+    """
+    return outside(weight) or Constant(check_number("value", value))
+
+
+@scheme(
+    family="symmetric",
+    formula=r"W_q = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
+    cite="yang2022tensor",
+    source="Yang et al. (2022); microsoft/mup, examples/Transformer/model.py",
+    year=2022,
+    why="Training starts from uniform attention exactly, at every width, and leaves it at the first step.",
+)
+def zero_query(weight: Weight) -> Law:
+    r"""Queries are 0, so that every token attends to all tokens alike.
+
+    .. math:: W_q = 0 \quad\Rightarrow\quad s_{ij} = 0, \quad p_{ij} = 1/n
+
+    No saddle: the gradient of :math:`W_q` contains the keys, which are not 0. Only the gradient of :math:`W_k` is 0,
+    and only at the first step. Yang et al. (2022) advise it because the random logits of a narrow model are larger than
+    those of a wide one; logits of 0 are alike. All other matrices are Xavier uniform.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> prediction = schemes()["zero_query"].predict(d_model=64, n_heads=4)
+        >>> prediction.std["query"], prediction.std["key"], prediction.logit_std
+        (0.0, 0.125, 0.0)
+    """
+    return outside(weight) or (Constant(0.0) if weight.role == "query" else _xavier(weight))
+
+
+@scheme(
+    family="symmetric",
+    formula=r"W_o = W_2 = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
+    cite="zhang2019fixup",
+    source="Zhang et al. (2019), who zero the last layer of every residual branch; KellerJordan/modded-nanogpt",
+    year=2019,
+    why="Every block starts as the identity, so depth costs nothing at the first step.",
+)
+def zero_output(weight: Weight) -> Law:
+    r"""The last matrix of each branch is 0, so that a block passes its input on unchanged.
+
+    .. math:: W_o = W_2 = 0 \quad\Rightarrow\quad x + f(x) = x
+
+    Of each branch only this matrix gets a gradient at the first step. Were :math:`W_v` 0 too, neither would: see
+    :func:`zeros`. Zhang et al. (2019) zero the last layer of every branch; here that is all that is taken from them.
+    All other matrices are Xavier uniform.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> std = schemes()["zero_output"].predict(d_model=64, n_heads=4).std
+        >>> std["output"], std["feed_forward_out"], std["value"]
+        (0.0, 0.0, 0.125)
+    """
+    return outside(weight) or (Constant(0.0) if weight.role in BRANCH_OUT else _xavier(weight))
+
+
+def _xavier(weight: Weight) -> Law:
+    return Uniform.of_std((2 / (weight.fan_in + weight.fan_out)) ** 0.5)

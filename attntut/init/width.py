@@ -1,0 +1,200 @@
+"""Scale by the width: what stays as it is when the model grows wider, before training and in it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from attntut._checks import check_int, check_number
+from attntut.init.fan import lecun_normal
+from attntut.init.laws import Constant, Law, Normal
+from attntut.init.registry import scheme
+from attntut.init.weight import BRANCH, Weight
+
+if TYPE_CHECKING:
+    from attntut.init.roles import ModelView
+
+
+@scheme(
+    family="width",
+    formula=r"\sigma^2 = \frac{1}{\text{fan\_in}}, \quad W_\text{readout} = 0 \text{ or } \sigma = \frac{1}{d}, \quad "
+    r"s = \frac{q^\top k}{d_h}, \quad \eta \propto \frac{1}{\text{fan\_in}}",
+    cite="yang2022tensor",
+    source="Yang et al. (2022), table 3 and section 5; microsoft/mup, mup/layer.py and mup/optim.py",
+    year=2022,
+    why="With learning rates that fall with the fan-in, activations move alike at every width, so that the best "
+    "learning rate of a narrow model is that of a wide one.",
+    requires=("1/d_head logits", "learning rates by role"),
+)
+def mup(weight: Weight, *, zero_query: bool = False, zero_readout: bool = True) -> Law:
+    r"""Half of the maximal update parametrization; :func:`learning_rates` is the other half.
+
+    .. math:: W \sim \mathcal{N}\left(0, \frac{1}{\text{fan\_in}}\right), \qquad
+              W_\text{readout} = 0 \text{ or } \mathcal{N}\left(0, \frac{1}{d^2}\right), \qquad
+              s = \frac{q^\top k}{d_h}
+
+    Yang et al. (2022), table 3, the form without multipliers: hidden matrices and the read-out learn with Adam at a
+    rate that falls like 1/width, all else at a fixed one. After a few steps queries and keys are correlated, and their
+    product grows with :math:`d_h`, not its root: hence the logits' factor. Tables are N(0, 1).
+
+    The package ``mup`` writes the same read-out with a multiplier 1/width, a larger weight and a fixed rate. Its
+    example draws :math:`W_2` with variance 1/d, not 1/(4d): a constant, which the width does not see.
+
+    Args:
+        weight: any weight.
+        zero_query: query weights 0, so that attention starts uniform at every width (appendix D.2 of the paper).
+        zero_readout: read-out 0, so that the output starts at 0 at every width.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> std = schemes()["mup"].predict(d_model=256, n_heads=4, zero_readout=False).std
+        >>> std["query"], std["feed_forward_out"], std["readout"]
+        (0.0625, 0.0313, 0.0039)
+    """
+    if weight.is_table:
+        return Normal(1.0)
+    if weight.role == "readout":
+        return Constant(0.0) if zero_readout else Normal(1 / weight.fan_in)
+    return Constant(0.0) if zero_query and weight.role == "query" else lecun_normal(weight)
+
+
+def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict[str, Any]]:
+    r"""Parameter groups for Adam, with the rates of the maximal update parametrization.
+
+    .. math:: \eta_\text{hidden} = \eta_\text{readout} = \eta \cdot \frac{d_\text{base}}{d}, \qquad
+              \eta_\text{embedding, positions, biases, norms, gains} = \eta
+
+    Adam moves every entry by about η. Where a sum over the width follows, d aligned moves add up: divide by d. Yang et
+    al. (2022), table 3. At ``d_model = base_width`` every rate is ``lr``. For SGD the rule is another.
+
+    Args:
+        model: any model whose roles :func:`~attntut.init.view` finds; the inner width of the feed-forward network must
+            grow in proportion to ``d_model``.
+        lr: the rate found at ``base_width``.
+        base_width: the width at which ``lr`` was found.
+
+    Returns:
+        Two groups, ``{"params": […], "lr": …}``, for :class:`torch.optim.Adam` or ``AdamW``: the slow one first.
+        Each parameter is in exactly one. A read-out tied to the embedding counts as embedding, and needs a multiplier
+        1/width in the forward pass instead.
+
+    Example:
+        >>> from attntut import Transformer, TransformerConfig
+        >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, d_model=128))
+        >>> [group["lr"] for group in learning_rates(model, 0.01, base_width=32)]
+        [0.0025, 0.01]
+    """
+    from attntut.init.roles import view  # roles knows models, and is not needed to describe a scheme
+
+    check_number("lr", lr, low=0, open_low=True), check_int("base_width", base_width)
+    entries = view(model).entries
+    summed = {entry.parameter for entry in entries if entry.weight.role in (*BRANCH, "readout")}
+    tables = {entry.parameter for entry in entries if entry.weight.is_table}
+    slow = summed - tables
+    parameters = dict(model.named_parameters())
+    slow_lr = lr * base_width / entries[0].weight.d_model
+    return [
+        {"params": [p for name, p in parameters.items() if name in slow], "lr": slow_lr},
+        {"params": [p for name, p in parameters.items() if name not in slow], "lr": lr},
+    ]
+
+
+def _unit_logits(query: Weight, key: Weight, scale: float) -> float:
+    return abs(scale) * math.sqrt(query.d_head)  # the multipliers make queries and keys of variance 1
+
+
+@scheme(
+    family="width",
+    formula=r"W_{ij} \sim \mathcal{N}(0, 1), \qquad y = \frac{1}{\sqrt{\text{fan\_in}}} W x",
+    cite="blake2023unit",
+    source="Blake et al. (2023), section 4; graphcore-research/unit-scaling, unit_scaling/functional.py",
+    year=2023,
+    why="Weights, activations and gradients start with variance 1, in the middle of what 8- and 16-bit floats hold.",
+    requires=("weight multipliers",),
+    predicts_logits=_unit_logits,
+)
+def unit_scaling(weight: Weight) -> Law:
+    r"""Weights of variance 1; the model divides by the root of the fan-in instead.
+
+    .. math:: W_{ij} \sim \mathcal{N}(0, 1), \qquad y = \frac{1}{\sqrt{\text{fan\_in}}} W x
+
+    Forward, a linear layer keeps the variance. Backward, :math:`W^\top g / \sqrt{\text{fan\_in}}` multiplies the
+    scale of a gradient by :math:`\sqrt{\text{fan\_out}/\text{fan\_in}}`: 1 where the matrix is square, 2 and ½ in the
+    two halves of a feed-forward network. Blake et al. (2023) scale the gradients apart from the signals; their
+    default takes the geometric mean of the two factors for both. Here the forward factor serves both, as in the later
+    u-μP. Embeddings and positions are N(0, 1) too.
+
+    Args:
+        weight: any weight.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> prediction = schemes()["unit_scaling"].predict(d_model=512, n_heads=8)
+        >>> prediction.std["query"], prediction.logit_std
+        (1.0, 1.0)
+    """
+    return Normal(1.0)
+
+
+def spectral_std(fan_out: int, fan_in: int) -> float:
+    r"""The standard deviation of a Gaussian matrix of spectral norm :math:`\sqrt{\text{fan\_out}/\text{fan\_in}}`.
+
+    .. math:: \sigma = \frac{\sqrt{\text{fan\_out} / \text{fan\_in}}}{\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}}}
+
+    The largest singular value of such a matrix is :math:`\sigma(\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}})`, up
+    to a relative error that falls like :math:`\text{width}^{-2/3}`.
+
+    Example:
+        >>> spectral_std(256, 256), spectral_std(1024, 256)
+        (0.03125, 0.0417)
+    """
+    return math.sqrt(fan_out / fan_in) / (math.sqrt(fan_out) + math.sqrt(fan_in))
+
+
+def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False) -> None:
+    if not exact:
+        return
+    with torch.no_grad():
+        for entry in view.entries:
+            if not entry.weight.is_table:
+                target = math.sqrt(entry.weight.fan_out / entry.weight.fan_in)
+                entry.view.mul_(target / torch.linalg.matrix_norm(entry.view.float(), ord=2))
+
+
+@scheme(
+    family="width",
+    formula=r"\lVert W \rVert_2 = \sqrt{\frac{\text{fan\_out}}{\text{fan\_in}}}, \qquad "
+    r"\sigma = \frac{\sqrt{\text{fan\_out}/\text{fan\_in}}}{\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}}}",
+    cite="yang2023spectral",
+    source="Yang, Simon & Bernstein (2023), condition 1 and section 4",
+    year=2023,
+    why="A vector with entries of size 1 becomes one with entries of size 1 at most: at every width, and also after "
+    "training has aligned it with the largest singular direction.",
+    requires=("learning rates by role",),
+    finish=_rescale_spectrally,
+)
+def spectral(weight: Weight, *, exact: bool = False) -> Law:
+    r"""A Gaussian whose largest singular value is :math:`\sqrt{\text{fan\_out}/\text{fan\_in}}`.
+
+    .. math:: \lVert W \rVert_2 = \sqrt{\frac{\text{fan\_out}}{\text{fan\_in}}} \quad\Leftrightarrow\quad
+              \max_x \frac{\operatorname{rms}(Wx)}{\operatorname{rms}(x)} = 1
+
+    since :math:`\operatorname{rms}(x) = \lVert x\rVert/\sqrt{\text{fan\_in}}`. The paper asks for the order of
+    magnitude only; the constant 1, and the σ that reaches it (:func:`spectral_std`), are derived here. A square matrix
+    gets half of LeCun's σ, so a random vector leaves with half its size. It belongs to learning rates whose updates
+    obey the same norm; with Adam, those of :func:`learning_rates`. Tables read a one-hot vector: N(0, 1).
+
+    Args:
+        weight: any weight.
+        exact: rescale each matrix by its own largest singular value, instead of relying on the Gaussian's average.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> prediction = schemes()["spectral"].predict(d_model=256, n_heads=4)
+        >>> prediction.std["query"], prediction.std["feed_forward_out"], prediction.logit_std
+        (0.0313, 0.0104, 0.25)
+    """
+    return Normal(1.0 if weight.is_table else spectral_std(weight.fan_out, weight.fan_in))
