@@ -1,6 +1,6 @@
 """Print the table: ``nox -s bench``; ``nox -s bench -- --write`` puts it into the README.
 
-``--only attention`` (or ``training``, ``chapters``, ``pages``) measures a part; parts that are missing say so.
+``--only attention`` (or another part) measures one part; parts that are missing say so.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 PARTS = {
     "attention": ("bench.models", "attention"),
     "training": ("bench.models", "training"),
+    "initialization": ("bench.initialization", "initialization"),
+    "diagnosis": ("bench.diagnosis", "diagnosis"),
     "chapters": ("bench.book", "chapters"),
     "pages": ("bench.book", "pages"),
 }
