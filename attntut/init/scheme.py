@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
@@ -163,6 +164,7 @@ class Scheme:
         return function(*args, **{name: value for name, value in options.items() if name in known})
 
 
+@functools.cache
 def _keywords(function: Callable[..., Any] | None) -> dict[str, Any]:
     if function is None:
         return {}

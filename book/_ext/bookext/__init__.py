@@ -8,6 +8,7 @@ Each module is one concern with its own ``setup(app)``:
 * ``dropdown``: admonitions that fold, without a script
 * ``anchors``: links to a label on another page
 * ``claims``: the ledger of the article's claims, from the records that the chapters leave
+* ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
 * ``explorers``: the explorer's script and style, on the pages that have one
 * ``address``: buttons that point to the repository, when its address is known
 """
@@ -18,11 +19,11 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import address, anchors, claims, dropdown, explorers, figures, mathfont, mathml, theme
+from . import address, anchors, catalogue, claims, dropdown, explorers, figures, mathfont, mathml, theme
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Set up every module."""
-    for module in (address, theme, mathml, mathfont, figures, dropdown, anchors, claims, explorers):
+    for module in (address, theme, mathml, mathfont, figures, dropdown, anchors, claims, catalogue, explorers):
         module.setup(app)
     return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}
