@@ -2,6 +2,7 @@
 
 from attntut.attention import MultiHeadAttention, scaled_dot_product_attention
 from attntut.device import default_device, seeded
+from attntut.diagnose import diagnose, listen
 from attntut.evidence import compare
 from attntut.explorer import Explorer
 from attntut.init import initialize_, schemes
@@ -15,7 +16,9 @@ __all__ = [
     "TransformerConfig",
     "compare",
     "default_device",
+    "diagnose",
     "initialize_",
+    "listen",
     "scaled_dot_product_attention",
     "schemes",
     "seeded",

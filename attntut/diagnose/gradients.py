@@ -1,0 +1,124 @@
+"""Gradient norms by role, from hooks on the parameters: ``.grad`` is neither needed nor touched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attntut.diagnose.layers import ROOT
+from attntut.init.parameters import Drawers
+from attntut.init.patterns import CallerPatterns
+from attntut.init.roles import Entry, ModelView, view
+
+ROLES = ("query", "key", "value", "output")
+
+
+class Gradients:
+    """Listens to the gradients of a model's attention projections.
+
+    Args:
+        model: the model.
+        is_listening: whether gradients are of interest now.
+
+    Attributes:
+        error: why nothing is heard, if that is so.
+    """
+
+    def __init__(self, model: nn.Module, is_listening: Callable[[], bool]) -> None:
+        self.is_listening = is_listening
+        self.error = ""
+        self.norms: dict[tuple[str, str], list[float]] = {}  # (layer, role): a norm a backward pass
+        self.layers: list[str] = []
+        self._handles: list[Any] = []
+        entries: dict[str, list[tuple[str, str, Entry]]] = {}
+        try:
+            seen = _view(model)
+        except ValueError as error:
+            self.error = str(error)
+            return
+        for group in seen.attention:
+            self.layers.append(group.name or ROOT)
+            for role in ROLES:
+                entry = getattr(group, role)
+                if entry is not None:
+                    entries.setdefault(entry.parameter, []).append((group.name or ROOT, role, entry))
+        for name, parts in entries.items():
+            parameter = model.get_parameter(name)
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_hook(_Norms(self, parameter, parts)))
+
+    def close(self) -> None:
+        """Take the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dictionary a layer, as in :class:`~attntut.diagnose.Report`; the mean over the backward passes."""
+        rows = []
+        for layer in self.layers if self.norms else ():
+            norms = {role: self._mean(layer, role) for role in ROLES}
+            ratios = {f"ratio_{role}": _ratio(norms[role], norms["value"]) for role in ("query", "key")}
+            rows.append({"layer": layer, **norms, **ratios})
+        return rows
+
+    def _mean(self, layer: str, role: str) -> float | None:
+        norms = self.norms.get((layer, role))
+        return sum(norms) / len(norms) if norms else None
+
+
+class _Norms:
+    """A hook on one parameter, which may hold several projections; a copy of the model does not take it along."""
+
+    def __init__(self, owner: Gradients, parameter: Tensor, parts: list[tuple[str, str, Entry]]) -> None:
+        self.owner = owner
+        self.parts = [
+            (key, (part.view.shape, part.view.stride(), part.view.storage_offset() - parameter.storage_offset()))
+            for *key, part in parts
+        ]
+        self.stride = parameter.stride()
+
+    def __call__(self, gradient: Tensor) -> None:
+        if not self.owner.is_listening() or gradient.is_meta:
+            return
+        with torch.no_grad():
+            if gradient.stride() != self.stride:
+                gradient = gradient.new_empty_strided(gradient.shape, self.stride).copy_(gradient)
+            for (layer, role), place in self.parts:
+                shape, stride, offset = place
+                part = gradient.as_strided(shape, stride, gradient.storage_offset() + offset)
+                norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)).item()
+                self.owner.norms.setdefault((layer, role), []).append(norm)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], None]:
+        return _ignore
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _ignoring, ()
+
+
+def _view(model: nn.Module) -> ModelView:
+    """The model by role; matrices of no known role do not keep the others from being heard."""
+    try:
+        return view(model)
+    except ValueError:
+        unknown = list(Drawers(model, CallerPatterns(None)).unknown)
+        return view(model, roles={"keep": unknown} if unknown else None)
+
+
+def _ratio(norm: float | None, value: float | None) -> float | None:
+    if norm is None or value is None:
+        return None
+    return norm / value if value else math.nan
+
+
+def _ignore(gradient: Tensor) -> None:
+    """What the hook is in a copy of the model."""
+
+
+def _ignoring() -> Callable[[Tensor], None]:
+    return _ignore

@@ -1,0 +1,206 @@
+"""Which module is running: the names of layers, the blocks of the stream, and where steps begin."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FUNCTION, ROOT = "(function)", "(model)"
+HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads")
+CROSS_NAME = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn", re.IGNORECASE)
+CONTEXTS = {"context", "memory", "encoder_hidden_states", "key_value_states", "cross_attention_states"}
+CACHES = {"past_key_values", "past_key_value", "layer_past", "cache"}
+
+
+@dataclass
+class Frame:
+    """One module on the way in.
+
+    Attributes:
+        name: dotted name; empty for the model itself.
+        module: the module.
+        args, kwargs: what it was called with.
+        attentions: how many attentions had been seen when it was entered.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    attentions: int
+
+    def argument(self, name: str) -> Any:
+        """The argument of this name, however it was passed; None if it was not."""
+        if name in self.kwargs:
+            return self.kwargs[name]
+        names = _parameters(type(self.module).forward)
+        return self.args[names.index(name)] if name in names[: len(self.args)] else None
+
+    @property
+    def first(self) -> Any:
+        """The first tensor that it was called with, or None."""
+        return first_tensor((*self.args, *self.kwargs.values()))
+
+
+@dataclass
+class Layers:
+    """The modules of a model, and the stack of those that run.
+
+    Args:
+        model: the model, or None for code without one.
+        entered: called before a module runs, with its frame.
+        left: called after it, with its frame and output.
+        is_listening: whether calls are of interest now.
+    """
+
+    model: nn.Module | None
+    entered: Callable[[Frame], None]
+    left: Callable[[Frame, Any], None]
+    is_listening: Callable[[], bool]
+    frames: list[Frame] = field(default_factory=list)
+    attentions: int = 0
+    containers: dict[str, str] = field(default_factory=dict)  # of each element of a list of modules: the list
+    compiled: list[str] = field(default_factory=list)
+    _handles: list[Any] = field(default_factory=list)
+
+    def hook(self) -> None:
+        """Begin: a hook before and one after every module."""
+        for name, module in self.model.named_modules() if self.model is not None else ():
+            name = name.replace("_orig_mod.", "").removesuffix("_orig_mod").removesuffix(".")  # a compiled module wraps
+            if is_compiled(module):
+                self.compiled.append(name or ROOT)
+            if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
+                children = (f"{name}.{key}" if name else key for key, _ in module.named_children())
+                self.containers |= dict.fromkeys(children, name)
+            if isinstance(module, torch.jit.ScriptModule):
+                continue
+            before, after = Hook(self._enter, name, module), Hook(self._leave, name, module)
+            self._handles += [
+                module.register_forward_pre_hook(before, with_kwargs=True),
+                module.register_forward_hook(after, with_kwargs=True, always_call=True),
+            ]
+
+    def unhook(self) -> None:
+        """End."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.frames.clear()
+
+    def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.is_listening() and not (name == "" and not self.frames):
+            return
+        if name == "":
+            self.frames.clear()
+        frame = Frame(name, module, args, kwargs, self.attentions)
+        self.frames.append(frame)
+        self.entered(frame)
+
+    def _leave(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        while self.frames and any(frame.module is module for frame in self.frames):
+            frame = self.frames.pop()
+            if frame.module is module:
+                self.left(frame, output)
+                return
+
+    # ---- what is asked of the innermost module
+
+    @property
+    def name(self) -> str:
+        """The layer that runs: the innermost module that is more than a softmax or a dropout."""
+        for frame in reversed(self.frames):
+            if not isinstance(frame.module, nn.Softmax | nn.Dropout):
+                return frame.name or ROOT
+        return FUNCTION
+
+    def heads(self, leading: int) -> int:
+        """How many heads logits ``(leading, n, m)`` have: torch folds them into the batch, code by hand has one."""
+        for frame in self.frames[:-3:-1]:
+            heads = next((each for name in HEADS if isinstance(each := getattr(frame.module, name, None), int)), 0)
+            if heads and leading % heads == 0:
+                batch = frame.first.shape[0] if isinstance(frame.first, Tensor) and frame.first.ndim > 2 else None
+                return heads if isinstance(frame.module, nn.MultiheadAttention) or leading != batch else 1
+        return 1
+
+    def is_cross(self, n: int, m: int) -> bool:
+        """Whether ``n`` queries and ``m`` keys come from different sequences."""
+        frame = next((each for each in reversed(self.frames) if not _is_small(each.module)), None)
+        if frame is None:
+            return n != m
+        if isinstance(frame.module, nn.MultiheadAttention):
+            query, key, value = (frame.argument(name) for name in ("query", "key", "value"))
+            if query is key:
+                return False
+            return key is value or query.shape != key.shape or _sounds_cross(frame)
+        context = next((each for name in CONTEXTS if isinstance(each := frame.argument(name), Tensor)), None)
+        if context is not None:
+            return context is not frame.first
+        if _sounds_cross(frame):
+            return True
+        return n != m and all(frame.argument(name) is None for name in CACHES)
+
+
+class Hook:
+    """A hook that a copy of the model does not take along: copied or pickled, it does nothing."""
+
+    def __init__(self, call: Callable[..., None], name: str, module: nn.Module) -> None:
+        self.call, self.name, self.module = call, name, module
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
+        if not torch.compiler.is_compiling() and module is self.module:
+            self.call(self.name, module, args, kwargs, *output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _do_nothing
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile was used on it."""
+    return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def first_tensor(values: Any) -> Tensor | None:
+    """The first tensor of what a module takes or gives: a tensor, a tuple, a mapping.
+
+    >>> first_tensor((None, {"x": torch.ones(2)}))
+    tensor([1., 1.])
+    """
+    if isinstance(values, Tensor):
+        return values
+    if isinstance(values, Mapping):
+        values = values.values()
+    elif not isinstance(values, tuple | list):
+        return None
+    return next((found for each in values if (found := first_tensor(each)) is not None), None)
+
+
+def _is_small(module: nn.Module) -> bool:
+    return isinstance(module, nn.Softmax | nn.Dropout)
+
+
+def _sounds_cross(frame: Frame) -> bool:
+    label = ".".join(frame.name.split(".")[-2:])
+    return bool(CROSS_NAME.search(f"{label} {type(frame.module).__name__.replace('MultiheadAttention', '')}"))
+
+
+@lru_cache(maxsize=256)
+def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(forward).parameters)[1:]
+
+
+def _do_nothing(*_: Any) -> None:
+    """What a hook is in a copy of the model."""
+
+
+def _nothing() -> Callable[..., None]:
+    return _do_nothing

@@ -1,0 +1,145 @@
+"""Listen to a model without a change to it: :func:`diagnose` runs it once, :func:`listen` surrounds your own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attntut import measure
+from attntut.diagnose.layers import first_tensor, is_compiled
+from attntut.diagnose.recorder import Recorder
+from attntut.diagnose.report import Report
+from attntut.diagnose.restore import RandomState, stepped, untouched
+
+
+def diagnose(
+    model: nn.Module | Callable[..., Any],
+    inputs: Any,
+    loss: Callable[[Any], Tensor] | None = None,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    maps: int = 0,
+) -> Report:
+    """Run a model once, and report what its attention does.
+
+    The model is run as it is, in its present mode. Afterwards everything is what it was: weights, gradients, buffers,
+    modes, and the random states, so that the next dropout falls as it would have.
+
+    Args:
+        model: any torch module, or a function that uses attention.
+        inputs: a tensor, a tuple or list of arguments, or a mapping of keywords.
+        loss: from the output to a scalar; with it, the gradients are measured too.
+        optimizer: with it (and ``loss``), one of its steps is tried, and the change of the output measured.
+        maps: keep up to this many rows of each head's weights, for pictures.
+
+    Returns:
+        The report.
+
+    Raises:
+        TypeError: the model or the loss cannot be called, or the loss gives no scalar that depends on the model.
+        ValueError: an optimizer without a loss.
+        Exception: whatever the model raises; everything is restored first.
+
+    Example:
+        >>> model = nn.TransformerEncoderLayer(d_model=16, nhead=2, batch_first=True)
+        >>> report = diagnose(model, torch.randn(4, 8, 16), loss=lambda output: output.square().mean())
+        >>> [(row["layer"], row["head"], round(row["logit_std"], 1)) for row in report.table()]
+        [('self_attn', 0, 0.5), ('self_attn', 1, 0.5)]
+    """
+    if not callable(model):
+        raise TypeError(f"model must be a torch.nn.Module or a function: got {type(model).__name__}.")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"loss must be a function from the model's output to a scalar: got {type(loss).__name__}.")
+    if optimizer is not None and loss is None:
+        raise ValueError("optimizer needs a loss, whose gradient it steps along: got loss=None.")
+    module = model if isinstance(model, nn.Module) else None
+
+    def run() -> Any:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+
+    recorder = Recorder(module, maps=maps, wants_gradients=loss is not None, runs_compiled=False)
+    with untouched(module, inputs), _uncompiled(module):
+        start = RandomState()
+        with recorder:
+            with torch.set_grad_enabled(loss is not None):
+                output = run()
+            recorder.pause()
+            before = None if optimizer is None else _main_tensor(output).detach()
+            if loss is not None:
+                scalar = _scalar(loss(output))
+                del output  # often the largest tensor of all
+                scalar.backward()
+        if optimizer is not None and before is not None:
+            with stepped(optimizer), torch.no_grad():
+                start.restore()
+                after = _main_tensor(run())
+            recorder.report.update = measure.update_size(before.float(), after.float()).item()
+    return recorder.report
+
+
+@contextmanager
+def listen(
+    model: nn.Module | None = None, *, every: int = 1, maps: int = 0, steps: int | None = None
+) -> Iterator[Report]:
+    """Report what attention does in the code of the ``with`` block: a step, or a whole training loop.
+
+    A step is one call of the model. The report is filled when the block ends, also by an exception.
+
+    Args:
+        model: names the layers; without one, attention is still seen, but has no name.
+        every: listen to every so many steps only.
+        maps: keep up to this many rows of each head's weights, of the last step, for pictures.
+        steps: how many steps there will be, for a progress bar.
+
+    Yields:
+        The report; empty until the block ends.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: ``every`` or ``steps`` is not positive, or ``maps`` negative.
+
+    Example:
+        >>> model = nn.MultiheadAttention(16, num_heads=2, batch_first=True)
+        >>> x = torch.randn(4, 8, 16)
+        >>> with listen(model) as report:
+        ...     output, _ = model(x, x, x)
+        >>> [round(row["entropy_share"], 1) for row in report.table()]
+        [0.9, 0.9]
+    """
+    if model is not None and not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
+    with Recorder(model, every=every, maps=maps, steps=steps) as recorder:
+        yield recorder.report
+
+
+@contextmanager
+def _uncompiled(model: nn.Module | None) -> Iterator[None]:
+    if model is None or not any(map(is_compiled, model.modules())):
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _scalar(value: Any) -> Tensor:
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise TypeError(f"loss must give a scalar tensor: got {got}.")
+    if not value.requires_grad:
+        raise TypeError("loss must depend on the parameters: got a scalar without gradient.")
+    return value.sum()
+
+
+def _main_tensor(output: Any) -> Tensor:
+    if isinstance(output, Mapping):
+        output = next((output[key] for key in ("logits", "last_hidden_state") if key in output), output)
+    tensor = first_tensor(output)
+    if tensor is None:
+        raise TypeError(f"The model must give a tensor, for its change to be measured: got {type(output).__name__}.")
+    return tensor

@@ -1,0 +1,281 @@
+"""Brings together what the watcher sees, the layers' names, the stream and the gradients, and fills the report."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from tqdm import tqdm
+
+from attntut._checks import check_int
+from attntut.diagnose.gradients import Gradients
+from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
+from attntut.diagnose.report import STATISTICS, Report, average_heads
+from attntut.diagnose.restore import no_fast_path
+from attntut.diagnose.statistics import Logits, Tally, attention_rows
+from attntut.diagnose.stream import Block, has_tokens_first, repeated
+from attntut.diagnose.watcher import Finish, Watcher
+
+_measuring = threading.local()  # .now is set while any recorder of this thread computes: the others look away
+
+
+class Recorder:
+    """Puts the parts together; arguments as of :func:`~attntut.diagnose.listen`. A context that can be entered once."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        *,
+        every: int = 1,
+        maps: int = 0,
+        steps: int | None = None,
+        wants_gradients: bool = True,
+        runs_compiled: bool = True,
+    ) -> None:
+        self.model = model
+        self.every, self.maps = check_int("every", every), check_int("maps", maps, low=0)
+        self.progress = None if steps is None else tqdm(total=check_int("steps", steps), desc="listening", disable=None)
+        self.report = Report()
+        self.thread = threading.get_ident()
+        self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
+        self.is_on, self.is_open = False, False
+        self.step, self.listened = -1, 0
+        self.total: dict[tuple[str, str, int], Tally] = {}
+        self.now: dict[tuple[str, str, int], Tally] = {}
+        self.pictures: dict[tuple[str, str], tuple[list[int], Tensor]] = {}
+        self.stream: dict[str, Block] = {}
+        self.notes: dict[str, None] = {}
+        self.skipped: dict[str, int] = {}
+        self.layers = Layers(model, self._entered, self._left, self._follows)
+        self.watcher = Watcher(self)
+        self.gradients: Gradients | None = None
+        self.parameters: set[int] = set()
+
+    def __enter__(self) -> Recorder:
+        with ExitStack() as stack:
+            stack.enter_context(no_fast_path())
+            self.is_on = self.is_open = True
+            stack.callback(self._close)
+            self.layers.hook()
+            if self.model is not None:
+                known = (each for each in self.model.parameters() if not is_lazy(each))
+                self.parameters = {each.untyped_storage()._cdata for each in known}
+                if self.wants_gradients:
+                    self.gradients = Gradients(self.model, self._hears_gradients)
+            self._watch = stack.enter_context(ExitStack())
+            self._watch.enter_context(self.watcher)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def pause(self) -> None:
+        """See no more operations; gradients are still heard."""
+        self._watch.close()
+
+    # ---- what the watcher asks and tells
+
+    def is_listening(self) -> bool:
+        """Whether what runs now is part of a step that counts."""
+        return self._follows() and not _in_backward()  # there, a checkpoint runs the forward pass again
+
+    def is_parameter(self, storage: int) -> bool:
+        """Whether a parameter of the model lives in this memory."""
+        return storage in self.parameters
+
+    def heads(self, leading: int) -> int:
+        """See :meth:`Layers.heads`."""
+        return self.layers.heads(leading)
+
+    def note(self, text: str) -> None:
+        """Say once what could not be seen."""
+        self.notes[text] = None
+
+    def skipped_softmax(self) -> None:
+        """Count a softmax that is no attention."""
+        self.skipped[self.layers.name] = self.skipped.get(self.layers.name, 0) + 1
+
+    def attention(self, logits: Logits, *, certain: bool) -> Finish:
+        """Measure an attention; what is returned measures its output.
+
+        Args:
+            logits: where to get them.
+            certain: whether it counts even when nothing is averaged with its weights.
+        """
+        B, H, n, m = logits.shape
+        keys = m - logits.sinks
+        if logits.device.type == "meta":
+            self.note("Tensors on the meta device have no values: the attention was not measured.")
+            return lambda output: None
+        kind = "cross" if self.layers.is_cross(n, keys) else "self"
+        logits.diagonal = keys - n if kind == "self" and keys >= n else None
+        layer = self.layers.name
+        tally = Tally(H)
+        with _quiet(logits.device):
+            tally.add_weights(logits)
+            if self.maps and certain and B and n and m:
+                rows = torch.linspace(0, n - 1, min(n, self.maps)).round().long()
+                self.pictures[layer, kind] = rows.tolist(), attention_rows(logits, 0, rows)
+        if certain:
+            self._count(layer, kind, tally)
+
+        def finish(output: Tensor) -> None:
+            with _quiet(output.device):
+                only = Tally(H)
+                only.add_output(output)
+            if not certain:
+                only.add(tally)
+            self._count(layer, kind, only)
+
+        return finish
+
+    def _count(self, layer: str, kind: str, tally: Tally) -> None:
+        self.layers.attentions += 1
+        self.now.setdefault((layer, kind, tally.n_heads), Tally(tally.n_heads)).add(tally)
+
+    # ---- what the hooks tell
+
+    def _follows(self) -> bool:
+        return self.is_on and threading.get_ident() == self.thread and not getattr(_measuring, "now", False)
+
+    def _hears_gradients(self) -> bool:
+        return self.is_on and self.is_open
+
+    def _entered(self, frame: Frame) -> None:
+        if frame.name == "" and self.is_open and not _in_backward():
+            self._finish_step()
+            self.step += 1
+            self.is_on = self.step % self.every == 0
+            self.watcher.forget()
+            if self.progress is not None:
+                self.progress.update()
+
+    def _left(self, frame: Frame, output: Any) -> None:
+        container = self.layers.containers.get(frame.name)
+        held_attention = _in_backward() or frame.attentions < self.layers.attentions
+        if not self.is_open or container is None or not held_attention:
+            return
+        stream, source = first_tensor(output), frame.first
+        if stream is None or source is None or stream.shape != source.shape or not stream.is_floating_point():
+            return
+        block = self.stream.get(frame.name)
+        if block is None:
+            if _in_backward():
+                return
+            block = self.stream[frame.name] = Block(container, type(frame.module), has_tokens_first(frame.module))
+        if self.is_listening():
+            with self._forgiving(f"the stream after {frame.name}"), _quiet(stream.device):
+                block.add(stream)
+        if stream.requires_grad and self.is_on:
+            stream.register_hook(block.listen_to_gradient(self._hears_gradients))
+
+    # ---- the report
+
+    @contextmanager
+    def _forgiving(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # a fault of ours must not end the user's run
+            self.note(f"Could not measure {what}: {type(error).__name__}: {error}")
+
+    def _finish_step(self) -> None:
+        if not self.now:
+            return
+        self.listened += 1
+        for key, tally in self.now.items():
+            self.total.setdefault(key, Tally(key[2])).add(tally)
+            means = average_heads([{"head": head, **row} for head, row in enumerate(tally.heads())])
+            place = {"step": max(self.step, 0), "layer": key[0], "kind": key[1]}
+            self.report.steps.append(place | {name: means[name] for name in STATISTICS})
+        self.now = {}
+
+    def _close(self) -> None:
+        """Take every hook away, and fill the report."""
+        self._finish_step()
+        self.is_on = self.is_open = False
+        self.layers.unhook()
+        self.watcher.forget()
+        if self.gradients is not None:
+            self.gradients.close()
+        if self.progress is not None:
+            self.progress.close()
+        report = self.report
+        for (layer, kind, _), tally in self.total.items():
+            sizes = {"n_query": tally.n_query, "n_key": tally.n_key, "calls": tally.calls}
+            report.rows += [
+                {"layer": layer, "kind": kind, "head": head, **sizes, **row} for head, row in enumerate(tally.heads())
+            ]
+        report.stream += [{"layer": name, **self.stream[name].row()} for name in repeated(self.stream)]
+        report.gradients += [] if self.gradients is None else self.gradients.rows()
+        for (layer, kind), (queries, rows) in self.pictures.items():
+            report.maps += [
+                {"layer": layer, "kind": kind, "head": head, "queries": queries, "weights": each.tolist()}
+                for head, each in enumerate(rows)
+            ]
+        if self.listened < 2:
+            report.steps.clear()
+        report.model |= self._describe()
+        if self.model is not None:
+            from attntut.diagnose import weights  # reads the catalogue of schemes
+
+            with self._forgiving("the weights"):
+                weights.fill(report, self.model)
+        for record in report.weights:
+            record["layer"] = record["layer"] or ROOT
+        report.notes += [each for each in self._remarks() if each not in report.notes]
+
+    def _describe(self) -> dict[str, Any]:
+        model = self.model
+        parameters = [] if model is None else [each for each in model.parameters() if not is_lazy(each)]
+        return {
+            "name": "(none)" if model is None else type(model).__name__,
+            "parameters": sum(each.numel() for each in parameters),
+            "training": model is not None and model.training,
+            "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else "",
+            "device": str(parameters[0].device) if parameters else "",
+            "steps": self.listened,
+        }
+
+    def _remarks(self) -> Iterator[str]:
+        if not self.total:
+            yield "No attention was seen: no softmax of a product of queries and keys, and no fused kernel."
+        yield from self.notes
+        error = "" if self.gradients is None or not self.total else self.gradients.error
+        if error and not any(error in note for note in self.report.notes):
+            yield f"Gradients by role: {error}"
+        for layer, times in self.skipped.items():
+            yield (
+                f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
+                "product of two computed tensors (a router or a classifier, say; additive attention is not seen)."
+            )
+        for name in self.layers.compiled if self.runs_compiled else ():
+            yield f"{name} is compiled: only diagnose, which runs it uncompiled, sees the attention in there."
+
+
+class _quiet:
+    """Compute without gradients or autocast, whatever the model runs under, and unheard by other listeners."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.kind = device.type
+
+    def __enter__(self) -> None:
+        self.stack = ExitStack()
+        self.stack.enter_context(torch.no_grad())
+        if torch.is_autocast_enabled(self.kind):
+            self.stack.enter_context(torch.autocast(self.kind, enabled=False))
+        self.before = getattr(_measuring, "now", False)
+        _measuring.now = True
+
+    def __exit__(self, *error: Any) -> None:
+        _measuring.now = self.before
+        self.stack.__exit__(*error)
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

@@ -1,0 +1,249 @@
+"""What listening found, as plain data: lists of dictionaries that print, compare and survive JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from attntut._checks import check_choice
+
+if TYPE_CHECKING:  # both read reports: imported where they are called
+    from matplotlib.figure import Figure
+
+    from attntut.diagnose.findings import Finding
+
+FORMAT = 1
+#: What a row says of one head; see :class:`Report`.
+STATISTICS = (
+    "logit_mean",
+    "logit_std",
+    "logit_max",
+    "entropy",
+    "entropy_share",
+    "max_weight",
+    "saturated",
+    "first",
+    "self",
+    "rank_residual",
+    "token_cosine",
+)
+COUNTS = ("non_finite", "masked_rows")
+PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls")
+
+
+@dataclass
+class Report:
+    r"""What a model's attention does, a row a layer and head.
+
+    Everything is plain data: strings, numbers, lists and dictionaries. NaN means that there is no such number (the
+    token cosine of a single token); None that it was not measured (a gradient without a loss).
+
+    Attributes:
+        rows: one dictionary a layer and head, in the order of the forward pass. ``layer`` (dotted name of the module,
+            ``"(function)"`` outside any), ``kind`` (``"self"`` or ``"cross"``), ``head``, ``n_query``, ``n_key`` (the
+            largest seen) and ``calls``; of the logits that a query may see ``logit_mean``, ``logit_std`` (around each
+            row's own mean) and ``logit_max`` (largest absolute value); of the weights, before any dropout and averaged
+            over the rows that see something, ``entropy`` (nats), ``entropy_share`` (of :math:`\ln` of the number of
+            visible keys; rows that see two or more), ``max_weight``, ``saturated`` (share of the rows that see two or
+            more whose largest weight exceeds 0.99), ``first`` (weight on the first token) and ``self`` (on itself; NaN
+            for cross); of the head's output, before the output projection, ``rank_residual`` (relative, Frobenius)
+            and ``token_cosine``; and the counts ``non_finite`` (logits that are NaN or +∞; their rows count nowhere
+            else) and ``masked_rows`` (queries that may see nothing).
+        stream: one dictionary a block, in order: ``layer``, ``rms`` and ``token_cosine`` of what the block hands on,
+            ``gradient_rms`` (of the loss by that output; None without a backward pass).
+        gradients: one dictionary an attention layer: ``layer``, the Frobenius norms ``query``, ``key``, ``value``,
+            ``output`` and the ratios ``ratio_query``, ``ratio_key`` to the value's. Empty without a backward pass.
+        weights: one dictionary a layer and role: ``layer``, ``role``, ``shape``, ``std``, ``fan_in``, ``fan_out``,
+            ``looks_like`` (names of schemes), ``clone_of`` (a layer or None), ``heads_alike``.
+        steps: one dictionary a listened step and attention layer: ``step`` (from 0), ``layer``, ``kind`` and the
+            statistics averaged over heads; how they moved. Empty when there was at most one step.
+        maps: rows kept for pictures, where asked for: ``layer``, ``kind``, ``head``, ``queries`` (their numbers) and
+            ``weights`` (one list a query), of the first sequence of the last call.
+        update: RMS of the change of the output by one step of the given optimizer, or None.
+        notes: what could not be seen, and why.
+        model: ``name`` of the class, number of ``parameters``, ``training`` (mode), ``dtype``, ``device``, ``steps``
+            (listened), and what else the caller adds.
+
+    Example:
+        >>> row = dict(layer="attention", kind="self", head=0, calls=1, n_query=4, n_key=4, entropy=1.25)
+        >>> report = Report(rows=[row, {**row, "head": 1, "entropy": 0.75}])
+        >>> [layer["entropy"] for layer in report.layers()]
+        [1.0]
+        >>> Report.from_json(report.to_json()) == report
+        True
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    stream: list[dict[str, Any]] = field(default_factory=list)
+    gradients: list[dict[str, Any]] = field(default_factory=list)
+    weights: list[dict[str, Any]] = field(default_factory=list)
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    maps: list[dict[str, Any]] = field(default_factory=list)
+    update: float | None = None
+    notes: list[str] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+
+    def table(self) -> list[dict[str, Any]]:
+        """A copy of the rows: one dictionary a layer and head, in the order of the forward pass."""
+        return [dict(row) for row in self.rows]
+
+    def layers(self) -> list[dict[str, Any]]:
+        """The rows averaged over the heads of each layer: ``heads`` is their number.
+
+        ``logit_max`` is the largest of the heads', the counts are added up, NaN is left out of an average.
+        """
+        groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for row in self.rows:
+            groups.setdefault((row["layer"], row["kind"]), []).append(row)
+        return [average_heads(rows) for rows in groups.values()]
+
+    def row(self, layer: str, head: int = 0, kind: str | None = None) -> dict[str, Any]:
+        """The row of one head.
+
+        Raises:
+            ValueError: no such layer or head.
+        """
+        check_choice("layer", layer, dict.fromkeys(row["layer"] for row in self.rows))
+        for row in self.rows:
+            if row["layer"] == layer and row["head"] == head and kind in (None, row["kind"]):
+                return row
+        heads = [row["head"] for row in self.rows if row["layer"] == layer]
+        raise ValueError(
+            f"head must be one of {heads} in layer {layer!r}: got {head!r}" + ((kind and f", {kind}") or "") + "."
+        )
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What is wrong, worst first; see :func:`attntut.diagnose.findings.find`."""
+        from attntut.diagnose.findings import find
+
+        return find(self)
+
+    def compare(self, other: Report) -> list[dict[str, Any]]:
+        """Before and after: one dictionary a layer, head and statistic that both reports know.
+
+        Args:
+            other: a later report of the same model, or of one with the same names.
+
+        Returns:
+            Dictionaries with ``layer``, ``kind``, ``head``, ``statistic``, ``before``, ``after`` and ``change``
+            (``after − before``), in the order of this report. A layer's gradients come as ``head`` None, and so does
+            the stream's.
+
+        Example:
+            >>> before, after = (
+            ...     Report(rows=[dict(layer="a", kind="self", head=0, entropy=entropy)]) for entropy in (2.0, 0.5)
+            ... )
+            >>> [(line["statistic"], line["before"], line["after"], line["change"]) for line in before.compare(after)]
+            [('entropy', 2.0, 0.5, -1.5)]
+        """
+        if not isinstance(other, Report):
+            raise TypeError(f"other must be a Report: got {type(other).__name__}.")
+        later = {(name, *_place(entry)): entry for name, entry in other._entries()}
+        lines = []
+        for name, entry in self._entries():
+            match = later.get((name, *_place(entry)))
+            for statistic, before in entry.items() if match else ():
+                after = match.get(statistic) if match else None
+                if statistic not in PLACE and _is_number(before) and _is_number(after):
+                    layer, kind, head = _place(entry)
+                    full = statistic if name == "rows" else f"{name}: {statistic}"
+                    lines.append(
+                        dict(layer=layer, kind=kind, head=head, statistic=full, before=before, after=after)
+                        | dict(change=after - before)
+                    )
+        return lines
+
+    def to_json(self, **options: Any) -> str:
+        """As JSON (``options`` as of :func:`json.dumps`); NaN becomes ``{"float": "nan"}``, because JSON has none."""
+        return json.dumps({"format": FORMAT} | _encode(asdict(self)), allow_nan=False, **options)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """The report that :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is no such JSON.
+        """
+        if not isinstance(text, str | bytes):
+            raise TypeError(f"text must be a str of JSON: got {type(text).__name__}.")
+        data = json.loads(text, object_hook=_decode)
+        known = {each.name for each in fields(cls)}
+        if not isinstance(data, dict) or data.get("format") != FORMAT or set(data) - known - {"format"}:
+            got = sorted(data) if isinstance(data, dict) else type(data).__name__
+            raise ValueError(f"text must be a report of format {FORMAT}, written by to_json: got {got}.")
+        return cls(**{name: value for name, value in data.items() if name in known})
+
+    def plot(self) -> Figure:
+        """The report as a figure; see :func:`attntut.diagnose.render.plot`."""
+        from attntut.diagnose import render
+
+        return render.plot(self)
+
+    def __str__(self) -> str:
+        from attntut.diagnose import render
+
+        return render.text(self)
+
+    def _repr_html_(self) -> str:
+        from attntut.diagnose import render
+
+        return render.html(self)
+
+    def __repr__(self) -> str:
+        layers = len({(row["layer"], row["kind"]) for row in self.rows})
+        name = self.model.get("name", "model")
+        return f"Report({name}: {layers} attention layers, {len(self.rows)} heads, {len(self.notes)} notes)"
+
+    def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for name in ("rows", "stream", "gradients"):
+            yield from ((name, entry) for entry in getattr(self, name))
+
+
+def average_heads(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One dictionary for the heads of a layer; see :meth:`Report.layers`.
+
+    >>> average_heads([dict(layer="a", head=head, first=head / 2, logit_max=2.0 + head) for head in (0, 1)])
+    {'layer': 'a', 'heads': 2, 'first': 0.25, 'logit_max': 3.0}
+    """
+    result: dict[str, Any] = {}
+    for key, value in rows[0].items():
+        values = [row[key] for row in rows]
+        if key == "head":
+            result["heads"] = len(rows)
+        elif key in STATISTICS:
+            numbers = [number for number in values if not math.isnan(number)]
+            average = max if key == "logit_max" else _mean
+            result[key] = average(numbers) if numbers else math.nan
+        else:
+            result[key] = sum(values) if key in COUNTS else value
+    return result
+
+
+def _mean(numbers: Sequence[float]) -> float:
+    return math.fsum(numbers) / len(numbers) if all(map(math.isfinite, numbers)) else sum(numbers) / len(numbers)
+
+
+def _place(entry: dict[str, Any]) -> tuple[str, str | None, int | None]:
+    return entry["layer"], entry.get("kind"), entry.get("head")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _encode(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": str(value)}
+    return value
+
+
+def _decode(value: dict[str, Any]) -> Any:
+    return float(value["float"]) if value.keys() == {"float"} else value

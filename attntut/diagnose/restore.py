@@ -1,0 +1,137 @@
+"""Leave no trace: random states, gradients, buffers, modes and weights as they were."""
+
+from __future__ import annotations
+
+import copy
+import random
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+_fast_path_lock = threading.Lock()
+_fast_path_users: list[bool] = []  # whether it was on when each listener came
+
+
+@contextmanager
+def no_fast_path() -> Iterator[None]:
+    """Switch torch's fused inference path off while anyone listens: it shows no attention.
+
+    The switch is one for the process: the last of several threads to leave sets it back.
+    """
+    with _fast_path_lock:
+        _fast_path_users.append(torch.backends.mha.get_fastpath_enabled())
+        was_on = _fast_path_users[0]
+        torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        with _fast_path_lock:
+            _fast_path_users.pop()
+            if not _fast_path_users:
+                torch.backends.mha.set_fastpath_enabled(was_on)
+
+
+class RandomState:
+    """The state of every global generator: torch's, on every device in use, Python's and NumPy's."""
+
+    def __init__(self) -> None:
+        self.cpu = torch.get_rng_state()
+        self.cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+        self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+
+    def restore(self) -> None:
+        """Set all of them."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+
+
+@contextmanager
+def untouched(model: nn.Module | None, inputs: Any) -> Iterator[None]:
+    """Afterwards the random states, and the gradients, buffers and modes of a model are what they were.
+
+    Args:
+        model: a module, or None for code without one.
+        inputs: whatever it is called with; gradients of tensors in there are restored too.
+    """
+    state = RandomState()
+    parameters = [] if model is None else list(model.parameters())
+    leaves = [*parameters, *(each for each in _tensors(inputs) if each.requires_grad and each.is_leaf)]
+    gradients = [leaf.grad for leaf in leaves]
+    # Hooks that step an optimizer during the backward pass must not.
+    after: list[dict[int, Any]] = [hooks for each in leaves if (hooks := each._post_accumulate_grad_hooks)]
+    kept_after = [dict(hooks) for hooks in after]
+    modules = [] if model is None else list(model.modules())
+    modes = [module.training for module in modules]
+    buffers = [] if model is None else [each for each in model.buffers() if each.dtype != torch.bool]
+    contents = [buffer.detach().clone() for buffer in buffers]
+    try:
+        for leaf in leaves:
+            leaf.grad = None
+        for hooks in after:
+            hooks.clear()
+        yield
+    finally:
+        for leaf, gradient in zip(leaves, gradients, strict=True):
+            leaf.grad = gradient
+        for hooks, kept in zip(after, kept_after, strict=True):
+            hooks.update(kept)
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode
+        with torch.no_grad():
+            for buffer, content in zip(buffers, contents, strict=True):
+                if not torch.equal(buffer, content):
+                    buffer.copy_(content)
+        state.restore()
+
+
+@contextmanager
+def stepped(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Take one step of an optimizer, and take it back afterwards: weights, state, and options.
+
+    Args:
+        optimizer: one whose ``step()`` needs no closure.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    weights = [each.detach().clone() for each in parameters]
+    tensors = [(each, each.clone()) for state in optimizer.state.values() for each in _tensors(state)]
+    states = {each: copy.copy(state) for each, state in optimizer.state.items()}
+    options = [
+        {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    plain = {key: value for key, value in vars(optimizer).items() if isinstance(value, bool | int | float | str)}
+    try:
+        optimizer.step()
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, weight in zip(parameters, weights, strict=True):
+                parameter.copy_(weight)
+            for tensor, content in tensors:
+                tensor.copy_(content)
+        optimizer.state.clear()
+        optimizer.state.update(states)
+        for group, kept in zip(optimizer.param_groups, options, strict=True):
+            for key in set(group) - set(kept) - {"params"}:
+                del group[key]
+            group.update(kept)
+        vars(optimizer).update(plain)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)

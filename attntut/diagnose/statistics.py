@@ -1,0 +1,321 @@
+"""Sums over attention's rows, taken a few rows at a time: nothing of the size of a map is kept or made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+#: Logits handled at once. Larger is no faster (the passes over a chunk then leave the cache), and costs memory.
+CHUNK = 2**17
+#: How many times that on another device, where starting an operation costs more than running it.
+GPU_CHUNKS = 64
+#: A row whose largest weight exceeds this is saturated.
+SATURATED = 0.99
+# Masks add −∞, the smallest number of the dtype, −1e9 or −1e4. A logit counts as hidden when it is below −9e3 *and*
+# below −20 times the row's largest: its weight is exactly 0 then, and a model with huge logits keeps its own.
+HIDDEN, FAR, BLIND = 9e3, 20.0, -5e8
+_LOWEST = 1e30  # stands for ∞ where 0 · ∞ must be 0
+
+SUMS = (
+    "rows",
+    "visible",
+    "logit",
+    "deviation",
+    "entropy",
+    "entropy_share",
+    "rows_with_choice",
+    "max_weight",
+    "saturated",
+    "first",
+    "self",
+    "non_finite",
+    "masked_rows",
+    "sequences",
+    "rank_residual",
+    "pairs",
+    "token_cosine",
+)
+_INDEX = {name: index for index, name in enumerate(SUMS)}
+_OF_WEIGHTS = _INDEX["masked_rows"] + 1  # the sums over rows come first, those over sequences last
+
+
+@dataclass
+class Logits:
+    """Where logits ``(B, H, n_query, n_key)`` come from, and in which pieces.
+
+    Attributes:
+        shape: ``(B, H, n_query, n_key)``.
+        device: where they are.
+        piece: ``piece(sequences, rows, keys)`` gives the logits of two slices and of the first ``keys`` keys.
+        is_causal: query ``i`` sees the keys ``0 … i`` only; ``piece`` need not hide the others.
+        diagonal: the key that query 0 is itself (query ``i`` is key ``i + diagonal``); None where there is none.
+        blind: boolean ``(B, H, n_query, 1)``, True for queries that may see nothing although their logits are finite.
+        sinks: how many of the last columns belong to no key.
+    """
+
+    shape: tuple[int, int, int, int]
+    device: torch.device
+    piece: Callable[[slice, slice, int], Tensor]
+    is_causal: bool = False
+    diagonal: int | None = None
+    blind: Tensor | None = None
+    sinks: int = 0
+
+    @classmethod
+    def of_tensor(cls, logits: Tensor, **options: Any) -> Logits:
+        """The logits that a softmax receives, ``(B, H, n_query, n_key)``, masks added."""
+        B, H, n, m = logits.shape
+        return cls(
+            (B, H, n, m), logits.device, lambda sequences, rows, keys: logits[sequences, :, rows, :keys], **options
+        )
+
+    @classmethod
+    def of_projections(
+        cls, query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None, **options: Any
+    ) -> Logits:
+        """What a fused kernel computes inside: ``scale · query keyᵀ``, plus the mask.
+
+        Args:
+            query: ``(B, H, n_query, d)``.
+            key: ``(B, H', n_key, d)``; ``H`` is a multiple of ``H'`` (grouped queries).
+            scale: the factor before the softmax.
+            mask: boolean (True = may attend) or added; broadcasts to ``(B, H, n_query, n_key)``.
+            options: the other attributes.
+        """
+        B, H, n, d = query.shape
+        groups, m = key.shape[1], key.shape[2]
+        full = None if mask is None else mask.expand(B, H, n, m)  # a view
+
+        def piece(sequences: slice, rows: slice, keys: int) -> Tensor:
+            q = _precise(query[sequences, :, rows]) * scale  # (b, H, r, d)
+            k = _precise(key[sequences, :, :keys])  # (b, H', keys, d)
+            b, _, r, _ = q.shape
+            # The queries of a group stand below each other, so that no key is copied.
+            logits = (q.reshape(b, groups, H // groups * r, d) @ k.mT).view(b, H, r, keys)
+            if full is None:
+                return logits
+            part = full[sequences, :, rows, :keys]
+            return logits.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else logits.add_(part)
+
+        return cls((B, H, n, m), query.device, piece, **options)
+
+    def pieces(self) -> Iterator[tuple[Tensor, slice, slice]]:
+        """Chunks of logits ``(b, H, r, keys)`` with the sequences and rows that they belong to."""
+        B, H, n, m = self.shape
+        if not B * H * n * m:
+            return
+        size = CHUNK * (1 if self.device.type == "cpu" else GPU_CHUNKS)
+        several = max(1, size // (H * n * m))  # whole sequences, if one fits
+        some = max(1, min(n, size // (H * m)))  # else rows of one
+        for start in range(0, B, several):
+            for row in range(0, n, some):
+                end = min(n, row + some)
+                sequences, rows = slice(start, min(B, start + several)), slice(row, end)
+                yield self.piece(sequences, rows, min(m, end) if self.is_causal else m), sequences, rows
+
+
+@dataclass
+class Tally:
+    """Sums over rows and sequences, a column a head; tallies of the same heads add up.
+
+    Example:
+        >>> tally = Tally(n_heads=1)
+        >>> tally.add_weights(Logits.of_tensor(torch.tensor([[[[0.0, 0.0], [0.0, -math.inf]]]])))
+        >>> [(row["entropy"], row["max_weight"]) for row in tally.heads()]
+        [(0.346..., 0.75)]
+    """
+
+    n_heads: int
+    calls: int = 0
+    n_query: int = 0
+    n_key: int = 0
+    sums: Tensor = field(default=None)  # type: ignore[assignment]  # (len(SUMS), n_heads), float64, on the CPU
+    largest: Tensor = field(default=None)  # type: ignore[assignment]  # (n_heads,)
+
+    def __post_init__(self) -> None:
+        if self.sums is None:
+            self.sums = torch.zeros(len(SUMS), self.n_heads, dtype=torch.float64)
+            self.largest = torch.full((self.n_heads,), -math.inf, dtype=torch.float64)
+
+    def add(self, other: Tally) -> None:
+        """Add the sums of another tally of the same heads."""
+        self.calls += other.calls
+        self.n_query, self.n_key = max(self.n_query, other.n_query), max(self.n_key, other.n_key)
+        self.sums += other.sums
+        self.largest = torch.maximum(self.largest, other.largest)
+
+    def add_weights(self, logits: Logits) -> None:
+        """Add the rows of one attention."""
+        _, _, n, m = logits.shape
+        self.calls += 1
+        self.n_query, self.n_key = max(self.n_query, n), max(self.n_key, m)
+        for chunk, sequences, rows in logits.pieces():
+            blind = None if logits.blind is None else logits.blind[sequences, :, rows]
+            first = rows.start if logits.is_causal else None
+            diagonal = None if logits.diagonal is None else logits.diagonal + rows.start
+            sums, largest = _row_sums(_precise(chunk), blind=blind, causal_from=first, diagonal=diagonal)
+            self.sums[:_OF_WEIGHTS] += sums
+            self.largest = torch.maximum(self.largest, largest)
+
+    def add_output(self, output: Tensor) -> None:
+        """Add what the heads hand on, ``(B, H, n, d)``."""
+        tokens = token_sums(output)
+        finite = tokens.square.isfinite()
+        for name, value in (("rank_residual", tokens.rank_residual), ("token_cosine", tokens.cosine)):
+            kept = finite & value.isfinite()
+            self.sums[_INDEX[name]] += value.where(kept, 0).sum(0)
+            self.sums[_INDEX["sequences" if name == "rank_residual" else "pairs"]] += kept.sum(0)
+
+    def heads(self) -> list[dict[str, Any]]:
+        """The statistics of each head, as in :class:`~attntut.diagnose.Report`; NaN where nothing was counted."""
+        s = {name: self.sums[index] for name, index in _INDEX.items()}
+        some = s["rows"] > 0
+        columns = {
+            "logit_mean": s["logit"] / s["visible"],
+            "logit_std": (s["deviation"] / s["visible"]).sqrt(),
+            "logit_max": self.largest.where(some, math.nan),
+            "entropy": s["entropy"] / s["rows"],
+            "entropy_share": s["entropy_share"] / s["rows_with_choice"],
+            "max_weight": s["max_weight"] / s["rows"],
+            "saturated": s["saturated"] / s["rows_with_choice"],
+            "first": s["first"] / s["rows"],
+            "self": s["self"] / s["rows"],
+            "rank_residual": s["rank_residual"] / s["sequences"],
+            "token_cosine": s["token_cosine"] / s["pairs"],
+            "non_finite": s["non_finite"].long(),
+            "masked_rows": s["masked_rows"].long(),
+        }
+        listed = {name: column.tolist() for name, column in columns.items()}
+        return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
+
+
+@dataclass(frozen=True)
+class TokenSums:
+    """Of tokens ``(B, H, n, d)``, each ``(B, H)`` in float64 on the CPU; NaN where there is no such number."""
+
+    square: Tensor
+    rank_residual: Tensor
+    cosine: Tensor
+
+
+def token_sums(x: Tensor) -> TokenSums:
+    """Sum of squares, relative rank residual (Frobenius) and mean cosine of two different tokens.
+
+    Equal to :func:`attntut.measure.rank_residual` and :func:`~attntut.measure.token_cosine`, in chunks.
+
+    Args:
+        x: ``(B, H, n, d)``.
+
+    Example:
+        >>> token_sums(torch.tensor([[[[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]]])).cosine
+        tensor([[0.3333]], dtype=torch.float64)
+    """
+    B, H, n, d = x.shape
+    few = max(1, CHUNK // max(1, B * H * d))
+    exact = _exact(x)
+    zeros = x.new_zeros((B, H, d), dtype=exact)
+    total, direction = zeros, zeros.clone()
+    square = residual = same = x.new_zeros((B, H), dtype=exact)
+    for part in map(_precise, x.split(few, dim=-2) if n else ()):
+        norm = torch.linalg.vector_norm(part, dim=-1)  # (B, H, r)
+        inverse = 1 / norm.clamp(min=1e-12)
+        total = total + part.sum(-2, dtype=exact)
+        direction = direction + (inverse[..., None, :] @ part)[..., 0, :]
+        square = square + norm.square().sum(-1, dtype=exact)
+        same = same + (norm * inverse).square().sum(-1, dtype=exact)
+    mean = (total / n)[..., None, :].to(_precise(x[:0]).dtype)
+    for part in map(_precise, x.split(few, dim=-2) if n else ()):
+        residual = residual + torch.linalg.vector_norm(part - mean, dim=(-2, -1)).square().to(exact)
+    cosine = (direction.square().sum(-1) - same) / (n * (n - 1)) if n > 1 else torch.full_like(square, math.nan)
+    square, residual, cosine = (each.cpu().double() for each in (square, residual, cosine))
+    return TokenSums(square, (residual / square).sqrt(), cosine)
+
+
+def attention_rows(logits: Logits, sequence: int, rows: Tensor) -> Tensor:
+    """The weights of a few rows of one sequence, for pictures: ``(H, len(rows), n_key)`` on the CPU."""
+    _, _, _, m = logits.shape
+    kept = []
+    for row in rows.tolist():
+        part = _precise(logits.piece(slice(sequence, sequence + 1), slice(row, row + 1), m))[0, :, 0]  # (H, m)
+        if logits.is_causal:
+            part = part.masked_fill(torch.arange(m, device=part.device) > row, -math.inf)
+        kept.append(part.softmax(-1).nan_to_num(0).cpu())
+    return torch.stack(kept, dim=1)
+
+
+def _row_sums(
+    logits: Tensor, *, blind: Tensor | None, causal_from: int | None, diagonal: int | None
+) -> tuple[Tensor, Tensor]:
+    """The sums over the rows of ``(b, H, r, m)`` logits, ``(_OF_WEIGHTS, H)``, and the largest |logit| of each head."""
+    m = logits.shape[-1]
+    if causal_from is not None:
+        logits = logits + torch.full_like(logits[0, 0], -math.inf).triu_(causal_from + 1)
+    low, top = logits.amin(-1), logits.amax(-1)  # (b, H, r); NaN if the row holds one
+    cut = -(top.abs() * FAR).clamp(min=HIDDEN)
+    broken = ~(top < math.inf)
+    masked = top <= BLIND
+    if blind is not None:
+        masked = masked | blind[..., 0]
+    lost = broken | masked
+    seen, non_finite = None, torch.zeros_like(top)
+    if bool((lost | (low < cut)).any()):
+        # Zeros and ones of the logits' dtype: products with them are many times faster than boolean masks.
+        seen = torch.ge(logits, cut.masked_fill(lost, math.nan)[..., None], out=torch.empty_like(logits))
+        top = top.masked_fill(lost, 0)
+        if bool(broken.any()):
+            non_finite = (logits.isnan() | (logits == math.inf)).sum(-1).to(top)
+            logits = logits.nan_to_num(0)
+
+    deviation = logits - top[..., None]  # ≤ 0 where it counts
+    if seen is None:
+        weights, count = deviation.exp(), torch.full_like(top, m)
+    else:
+        deviation.clamp_(-_LOWEST, 0)
+        weights, count = deviation.exp().mul_(seen), seen.sum(-1)
+        deviation.mul_(seen)
+        low = deviation.amin(-1) + top
+    valid, choice = count > 0, count > 1
+    total = weights.sum(-1).masked_fill(~valid, 1)
+    entropy = total.log() - (weights * deviation).sum(-1) / total
+    largest_weight = valid / total
+    mean = deviation.sum(-1) / count.clamp(min=1)
+    deviation.sub_(mean[..., None])
+    if seen is not None:
+        deviation.mul_(seen)
+    itself = torch.full_like(top, math.nan)
+    if diagonal is not None:
+        found = weights.diagonal(diagonal, dim1=-2, dim2=-1)  # (b, H, ≤ r)
+        itself = torch.nn.functional.pad(found, (0, top.shape[-1] - found.shape[-1])) / total
+    columns = torch.stack(
+        [
+            valid.to(top),
+            count,
+            (mean + top) * count,
+            torch.linalg.vector_norm(deviation, dim=-1).square(),
+            entropy * valid,
+            entropy * choice / count.clamp(min=2).log(),
+            choice.to(top),
+            largest_weight,
+            ((largest_weight > SATURATED) & choice).to(top),
+            weights[..., 0] / total,
+            itself,
+            non_finite,
+            masked.to(top),
+        ]
+    )  # (_OF_WEIGHTS, b, H, r)
+    sums = columns.sum((1, 3), dtype=_exact(top)).cpu().double()
+    largest = torch.maximum(top.abs(), low.abs()).masked_fill(~valid, -math.inf).amax((0, 2))
+    return sums, largest.cpu().double()
+
+
+def _precise(x: Tensor) -> Tensor:
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _exact(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.device.type == "mps" else torch.float64  # the one device without float64

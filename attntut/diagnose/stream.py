@@ -1,0 +1,101 @@
+"""The residual stream: what the repeated blocks of a model hand on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attntut.diagnose.statistics import token_sums
+
+
+class Block:
+    """What one block hands on: sums over its calls.
+
+    Args:
+        container: name of the list of modules that it is in.
+        kind: its class.
+        tokens_first: whether its output is ``(n, B, d)`` rather than ``(B, n, d)``.
+    """
+
+    def __init__(self, container: str, kind: type, tokens_first: bool = False) -> None:
+        self.container, self.kind, self.tokens_first = container, kind, tokens_first
+        self.square = self.size = self.cosine = self.sequences = 0.0
+        self.gradient_square = self.gradient_size = 0.0
+
+    def add(self, x: Tensor) -> None:
+        """Add the output of a call."""
+        if x.ndim < 2:
+            return
+        if x.ndim == 2:
+            x = x[None]
+        elif self.tokens_first:
+            x = x.transpose(0, 1)
+        tokens = token_sums(x.flatten(1, -2)[:, None])  # (B, 1, n, d)
+        self.square += tokens.square.sum().item()
+        self.size += x.numel()
+        defined = ~tokens.cosine.isnan() | tokens.square.isnan()
+        self.cosine += tokens.cosine[defined].sum().item()
+        self.sequences += int(defined.sum())
+
+    def listen_to_gradient(self, is_wanted: Callable[[], bool]) -> Callable[[Tensor], None]:
+        """A hook for an output."""
+
+        def add(gradient: Tensor) -> None:
+            if is_wanted() and not gradient.is_meta:
+                with torch.no_grad():
+                    norm = torch.linalg.vector_norm(
+                        gradient.detach(), dtype=torch.promote_types(gradient.dtype, torch.float32)
+                    )
+                    self.gradient_square += norm.item() ** 2
+                    self.gradient_size += gradient.numel()
+
+        return add
+
+    def row(self) -> dict[str, Any]:
+        """The statistics, as in :class:`~attntut.diagnose.Report`."""
+        return {
+            "rms": math.sqrt(self.square / self.size) if self.size else math.nan,
+            "token_cosine": self.cosine / self.sequences if self.sequences else math.nan,
+            "gradient_rms": math.sqrt(self.gradient_square / self.gradient_size) if self.gradient_size else None,
+        }
+
+
+def repeated(candidates: Mapping[str, Block]) -> list[str]:
+    """The repeated blocks among elements of lists that hold attention: the longest chain, and the outer of two equals.
+
+    Args:
+        candidates: name of the element to its block, in the order of the forward pass.
+
+    Example:
+        A stack that is itself an element of a list is no block; its layers are:
+
+        >>> outer, inner = Block("", nn.TransformerEncoder), Block("0.layers", nn.TransformerEncoderLayer)
+        >>> repeated({"0.layers.0": inner, "0.layers.1": inner, "0": outer})
+        ['0.layers.0', '0.layers.1']
+    """
+    size = Counter((block.container, block.kind) for block in candidates.values())
+    length = {name: size[block.container, block.kind] for name, block in candidates.items()}
+
+    def rivals(name: str) -> Iterator[str]:
+        for other in candidates:
+            if other != name and (f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")):
+                yield other
+
+    return [
+        name
+        for name in candidates
+        if all(
+            length[name] > length[other] or (length[name] == length[other] and len(name) < len(other))
+            for other in rivals(name)
+        )
+    ]
+
+
+def has_tokens_first(block: nn.Module) -> bool:
+    """Whether a block keeps the tokens in the first dimension, as torch does by default."""
+    return any(isinstance(each, nn.MultiheadAttention) and not each.batch_first for each in block.modules())

@@ -1,0 +1,277 @@
+"""What the weights themselves tell: their scale, the scheme they look like, copies, and whether they were learned."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from attntut.diagnose.report import Report
+from attntut.init import schemes, view
+from attntut.init.laws import Constant, Identity, Law, Orthogonal
+from attntut.init.parameters import is_norm
+from attntut.init.patterns import known_roles
+from attntut.init.places import ancestors
+from attntut.init.requirements import unmet
+from attntut.init.roles import Attention, Entry, ModelView
+from attntut.init.scheme import Scheme
+from attntut.init.weight import ATTENTION, FEED_FORWARD
+
+SIGMAS = 4.0
+"""How many standard errors a measured standard deviation may lie from a predicted one."""
+SIDE = 512
+"""Of larger matrices, only so many rows and columns are counted."""
+TRAITS = ("norm", "residual", "residual_scale", "skip_scale", "branch_gain", "scale")
+"""What a report keeps of the architecture."""
+TRACY_WIDOM = 4.6
+"""One random matrix in ten thousand has a largest singular value beyond this quantile."""
+
+
+def describe(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    r"""Describe the attention and feed-forward weights of a model.
+
+    Args:
+        model: as in :func:`attntut.init.view`; matrices of unknown role are passed over.
+
+    Returns:
+        One record a weight, and what is known of the architecture (:data:`TRAITS`). A record has
+
+        - ``layer`` (the attention module, or the module that owns the matrix), ``role``, ``parameter``, ``shape``,
+          ``fan_in``, ``fan_out``, ``mean``, ``std``, ``trainable``;
+        - ``looks_like``: see :func:`looks_like`; ``drawn``: see :func:`is_drawn` (queries and keys, else None);
+        - ``packed``: whether several roles share one parameter;
+        - ``clone_of``: an earlier layer whose matrix is equal, entry by entry, or None;
+        - ``heads_alike``: whether all heads have equal rows (queries and keys of several heads, else None);
+        - ``equals``: ``"key"`` for a query matrix equal to the key matrix, else None.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: its weights cannot be read.
+
+    Example:
+        >>> records, traits = describe(nn.MultiheadAttention(64, num_heads=4))
+        >>> [(each["role"], each["packed"], each["drawn"]) for each in records]
+        [('query', True, True), ('key', True, True), ('value', True, None), ('output', False, None)]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ValueError("model must have values: some of its parameters are on the meta device.")
+    seen = view(model, roles={"keep": list(_unknown(model))})
+    entries = seen.by_role(*ATTENTION, *FEED_FORWARD)
+    statistics = {id(entry): Statistics.of(entry.view) for entry in entries}
+    likely = looks_like(seen, statistics)
+    layers = {id(entry): group.name for group in seen.attention for entry in _members(group)}
+    packed = [entry.parameter for entry in seen.by_role(*ATTENTION[:3])]
+    records: dict[int, dict[str, Any]] = {}
+    for entry in entries:
+        scores = entry.weight.role in ("query", "key")
+        records[id(entry)] = {
+            "layer": layers.get(id(entry), entry.parameter.rpartition(".")[0]),
+            "role": entry.weight.role,
+            "parameter": entry.parameter,
+            "shape": list(entry.view.shape),
+            "fan_in": entry.weight.fan_in,
+            "fan_out": entry.weight.fan_out,
+            "mean": statistics[id(entry)].mean,
+            "std": statistics[id(entry)].std,
+            "looks_like": likely[id(entry)],
+            "drawn": is_drawn(entry.view, entry.weight.d_head) if scores else None,
+            "packed": packed.count(entry.parameter) > 1,
+            "clone_of": None,
+            "heads_alike": _heads_alike(entry),
+            "equals": None,
+            "trainable": model.get_parameter(entry.parameter).requires_grad,
+        }
+    for group in seen.attention:
+        if group.key is not None and _is_copy(group.query.view, group.key.view):
+            records[id(group.query)]["equals"] = "key"
+    _find_clones(seen, records)
+    return list(records.values()), {name: seen.traits[name] for name in TRAITS if name in seen.traits}
+
+
+def fill(report: Report, model: nn.Module) -> Report:
+    """Put :func:`describe`'s records and traits into a report, or a note if there are none; return the report."""
+    try:
+        report.weights, report.model["traits"] = describe(model)
+    except ValueError as error:
+        report.notes.append(f"Weights: {error}")
+    return report
+
+
+def is_drawn(matrix: Tensor, d_head: int | None = None) -> bool:
+    r"""Whether a matrix may be fresh from a generator, as opposed to learned.
+
+    The singular values of a matrix of independent entries end at a sharp edge, whatever the scale:
+
+    .. math:: s_1^2 \approx \sigma^2 \left[(\sqrt m + \sqrt n)^2
+              + t\,(\sqrt m + \sqrt n)(1/\sqrt m + 1/\sqrt n)^{1/3}\right],
+              \qquad t \sim \text{Tracy–Widom}
+
+    (Johnstone 2001). Training adds a few directions that stick out. Constant, zero, identity and orthogonal matrices
+    lie within the edge. Some training leaves all singular values inside, so True is "cannot be told from a draw".
+
+    Args:
+        matrix: ``(fan_out, fan_in)``; its mean is taken off first.
+        d_head: first bring every ``d_head`` rows to one scale, so that a single large head does not count as learned.
+
+    Example:
+        >>> w = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        >>> is_drawn(w), is_drawn(w + torch.ones(64, 1) * torch.randn(64) / 2)
+        (True, False)
+    """
+    w = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
+    heads = w.reshape(-1, d_head or w.shape[0], w.shape[-1])  # (heads, d_head, n)
+    heads = heads - heads.mean((-2, -1), keepdim=True)
+    spread = heads.square().mean((-2, -1), keepdim=True).sqrt()
+    w = torch.where(spread > 1e-6 * w.abs().max(), heads / spread, 0).flatten(0, 1)  # (m, n), entries of unit variance
+    if not w.isfinite().all():
+        return True
+    m, n = w.shape
+    v = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(w)  # a start that no matrix is made for
+    for _ in range(8):
+        v = w.mT @ (w @ torch.nn.functional.normalize(v, dim=0))
+    roots, inverse = m**0.5 + n**0.5, m**-0.5 + n**-0.5
+    return bool(v.norm() <= roots**2 + TRACY_WIDOM * roots * inverse ** (1 / 3))  # ‖v‖ ≈ s₁²
+
+
+class Statistics(NamedTuple):
+    """What is known of the entries of a matrix, from a sample of them."""
+
+    mean: float
+    std: float
+    largest: float
+    kurtosis: float
+    entries: int
+    orthogonal: bool
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> Statistics:
+        """Measure a matrix: every so many rows and columns, 2¹⁸ entries at most. NaN anywhere makes all NaN.
+
+        Example:
+            >>> Statistics.of(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
+            Statistics(mean=0.5, std=0.866, largest=1.0, kurtosis=2.333, entries=4, orthogonal=True)
+        """
+        w = matrix.detach()
+        if not w.sum(dtype=torch.promote_types(w.dtype, torch.float32)).isfinite():
+            return cls(math.nan, math.nan, math.nan, math.nan, w.numel(), False)
+        some = w[:: math.ceil(w.shape[0] / SIDE), :: math.ceil(w.shape[1] / SIDE)].double()
+        if some.amin() == some.amax() and w.amin() == w.amax():
+            return cls(w[0, 0].item(), 0.0, w[0, 0].abs().item(), math.nan, w.numel(), False)
+        mean, std = some.mean(), some.std(correction=0)
+        kurtosis = ((some - mean) / std).square().square().mean().item()
+        return cls(mean.item(), std.item(), some.abs().amax().item(), kurtosis, some.numel(), _is_orthogonal(w))
+
+
+def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[int, list[str]]:
+    r"""The schemes that may have made each weight, the likeliest first.
+
+    A scheme is named if its prediction lies within :data:`SIGMAS` standard errors of the measured standard deviation,
+
+    .. math:: |s - \sigma| \le 4\, \frac{\sigma}{2} \sqrt{\frac{\kappa - 1}{N}},
+
+    with the measured kurtosis κ of N entries; if its largest entry is possible; and if the model has what the scheme
+    requires. Schemes that agree with *every* weight of the blocks come first.
+
+    Args:
+        seen: the model.
+        statistics: by ``id(entry)``.
+
+    Returns:
+        Names by ``id(entry)``.
+
+    Example:
+        >>> seen = view(nn.MultiheadAttention(64, 4))
+        >>> entry = seen.entries[3]
+        >>> entry.view.normal_(std=3.0)[0, 0] is None
+        False
+        >>> looks_like(seen, {id(each): Statistics.of(each.view) for each in seen.entries})[id(entry)]
+        []
+    """
+    entries = [entry for entry in seen.entries if id(entry) in statistics]
+    first = seen.attention[0].query.weight
+    found: dict[str, set[int]] = {}
+    for name, each in schemes().items():
+        if "batch" in each.requires:
+            continue
+        lacking = unmet(each, seen.traits, {}, n_layers=first.n_layers, d_head=first.d_head)
+        if set(lacking) <= {"learning rates by role"}:
+            found[name] = {id(entry) for entry in entries if _agrees(entry, statistics[id(entry)], each)}
+    order = sorted(found, key=lambda name: len(found[name]) < len(entries))  # stable: the catalogue's order inside
+    return {id(entry): [name for name in order if id(entry) in found[name]] for entry in entries}
+
+
+def _agrees(entry: Entry, measured: Statistics, scheme: Scheme) -> bool:
+    weight, law = entry.weight, scheme.law(entry.weight)
+    if isinstance(law, Constant | Identity) and scheme.predicts is None:
+        if measured.std > 0 and isinstance(law, Constant):
+            return False
+        return torch.equal(law.fill_(torch.empty_like(entry.view)), entry.view)
+    predicted = law.std(weight.fan_out, weight.fan_in) if scheme.predicts is None else scheme.std(weight)
+    if not measured.std > 0 or not predicted > 0:
+        return False
+    close = abs(measured.std - predicted)
+    if isinstance(law, Orthogonal):
+        return close <= 0.02 * predicted and measured.orthogonal
+    if close > SIGMAS * predicted / 2 * math.sqrt((measured.kurtosis - 1) / measured.entries):
+        return False
+    return scheme.predicts is not None or (_is_possible(measured, law) and not measured.orthogonal)
+
+
+def _is_possible(measured: Statistics, law: Law) -> bool:
+    """Whether the largest entry is one that the law can draw, and not far too small for it."""
+    if law.support is not None:
+        return measured.largest <= law.support * (1 + 1e-6)
+    inside = math.erf(measured.largest / (measured.std * math.sqrt(2)))  # of a Gaussian's mass
+    return inside == 1 or measured.entries * math.log(inside) > -20
+
+
+def _is_orthogonal(matrix: Tensor) -> bool:
+    """Whether rows (columns, if there are fewer) are orthogonal and of one length; judged by the first few."""
+    rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT)[:8].double()
+    products = rows @ rows.mT
+    lengths = products.diagonal().clone()
+    return bool(((lengths / lengths.mean() - 1).abs() < 1e-2).all()) and bool(
+        ((products / lengths.mean()).fill_diagonal_(0).abs() < 1e-2).all()
+    )
+
+
+def _find_clones(seen: ModelView, records: Mapping[int, dict[str, Any]]) -> None:
+    earlier: dict[tuple[Any, ...], list[Entry]] = {}
+    for entry in seen.by_role(*ATTENTION):
+        key = (entry.weight.role, *entry.view.shape, records[id(entry)]["mean"], records[id(entry)]["std"])
+        for other in earlier.setdefault(key, []):
+            if _is_copy(entry.view, other.view):
+                records[id(entry)]["clone_of"] = records[id(other)]["layer"]
+                break
+        earlier[key].append(entry)
+
+
+def _is_copy(a: Tensor, b: Tensor) -> bool:
+    """Equal entry by entry, in other memory, and no matter of course (zeros, a constant, the identity)."""
+    if a.shape != b.shape or a.data_ptr() == b.data_ptr() or not torch.equal(a, b):
+        return False
+    return a.flatten()[:4096].unique().numel() > 2
+
+
+def _heads_alike(entry: Entry) -> bool | None:
+    if entry.weight.role not in ("query", "key") or entry.weight.n_heads < 2:
+        return None
+    heads = entry.view.reshape(-1, entry.weight.d_head, entry.view.shape[1])  # (heads, d_head, fan_in)
+    return bool((heads == heads[0]).all())
+
+
+def _members(group: Attention) -> Iterable[Entry]:
+    return (entry for entry in (group.query, group.key, group.value, group.output) if entry is not None)
+
+
+def _unknown(model: nn.Module) -> Iterable[str]:
+    """Matrices whose role is not in the tables of :mod:`attntut.init.patterns`."""
+    for name, parameter in model.named_parameters():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if parameter.ndim > 1 and not is_norm(owner) and not known_roles(ancestors(model, name)):
+            yield name
