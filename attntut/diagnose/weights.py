@@ -22,7 +22,7 @@ from attntut.init.weight import ATTENTION, FEED_FORWARD
 
 SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
-SIDE = 512
+SIDE = 256
 """Of larger matrices, only so many rows and columns are counted."""
 TRAITS = ("norm", "residual", "residual_scale", "skip_scale", "branch_gain", "scale")
 """What a report keeps of the architecture."""
@@ -150,7 +150,7 @@ class Statistics(NamedTuple):
 
     @classmethod
     def of(cls, matrix: Tensor) -> Statistics:
-        """Measure a matrix: every so many rows and columns, 2¹⁸ entries at most. NaN anywhere makes all NaN.
+        """Measure a matrix: every so many rows and columns, 2¹⁶ entries at most. NaN anywhere makes all NaN.
 
         Example:
             >>> Statistics.of(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
