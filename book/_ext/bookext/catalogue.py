@@ -92,7 +92,7 @@ def problems_of(schemes: Mapping[str, Scheme], known_sources: Iterable[str] | No
 
 def draw_all(schemes: Mapping[str, Scheme]) -> tuple[dict[str, Drawn], list[str]]:
     """Return every scheme's numbers, and what is wrong with them."""
-    from .drawn import draw  # torch is imported by books with a catalogue only
+    from .drawn import draw  # brings torch: books without a catalogue do without
 
     drawn, found = {}, []
     for name, scheme in schemes.items():
@@ -204,7 +204,7 @@ def three_digits(value: float) -> str:
     """Return a number with three significant digits, zeros included.
 
     >>> three_digits(0.125), three_digits(3.7), three_digits(0.0), three_digits(0.00012)
-    ('0.125', '3.70', '0', '1.2×10⁻⁴')
+    ('0.125', '3.70', '0', '0.00012')
     """
     return f"{value:#.3g}" if 1e-3 <= abs(value) < 1e3 else number(value)
 

@@ -9,7 +9,6 @@ record of an unknown claim, a comparison that failed.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -159,30 +158,21 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> tuple[list[Verd
 
 
 def number(value: object, unit: str = "") -> str:
-    """Return a number as a reader likes it.
+    """Return a number as the chapters print it, with a true minus sign; a list as its numbers.
 
-    >>> number(0.041923), number(65536.0, "nats"), number(1.2e-7), number(None), number([1, 2])
-    ('0.0419', '65,540 nats', '1.2×10⁻⁷', '', '1, 2')
+    >>> number(0.041923), number(65536.0, "nats"), number(-1.2e-7), number(None), number([1, 2])
+    ('0.0419', '65500 nats', '−1.2e−07', '', '1, 2')
     """
+    from attntut.evidence import number as as_printed  # brings torch: not before there is something to print
+
     if value is None:
         return ""
     if isinstance(value, list | tuple):
-        return ", ".join(number(item) for item in value) + (f" {unit}" if unit else "")
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        text = ", ".join(map(number, value))
+    elif isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
-    if isinstance(value, float) and (value != value or math.isinf(value)):
-        text = "not a number" if value != value else "infinite"
-    elif value and not 1e-3 <= abs(value) < 1e6:
-        mantissa, exponent = f"{value:.2e}".split("e")
-        raised = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        text = f"{float(mantissa):g}×10{raised}"
-    elif isinstance(value, int):
-        text = f"{value:,}"
     else:
-        digits = max(0, 2 - math.floor(math.log10(abs(value)))) if value else 0
-        text = f"{float(f'{value:.4g}'):,.0f}" if digits == 0 and abs(value) >= 1000 else f"{value:.{digits}f}"
-        text = text.rstrip("0").rstrip(".") if "." in text else text
-    text = text.replace("-", "−")
+        text = as_printed(value).replace("-", "−")
     return f"{text} {unit}" if unit else text
 
 
