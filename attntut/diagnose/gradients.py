@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attntut.diagnose.known import known_view
 from attntut.diagnose.layers import ROOT
-from attntut.init.parameters import Drawers
-from attntut.init.patterns import CallerPatterns
-from attntut.init.roles import Entry, ModelView, view
+from attntut.init.roles import Entry
 
 ROLES = ("query", "key", "value", "output")
 
@@ -36,7 +35,7 @@ class Gradients:
         self._handles: list[Any] = []
         entries: dict[str, list[tuple[str, str, Entry]]] = {}
         try:
-            seen = _view(model)
+            seen = known_view(model)
         except ValueError as error:
             self.error = str(error)
             return
@@ -99,15 +98,6 @@ class _Norms:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _ignoring, ()
-
-
-def _view(model: nn.Module) -> ModelView:
-    """The model by role; matrices of no known role do not keep the others from being heard."""
-    try:
-        return view(model)
-    except ValueError:
-        unknown = list(Drawers(model, CallerPatterns(None)).unknown)
-        return view(model, roles={"keep": unknown} if unknown else None)
 
 
 def _ratio(norm: float | None, value: float | None) -> float | None:

@@ -9,12 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attntut.diagnose.known import known_view
 from attntut.diagnose.report import Report
-from attntut.init import schemes, view
+from attntut.init import schemes
 from attntut.init.laws import Constant, Identity, Law, Orthogonal
-from attntut.init.parameters import is_norm
-from attntut.init.patterns import known_roles
-from attntut.init.places import ancestors
 from attntut.init.requirements import unmet
 from attntut.init.roles import Attention, Entry, ModelView
 from attntut.init.scheme import Scheme
@@ -60,7 +58,7 @@ def describe(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
     if any(parameter.is_meta for parameter in model.parameters()):
         raise ValueError("model must have values: some of its parameters are on the meta device.")
-    seen = view(model, roles={"keep": list(_unknown(model))})
+    seen = known_view(model)
     entries = seen.by_role(*ATTENTION, *FEED_FORWARD)
     statistics = {id(entry): Statistics.of(entry.view) for entry in entries}
     likely = looks_like(seen, statistics)
@@ -267,11 +265,3 @@ def _heads_alike(entry: Entry) -> bool | None:
 
 def _members(group: Attention) -> Iterable[Entry]:
     return (entry for entry in (group.query, group.key, group.value, group.output) if entry is not None)
-
-
-def _unknown(model: nn.Module) -> Iterable[str]:
-    """Matrices whose role is not in the tables of :mod:`attntut.init.patterns`."""
-    for name, parameter in model.named_parameters():
-        owner = model.get_submodule(name.rpartition(".")[0])
-        if parameter.ndim > 1 and not is_norm(owner) and not known_roles(ancestors(model, name)):
-            yield name

@@ -73,7 +73,7 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
     family="symmetric",
     formula=r"W_q = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
     cite="yang2022tensor",
-    source="Yang et al. (2022); microsoft/mup, examples/Transformer/model.py",
+    source="Yang et al. (2022), appendix D.2",
     year=2022,
     why="Training starts from uniform attention exactly, at every width, and leaves it at the first step.",
 )
