@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 #: Logits handled at once. Larger is no faster (the passes over a chunk then leave the cache), and costs memory.
-CHUNK = 2**17
+CHUNK = 2**18
 #: How many times that on another device, where starting an operation costs more than running it.
 GPU_CHUNKS = 64
 #: A row whose largest weight exceeds this is saturated.

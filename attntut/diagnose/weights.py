@@ -124,14 +124,15 @@ def is_drawn(matrix: Tensor, d_head: int | None = None) -> bool:
     w = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
     heads = w.reshape(-1, d_head or w.shape[0], w.shape[-1])  # (heads, d_head, n)
     heads = heads - heads.mean((-2, -1), keepdim=True)
-    spread = heads.square().mean((-2, -1), keepdim=True).sqrt()
-    w = torch.where(spread > 1e-6 * w.abs().max(), heads / spread, 0).flatten(0, 1)  # (m, n), entries of unit variance
-    if not w.isfinite().all():
-        return True
+    spread = torch.linalg.vector_norm(heads, dim=(-2, -1), keepdim=True) / heads[0].numel() ** 0.5
+    scale = (1 / spread).where(spread > 1e-6 * torch.linalg.vector_norm(w, ord=math.inf), 0)
+    w = heads.mul_(scale).flatten(0, 1)  # (m, n), entries of unit variance
     m, n = w.shape
     v = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(w)  # a start that no matrix is made for
     for _ in range(8):
         v = w.mT @ (w @ torch.nn.functional.normalize(v, dim=0))
+    if not v.isfinite().all():
+        return True
     roots, inverse = m**0.5 + n**0.5, m**-0.5 + n**-0.5
     return bool(v.norm() <= roots**2 + TRACY_WIDOM * roots * inverse ** (1 / 3))  # ‖v‖ ≈ s₁²
 
@@ -172,8 +173,8 @@ def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[in
 
     .. math:: |s - \sigma| \le 4\, \frac{\sigma}{2} \sqrt{\frac{\kappa - 1}{N}},
 
-    with the measured kurtosis κ of N entries; if its largest entry is possible; and if the model has what the scheme
-    requires. Schemes that agree with *every* weight of the blocks come first.
+    with the measured kurtosis κ of N entries; if its largest entry is possible; if the model has what the scheme
+    requires; and if something in the first or the last block agrees with it. Schemes that agree with *every* weight of the blocks come first.
 
     Args:
         seen: the model.
@@ -183,21 +184,21 @@ def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[in
         Names by ``id(entry)``.
 
     Example:
-        >>> seen = view(nn.MultiheadAttention(64, 4))
+        >>> seen = known_view(nn.MultiheadAttention(64, 4))
         >>> entry = seen.entries[3]
-        >>> entry.view.normal_(std=3.0)[0, 0] is None
-        False
+        >>> _ = entry.view.normal_(std=3.0)
         >>> looks_like(seen, {id(each): Statistics.of(each.view) for each in seen.entries})[id(entry)]
         []
     """
     entries = [entry for entry in seen.entries if id(entry) in statistics]
+    ends = [entry for entry in entries if entry.weight.layer in (1, entry.weight.n_layers)]  # few are asked first
     first = seen.attention[0].query.weight
     found: dict[str, set[int]] = {}
     for name, each in schemes().items():
         if "batch" in each.requires:
             continue
         lacking = unmet(each, seen.traits, {}, n_layers=first.n_layers, d_head=first.d_head)
-        if set(lacking) <= {"learning rates by role"}:
+        if set(lacking) <= {"learning rates by role"} and any(_agrees(e, statistics[id(e)], each) for e in ends):
             found[name] = {id(entry) for entry in entries if _agrees(entry, statistics[id(entry)], each)}
     order = sorted(found, key=lambda name: len(found[name]) < len(entries))  # stable: the catalogue's order inside
     return {id(entry): [name for name in order if id(entry) in found[name]] for entry in entries}

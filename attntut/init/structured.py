@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -111,6 +112,7 @@ def identity(weight: Weight) -> Law:
     return outside(weight) or Normal(weight.fan_in**-0.5)
 
 
+@functools.cache
 def _spectrum(share: float) -> tuple[float, float]:
     r"""Mean and root mean square of the largest ``share`` of the singular values of a wide :math:`Z + I`.
 
