@@ -174,7 +174,8 @@ def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[in
     .. math:: |s - \sigma| \le 4\, \frac{\sigma}{2} \sqrt{\frac{\kappa - 1}{N}},
 
     with the measured kurtosis κ of N entries; if its largest entry is possible; if the model has what the scheme
-    requires; and if something in the first or the last block agrees with it. Schemes that agree with *every* weight of the blocks come first.
+    requires; and if something in the first or the last block agrees with it. Schemes that agree with *every* weight of
+    the blocks come first.
 
     Args:
         seen: the model.
