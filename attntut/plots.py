@@ -45,7 +45,15 @@ STYLE = {
 }
 
 
-def subplots(rows: int = 1, columns: int = 1, *, width: float = 5.0, height: float = 3.2, **options: Any) -> Any:
+def subplots(
+    rows: int = 1,
+    columns: int = 1,
+    *,
+    width: float = 5.0,
+    height: float = 3.2,
+    figure_class: type[Figure] = Figure,
+    **options: Any,
+) -> Any:
     """A figure in the book's style, and its axes.
 
     The size is in inches and small on purpose: the text stays legible when a phone shows the figure 350 pixels wide.
@@ -53,6 +61,7 @@ def subplots(rows: int = 1, columns: int = 1, *, width: float = 5.0, height: flo
     Args:
         rows, columns: how many axes; more than two columns do not fit a phone.
         width, height: of the whole figure, in inches.
+        figure_class: of the figure.
         options: passed on to :meth:`matplotlib.figure.Figure.subplots`.
 
     Returns:
@@ -63,7 +72,7 @@ def subplots(rows: int = 1, columns: int = 1, *, width: float = 5.0, height: flo
     """
     check_int("rows", rows), check_int("columns", columns)
     mpl.rcParams.update(STYLE)
-    figure = Figure(
+    figure = figure_class(
         figsize=(check_number("width", width, low=1), check_number("height", height, low=1)), layout="constrained"
     )
     return figure, figure.subplots(rows, columns, **options)

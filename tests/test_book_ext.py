@@ -8,7 +8,7 @@ import importlib
 import json
 import re
 import sys
-from io import BytesIO, StringIO
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -17,9 +17,8 @@ pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 pytest.importorskip("math_core", reason="the extra `book` is not installed")
 
 import nbformat
-from sphinx.application import Sphinx
+from small_book import Built, build_book
 from sphinx.errors import ConfigError
-from sphinx.util.docutils import docutils_namespace
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -38,16 +37,6 @@ def test_the_examples_run(module):
 # --- a small book -----------------------------------------------------------------------------------------------------
 
 
-class Built:
-    """A book of a few pages, and what its build said."""
-
-    def __init__(self, out: Path, warnings: str) -> None:
-        self.out, self.warnings = out, re.sub(r"\x1b\[[\d;]*m", "", warnings)
-
-    def page(self, name: str) -> str:
-        return (self.out / f"{name}.html").read_text(encoding="utf-8")
-
-
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """A function that builds a book: ``build({"index.md": "# Book"}, claims="…")``."""
@@ -57,34 +46,19 @@ def build(tmp_path, monkeypatch):
     def run(files: dict[str, str], *, ledger: str = "[]", repository: str | None = None) -> Built:
         if repository:
             monkeypatch.setenv("GITHUB_REPOSITORY", repository)
-        source = tmp_path / "source"
-        source.mkdir(exist_ok=True)
         others = "\n".join(name.rsplit(".", 1)[0] for name in files if name != "index.md")
         toc = f"\n\n```{{toctree}}\n:hidden:\n{others}\n```\n" if others else ""
-        for name, text in {"index.md": "# A book\n\nText.\n", **files}.items():
-            (source / name).write_text(text + (toc if name == "index.md" else ""), encoding="utf-8")
-        (source / "claims.yml").write_text(ledger, encoding="utf-8")
-        warnings = StringIO()
-        config = {
-            "extensions": ["myst_nb", "bookext"],
-            "html_theme": "bookext",
-            "html_math_renderer": "mathml",
-            "nb_execution_mode": "off",
-            "nb_mime_priority_overrides": [["html", "text/html", 0]],
-            "nb_ipywidgets_js": {},
-            "myst_enable_extensions": ["amsmath", "dollarmath", "colon_fence"],
-            "suppress_warnings": ["mystnb.unknown_mime_type"],
-            "book_claims": "claims.yml",
-            "book_article": "index",
-            "project": "A book",
-        }
-        with docutils_namespace():
-            app = Sphinx(
-                source, None, tmp_path / "out", tmp_path / "trees", "html", config, status=None, warning=warnings,
-                freshenv=True,
-            )  # fmt: skip
-            app.build(force_all=True)
-        return Built(tmp_path / "out", warnings.getvalue())
+        pages = {"index.md": "# A book\n\nText.\n", **files}
+        pages["index.md"] += toc
+        return build_book(
+            tmp_path,
+            {**pages, "claims.yml": ledger},
+            nb_mime_priority_overrides=[["html", "text/html", 0]],
+            nb_ipywidgets_js={},
+            myst_enable_extensions=["amsmath", "dollarmath", "colon_fence"],
+            suppress_warnings=["mystnb.unknown_mime_type"],
+            book_article="index",
+        )
 
     return run
 

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -16,9 +15,8 @@ import pytest
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 pytest.importorskip("math_core", reason="the extra `book` is not installed")
 
-from sphinx.application import Sphinx
+from small_book import build_book
 from sphinx.errors import ExtensionError
-from sphinx.util.docutils import docutils_namespace
 
 import attntut.init
 from attntut.init import registry, schemes
@@ -179,32 +177,17 @@ def build(tmp_path, monkeypatch):
             "index.md": "# Book\n\n```{toctree}\n:glob:\n**\n```\n",
             "catalogue.md": "# Catalogue\n\n```{catalogue}\n```\n\n[one](#deepnorm)\n",
             "sources.md": "# Sources\n\n```{bibliography}\n```\n",
+            "references.bib": BIBLIOGRAPHY,
             **(pages or {}),
         }
-        for name, text in files.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        (tmp_path / "claims.yml").write_text("[]", encoding="utf-8")
-        (tmp_path / "references.bib").write_text(BIBLIOGRAPHY, encoding="utf-8")
-        warnings = StringIO()
-        config = {
-            "extensions": ["myst_nb", "sphinxcontrib.bibtex", "bookext"],
-            "bibtex_bibfiles": ["references.bib"],
-            "bibtex_reference_style": "author_year",
-            "html_theme": "bookext",
-            "html_math_renderer": "mathml",
-            "nb_execution_mode": "off",
-            "book_claims": "claims.yml",
-            "project": "A book",
-        }
-        with docutils_namespace():
-            app = Sphinx(
-                tmp_path, None, tmp_path / "out", tmp_path / "trees", "html", config, status=None, warning=warnings,
-                freshenv=True,
-            )  # fmt: skip
-            app.build(force_all=True)
-        page = (tmp_path / "out" / "catalogue.html").read_text(encoding="utf-8")
-        return page, re.sub(r"\x1b\[[\d;]*m", "", warnings.getvalue())
+        built = build_book(
+            tmp_path,
+            files,
+            extensions=["myst_nb", "sphinxcontrib.bibtex", "bookext"],
+            bibtex_bibfiles=["references.bib"],
+            bibtex_reference_style="author_year",
+        )
+        return built.page("catalogue"), built.warnings
 
     return run
 

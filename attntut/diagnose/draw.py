@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -33,8 +31,7 @@ class Drawing(Figure):
         return f"Figure: {self.alt}"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        data = {"image/png": base64.b64encode(self.png()).decode(), "text/plain": repr(self)}
-        return data, {"image/png": {"alt": self.alt}}
+        return plots.Picture(self.png(), self.alt)._repr_mimebundle_()
 
 
 def plot(report: Report) -> Drawing:
@@ -62,9 +59,8 @@ def plot(report: Report) -> Drawing:
         raise ValueError("report must hold at least one attention layer to be drawn: got none.")
     panels = [_entropy, _logits] + [_stream] * bool(report.stream) + [_gradients] * bool(_ratios(report))
     lines = math.ceil(len(panels) / 2)
-    mpl.rcParams.update(plots.STYLE)
-    figure = Drawing(figsize=(7.5, 2.9 * lines), layout="constrained")
-    axes = figure.subplots(lines, 2, squeeze=False).ravel()
+    figure, grid = plots.subplots(lines, 2, width=7.5, height=2.9 * lines, figure_class=Drawing, squeeze=False)
+    axes = grid.ravel()
     for unused in axes[len(panels) :]:
         unused.set_axis_off()
     count = len(report.layers())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attntut.diagnose.known import known_view
-from attntut.diagnose.layers import ROOT
+from attntut.diagnose.layers import ROOT, Uncopied
+from attntut.diagnose.statistics import norm
 from attntut.init.roles import Entry
 
 ROLES = ("query", "key", "value", "output")
@@ -70,8 +71,8 @@ class Gradients:
         return sum(norms) / len(norms) if norms else None
 
 
-class _Norms:
-    """A hook on one parameter, which may hold several projections; a copy of the model does not take it along."""
+class _Norms(Uncopied):
+    """A hook on one parameter, which may hold several projections."""
 
     def __init__(self, owner: Gradients, parameter: Tensor, parts: list[tuple[str, str, Entry]]) -> None:
         self.owner = owner
@@ -90,25 +91,10 @@ class _Norms:
             for (layer, role), place in self.parts:
                 shape, stride, offset = place
                 part = gradient.as_strided(shape, stride, gradient.storage_offset() + offset)
-                norm = torch.linalg.vector_norm(part, dtype=torch.promote_types(part.dtype, torch.float32)).item()
-                self.owner.norms.setdefault((layer, role), []).append(norm)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[[Tensor], None]:
-        return _ignore
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _ignoring, ()
+                self.owner.norms.setdefault((layer, role), []).append(norm(part))
 
 
 def _ratio(norm: float | None, value: float | None) -> float | None:
     if norm is None or value is None:
         return None
     return norm / value if value else math.nan
-
-
-def _ignore(gradient: Tensor) -> None:
-    """What the hook is in a copy of the model."""
-
-
-def _ignoring() -> Callable[[Tensor], None]:
-    return _ignore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attntut.init import places
+
 FUNCTION, ROOT = "(function)", "(model)"
-HEADS = ("num_heads", "n_heads", "num_attention_heads", "n_head", "nhead", "heads")
+HEADS = (*places.HEADS, "nhead", "heads")
 CROSS_NAME = re.compile(r"cross|enc_?dec|encoder_attn|multihead_attn", re.IGNORECASE)
 CONTEXTS = {"context", "memory", "encoder_hidden_states", "key_value_states", "cross_attention_states"}
 CACHES = {"past_key_values", "past_key_value", "layer_past", "cache"}
@@ -116,7 +118,7 @@ class Layers:
     def name(self) -> str:
         """The layer that runs: the innermost module that is more than a softmax or a dropout."""
         for frame in reversed(self.frames):
-            if not isinstance(frame.module, nn.Softmax | nn.Dropout):
+            if not _is_small(frame.module):
                 return frame.name or ROOT
         return FUNCTION
 
@@ -147,15 +149,8 @@ class Layers:
         return n != m and all(frame.argument(name) is None for name in CACHES)
 
 
-class Hook:
+class Uncopied:
     """A hook that a copy of the model does not take along: copied or pickled, it does nothing."""
-
-    def __init__(self, call: Callable[..., None], name: str, module: nn.Module) -> None:
-        self.call, self.name, self.module = call, name, module
-
-    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
-        if not torch.compiler.is_compiling() and module is self.module:
-            self.call(self.name, module, args, kwargs, *output)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _nothing, ()
@@ -164,24 +159,38 @@ class Hook:
         return _do_nothing
 
 
+class Hook(Uncopied):
+    """A hook on the calls of one module."""
+
+    def __init__(self, call: Callable[..., None], name: str, module: nn.Module) -> None:
+        self.call, self.name, self.module = call, name, module
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
+        if not torch.compiler.is_compiling() and module is self.module:
+            self.call(self.name, module, args, kwargs, *output)
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Whether torch.compile was used on it."""
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
+def tensors_in(values: Any) -> Iterator[Tensor]:
+    """The tensors in what a module takes or gives: a tensor, a tuple, a mapping, or any of these inside another."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, Mapping | tuple | list):
+        for each in values.values() if isinstance(values, Mapping) else values:
+            yield from tensors_in(each)
+
+
 def first_tensor(values: Any) -> Tensor | None:
-    """The first tensor of what a module takes or gives: a tensor, a tuple, a mapping.
+    """The first of :func:`tensors_in`, or None.
 
     >>> first_tensor((None, {"x": torch.ones(2)}))
     tensor([1., 1.])
     """
-    if isinstance(values, Tensor):
-        return values
-    if isinstance(values, Mapping):
-        values = values.values()
-    elif not isinstance(values, tuple | list):
-        return None
-    return next((found for each in values if (found := first_tensor(each)) is not None), None)
+    return next(tensors_in(values), None)
 
 
 def _is_small(module: nn.Module) -> bool:

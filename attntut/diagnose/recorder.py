@@ -13,10 +13,10 @@ from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from attntut._checks import check_int
+from attntut._modes import no_fast_path
 from attntut.diagnose.gradients import Gradients
 from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import STATISTICS, Report, average_heads
-from attntut.diagnose.restore import no_fast_path
 from attntut.diagnose.statistics import Logits, Tally, attention_rows
 from attntut.diagnose.stream import Block, has_tokens_first, repeated
 from attntut.diagnose.watcher import Finish, Watcher

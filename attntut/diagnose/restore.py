@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-_fast_path_lock = threading.Lock()
-_fast_path_users: list[bool] = []  # whether it was on when each listener came
-
-
-@contextmanager
-def no_fast_path() -> Iterator[None]:
-    """Switch torch's fused inference path off while anyone listens: it shows no attention.
-
-    The switch is one for the process: the last of several threads to leave sets it back.
-    """
-    with _fast_path_lock:
-        _fast_path_users.append(torch.backends.mha.get_fastpath_enabled())
-        was_on = _fast_path_users[0]
-        torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        with _fast_path_lock:
-            _fast_path_users.pop()
-            if not _fast_path_users:
-                torch.backends.mha.set_fastpath_enabled(was_on)
+from attntut._modes import restored_mode
+from attntut.diagnose.layers import tensors_in
 
 
 class RandomState:
@@ -63,13 +43,11 @@ def untouched(model: nn.Module | None, inputs: Any) -> Iterator[None]:
     """
     state = RandomState()
     parameters = [] if model is None else list(model.parameters())
-    leaves = [*parameters, *(each for each in _tensors(inputs) if each.requires_grad and each.is_leaf)]
+    leaves = [*parameters, *(each for each in tensors_in(inputs) if each.requires_grad and each.is_leaf)]
     gradients = [leaf.grad for leaf in leaves]
     # Hooks that step an optimizer during the backward pass must not.
     after: list[dict[int, Any]] = [hooks for each in leaves if (hooks := each._post_accumulate_grad_hooks)]
     kept_after = [dict(hooks) for hooks in after]
-    modules = [] if model is None else list(model.modules())
-    modes = [module.training for module in modules]
     buffers = [] if model is None else [each for each in model.buffers() if each.dtype != torch.bool]
     contents = [buffer.detach().clone() for buffer in buffers]
     try:
@@ -77,14 +55,13 @@ def untouched(model: nn.Module | None, inputs: Any) -> Iterator[None]:
             leaf.grad = None
         for hooks in after:
             hooks.clear()
-        yield
+        with nullcontext() if model is None else restored_mode(model):
+            yield
     finally:
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
         for hooks, kept in zip(after, kept_after, strict=True):
             hooks.update(kept)
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
         with torch.no_grad():
             for buffer, content in zip(buffers, contents, strict=True):
                 if not torch.equal(buffer, content):
@@ -101,7 +78,7 @@ def stepped(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     weights = [each.detach().clone() for each in parameters]
-    tensors = [(each, each.clone()) for state in optimizer.state.values() for each in _tensors(state)]
+    tensors = [(each, each.clone()) for state in optimizer.state.values() for each in tensors_in(state)]
     states = {each: copy.copy(state) for each, state in optimizer.state.items()}
     options = [
         {key: copy.deepcopy(value) for key, value in group.items() if key != "params"}
@@ -124,14 +101,3 @@ def stepped(optimizer: torch.optim.Optimizer) -> Iterator[None]:
                 del group[key]
             group.update(kept)
         vars(optimizer).update(plain)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors(each)
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)

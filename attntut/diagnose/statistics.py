@@ -236,6 +236,15 @@ def token_sums(x: Tensor) -> TokenSums:
     return TokenSums(square, (residual / square).sqrt(), cosine)
 
 
+def norm(x: Tensor) -> float:
+    """The Frobenius norm, in single precision at least.
+
+    >>> norm(torch.tensor([3.0, 4.0], dtype=torch.float16))
+    5.0
+    """
+    return torch.linalg.vector_norm(x.detach(), dtype=torch.promote_types(x.dtype, torch.float32)).item()
+
+
 def attention_rows(logits: Logits, sequence: int, rows: Tensor) -> Tensor:
     """The weights of a few rows of one sequence, for pictures: ``(H, len(rows), n_key)`` on the CPU."""
     _, _, _, m = logits.shape

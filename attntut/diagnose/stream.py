@@ -7,10 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from attntut.diagnose.statistics import token_sums
+from attntut.diagnose.statistics import norm, token_sums
 
 
 class Block:
@@ -47,12 +46,8 @@ class Block:
 
         def add(gradient: Tensor) -> None:
             if is_wanted() and not gradient.is_meta:
-                with torch.no_grad():
-                    norm = torch.linalg.vector_norm(
-                        gradient.detach(), dtype=torch.promote_types(gradient.dtype, torch.float32)
-                    )
-                    self.gradient_square += norm.item() ** 2
-                    self.gradient_size += gradient.numel()
+                self.gradient_square += norm(gradient) ** 2
+                self.gradient_size += gradient.numel()
 
         return add
 

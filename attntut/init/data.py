@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attntut._checks import check_int, check_number
+from attntut._modes import no_fast_path, restored_mode
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Law, Orthogonal
 from attntut.init.registry import outside, scheme
@@ -166,7 +167,8 @@ def run(module: nn.Module, batch: Any) -> Any:
         kwargs = dict(batch)
     else:
         args = batch if isinstance(batch, tuple) else (batch,)
-    with torch.no_grad(), _as_in_evaluation(module):
+    with torch.no_grad(), restored_mode(module), no_fast_path():
+        module.eval()
         return module(*args, **kwargs)
 
 
@@ -213,17 +215,3 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
 
 def _variance(x: Tensor) -> float:
     return x.detach().var(correction=0).item()
-
-
-@contextlib.contextmanager
-def _as_in_evaluation(module: nn.Module) -> Iterator[None]:
-    training = [each for each in module.modules() if each.training]
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    module.eval()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-        for each in training:
-            each.training = True

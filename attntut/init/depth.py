@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -329,16 +330,12 @@ def sub_ln(weight: Weight) -> Law:
     return outside(weight) or xavier_normal(weight) * (_sub_ln_gain(weight) if weight.role in LINEAR_PATH else 1)
 
 
-def _set_gains(view: ModelView, gain: float) -> None:
+def _set_gains(view: ModelView, generator: Any, *, gain: float) -> None:
     check_number("gain", gain)
     with torch.no_grad():
         for name, parameter in view.gains.items():
             if name.rpartition(".")[2] in GAINS:
                 parameter.fill_(gain)
-
-
-def _zero_gains(view: ModelView, generator: Any) -> None:
-    _set_gains(view, 0.0)
 
 
 @scheme(
@@ -350,7 +347,7 @@ def _zero_gains(view: ModelView, generator: Any) -> None:
     why="Every block starts as the identity, so that signals and gradients cross any depth unchanged.",
     requires=("no norm", "branch gain"),
     architecture=lambda n_layers: {"branch_gain": 0.0},
-    finish=_zero_gains,
+    finish=lambda view, generator: _set_gains(view, generator, gain=0.0),
 )
 def rezero(weight: Weight) -> Law:
     r"""Xavier inside the branches, and a learnable factor 0 after each.
@@ -375,10 +372,6 @@ def rezero(weight: Weight) -> Law:
     return outside(weight) or xavier_uniform(weight)
 
 
-def _skip_init_gains(view: ModelView, generator: Any, *, gain: float = 0.0) -> None:
-    _set_gains(view, gain)
-
-
 @scheme(
     family="depth",
     formula=r"x + \alpha f(x), \quad \alpha = 0 \text{ or } \alpha = 1/\sqrt{2L}",
@@ -388,7 +381,7 @@ def _skip_init_gains(view: ModelView, generator: Any, *, gain: float = 0.0) -> N
     why="Batch normalization makes deep residual networks trainable by shrinking branches; a factor can do that too.",
     requires=("no norm", "branch gain"),
     architecture=lambda n_layers: {"branch_gain": 0.0},
-    finish=_skip_init_gains,
+    finish=partial(_set_gains, gain=0.0),
 )
 def skip_init(weight: Weight, *, gain: float = 0.0) -> Law:
     r"""A learnable factor at the end of each branch, 0 or small at the start.
@@ -410,10 +403,6 @@ def skip_init(weight: Weight, *, gain: float = 0.0) -> Law:
     return lecun_normal(weight)
 
 
-def _layer_scale_gains(view: ModelView, generator: Any, *, gain: float = 1e-4) -> None:
-    _set_gains(view, gain)
-
-
 @scheme(
     family="depth",
     formula=r"x + \operatorname{diag}(\lambda_1, \ldots, \lambda_d) f(\operatorname{LN} x), \quad \lambda_i = 10^{-4}",
@@ -423,7 +412,7 @@ def _layer_scale_gains(view: ModelView, generator: Any, *, gain: float = 1e-4) -
     why="Deep image Transformers train when their branches start near zero, each channel with a factor of its own.",
     requires=("pre-LN", "branch gain"),
     architecture=lambda n_layers: {"branch_gain": 1e-4, "branch_gain_per_channel": True},
-    finish=_layer_scale_gains,
+    finish=partial(_set_gains, gain=1e-4),
 )
 def layer_scale(weight: Weight, *, gain: float = 1e-4) -> Law:
     r"""N(0, 0.02²), and a small learnable factor for each channel of each branch.

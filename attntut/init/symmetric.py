@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from attntut._checks import check_number
-from attntut.init.laws import Constant, Law, Uniform
+from attntut.init.fan import xavier_uniform
+from attntut.init.laws import Constant, Law
 from attntut.init.registry import outside, scheme
 from attntut.init.weight import BRANCH_OUT, Weight
 
@@ -92,7 +93,7 @@ def zero_query(weight: Weight) -> Law:
         >>> prediction.std["query"], prediction.std["key"], prediction.logit_std
         (0.0, 0.125, 0.0)
     """
-    return outside(weight) or (Constant(0.0) if weight.role == "query" else _xavier(weight))
+    return Constant(0.0) if weight.role == "query" else xavier_uniform(weight)
 
 
 @scheme(
@@ -118,8 +119,4 @@ def zero_output(weight: Weight) -> Law:
         >>> std["output"], std["feed_forward_out"], std["value"]
         (0.0, 0.0, 0.125)
     """
-    return outside(weight) or (Constant(0.0) if weight.role in BRANCH_OUT else _xavier(weight))
-
-
-def _xavier(weight: Weight) -> Law:
-    return Uniform.of_std((2 / (weight.fan_in + weight.fan_out)) ** 0.5)
+    return Constant(0.0) if weight.role in BRANCH_OUT else xavier_uniform(weight)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from attntut._checks import check_int, check_number
+from attntut._modes import restored_mode
 from attntut.data import Data
 from attntut.train.history import Evaluation, History
 from attntut.train.scoring import cross_entropy, evaluate
@@ -85,7 +84,7 @@ def train(
     evaluations: list[Evaluation] = []
     diverged_at = None
 
-    with _restored_mode(model), own_randomness(seed, parameters[0].device), progress_bar(steps, progress) as bar:
+    with restored_mode(model), own_randomness(seed, parameters[0].device), progress_bar(steps, progress) as bar:
         for step, batch in enumerate(batches):
             if settings.evaluates(step):
                 evaluations.append(evaluate(model, data, step))
@@ -117,13 +116,3 @@ def _torch_optimizer(parameters: list[nn.Parameter], lr: float, s: Settings) -> 
         return torch.optim.SGD(parameters, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
     kind = torch.optim.AdamW if s.optimizer == "adamw" else torch.optim.Adam
     return kind(parameters, lr=lr, betas=s.betas, eps=EPS, weight_decay=s.weight_decay, fused=fused)
-
-
-@contextmanager
-def _restored_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
