@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,8 +19,11 @@ from attntut.device import seeded
 UNSCORED = -100
 """The target of a position that no loss and no accuracy counts; torch's default ``ignore_index``."""
 
-CORPUS = "corpus/hamlet.txt"
-CORPUS_SHA256 = "0d2173a3f51fdd29850625a16bdf6d0b742317e2d0adf6cdf94dde4cbf7e9115"
+CORPUS_SHA256 = {
+    "digits.csv.gz": "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22",
+    "hamlet.txt": "0d2173a3f51fdd29850625a16bdf6d0b742317e2d0adf6cdf94dde4cbf7e9115",
+}
+"""The files in ``attntut/corpus``, where its README says whence they come, and their SHA-256."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -133,14 +138,17 @@ def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None =
     """Handwritten digits, 8 × 8 pixels each, as a sequence of square patches.
 
     The 1797 images are the test part of "Optical Recognition of Handwritten Digits" (Alpaydin & Kaynak 1998, UCI,
-    CC BY 4.0), which scikit-learn carries. They are shuffled, split, and standardized by one mean and one
-    standard deviation, those of all pixels of the training images.
+    CC BY 4.0), as scikit-learn has them; they lie in the package. They are shuffled, split, and standardized by one
+    mean and one standard deviation, those of all pixels of the training images.
 
     Args:
         patch: side of a patch in pixels: 1, 2, 4 or 8, which makes 64, 16, 4 or 1 tokens of width ``patch²``.
         test_fraction: the share of the 1797 images that is kept for the test, between 0 and 1.
         n_train: keep that many training images only; all by default.
         seed: of the shuffle. The same seed, the same split.
+
+    Raises:
+        RuntimeError: the file in the package is not the one this book was written with.
 
     Example:
         >>> digits()
@@ -153,11 +161,10 @@ def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None =
         raise ValueError(f"test_fraction must lie between 0 and 1, both excluded: got {test_fraction}.")
     generator = seeded(seed)
 
-    from sklearn.datasets import load_digits  # here, because importing scikit-learn takes about a second
-
-    bunch = load_digits()
-    inputs = to_patches(torch.tensor(bunch.images, dtype=torch.float32), patch)  # (1797, T, patch²)
-    targets = torch.tensor(bunch.target, dtype=torch.int64)
+    lines = gzip.decompress(_corpus("digits.csv.gz")).decode("ascii").splitlines()
+    table = torch.tensor(np.loadtxt(lines, delimiter=",", dtype=np.int64))  # (1797, 65): pixels from 0 to 16, the digit
+    inputs = to_patches(table[:, :64].view(-1, 8, 8).float(), patch)  # (1797, T, patch²)
+    targets = table[:, 64].contiguous()
     n = len(inputs)
     n_test = min(max(round(test_fraction * n), 1), n - 1)
     order = torch.randperm(n, generator=generator)
@@ -240,7 +247,7 @@ def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: f
     stride = seq_len if stride is None else check_int("stride", stride)
     if not 0 < check_number("test_fraction", test_fraction) < 1:
         raise ValueError(f"test_fraction must lie between 0 and 1, both excluded: got {test_fraction}.")
-    text = _corpus()
+    text = _corpus("hamlet.txt").decode("ascii")
     alphabet = "".join(sorted(set(text)))
     index = {character: i for i, character in enumerate(alphabet)}
     tokens = torch.tensor([index[character] for character in text], dtype=torch.int64)
@@ -380,15 +387,17 @@ def _distinct(draw: Callable[[int, torch.Generator], Tensor], n: int, capacity: 
     return torch.tensor(list(rows)[:n], dtype=torch.int64)
 
 
-def _corpus() -> str:
-    raw = files("attntut").joinpath(CORPUS).read_bytes().replace(b"\r\n", b"\n")  # a checkout may change line ends
+def _corpus(name: str) -> bytes:
+    raw = files("attntut").joinpath("corpus", name).read_bytes()
+    if name.endswith(".txt"):
+        raw = raw.replace(b"\r\n", b"\n")  # a checkout may change line ends
     digest = hashlib.sha256(raw).hexdigest()
-    if digest != CORPUS_SHA256:
+    if digest != CORPUS_SHA256[name]:
         raise RuntimeError(
-            f"attntut/{CORPUS} is not the text this book was written with: expected SHA-256 {CORPUS_SHA256}, "
-            f"got {digest}. Install the package again."
+            f"attntut/corpus/{name} is not the file this book was written with: expected SHA-256 "
+            f"{CORPUS_SHA256[name]}, got {digest}. Install the package again."
         )
-    return raw.decode("ascii")
+    return raw
 
 
 def _row(name: str, tokens: Tensor | Iterable[int], n: int) -> list[int]:

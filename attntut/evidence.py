@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from IPython.display import display
-from scipy import stats
+from scipy.special import stdtrit
 
 from attntut._checks import check_number
 
@@ -186,7 +186,7 @@ def confidence_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, f
     mean = float(samples.mean())
     if samples.size == 1:
         return mean, None, None
-    half = float(stats.t.ppf(0.975, samples.size - 1) * samples.std(ddof=1) / math.sqrt(samples.size))
+    half = float(stdtrit(samples.size - 1, 0.975) * samples.std(ddof=1) / math.sqrt(samples.size))
     return mean, mean - half, mean + half
 
 

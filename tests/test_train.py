@@ -12,8 +12,7 @@ from torch.func import vmap
 
 from attntut import Transformer, TransformerConfig
 from attntut.data import UNSCORED, Data, associative_recall, digits, reverse
-from attntut.train import Evaluation, History, train, train_many
-from attntut.train.vmapped import fast_vmap
+from attntut.train import Evaluation, History, train, train_many, vmapped
 
 STEPS = 20
 
@@ -148,18 +147,36 @@ def test_no_more_models_than_a_chunk_are_stacked(monkeypatch):
     assert sizes == [2, 2, 1, 32, 32, 6]
 
 
+@pytest.mark.parametrize("short", [64, 1], ids=["short", "long"])
 @pytest.mark.parametrize(
     "options", [{}, {"scale": 0.3}, {"is_causal": True}, {"attn_mask": torch.ones(5, 5).tril().bool()}], ids=str
 )
-def test_the_shortcuts_compute_what_torch_computes(options):
+def test_the_shortcuts_compute_what_torch_computes(options, short, monkeypatch):
+    monkeypatch.setattr(vmapped, "SHORT", short)
     query, key, value = torch.randn(3, 2, 3, 4, 5, 6, dtype=torch.float64)  # models, batch, heads, tokens, d_head
     layer, x = nn.Linear(6, 7).double(), torch.randn(2, 5, 6, dtype=torch.float64)
     attention = nn.functional.scaled_dot_product_attention
-    expected = attention(query, key, value, **options), layer(x)
-    with fast_vmap(torch.device("cpu")):
-        got = vmap(partial(attention, **options))(query, key, value), layer(x)
+    expected = attention(query, key, value, **options), layer(x), layer(x[0, 0])
+    with vmapped.fast_vmap(torch.device("cpu")):
+        got = vmap(partial(attention, **options))(query, key, value), layer(x), layer(x[0, 0])
     for ours, theirs in zip(got, expected, strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+class Offset(nn.Module):
+    """A bias is all that it learns: its weight, and what the weight sees, are the same for all models."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = torch.eye(2, 3).double(), nn.Parameter(torch.zeros(2).double())
+
+    def forward(self, x):
+        return nn.functional.linear(0 * x[:, 0], self.weight, self.bias)
+
+
+def test_a_weight_outside_the_stack_is_no_obstacle():
+    ones, _, many, _ = train_both_ways([Offset(), Offset()], blobs(), [0.1, 0.2], [0, 1], steps=3, batch_size=8)
+    assert_same_weights(ones, many)
 
 
 # divergence
