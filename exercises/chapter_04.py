@@ -86,9 +86,9 @@ def check_attend(answer) -> None:
 def check_long_training(answer: tuple[float, float]) -> None:
     learned, random = answer
     assert max(answer) <= 1, "Accuracies are shares of the test set. Did you give percent?"
-    assert min(answer) > 0.88, "Both should have passed 0.9. How many steps did you train?"
-    assert learned < random + 0.01, "Which of the two is the learned one?"
-    assert 0.9 < learned < 0.98 and 0.93 < random < 0.995, "Do you take the mean over all seeds, on all digits?"
+    assert min(answer) > 0.87, "Both should be near 0.9 or above. How many steps did you train?"
+    assert learned < random, "Which of the two is the learned one?"
+    assert learned < 0.96 and 0.92 < random < 0.99, "Do you take the mean over all seeds, on all digits?"
 
 
 EXERCISES = [
@@ -124,8 +124,8 @@ EXERCISES = [
     ),
     Exercise(
         "4.6",
-        solution=(0.945, 0.97),
+        solution=(0.92, 0.952),
         check=check_long_training,
-        wrong={"too short": (0.835, 0.871), "swapped": (0.97, 0.945), "percent": (94.5, 97)},
+        wrong={"too short": (0.784, 0.846), "swapped": (0.952, 0.92), "percent": (92, 95.2)},
     ),
 ]
