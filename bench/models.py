@@ -91,7 +91,7 @@ def training() -> list[Row]:
 
     together(steps=2)
     one_by_one(steps=1)
-    at_once, single = seconds(together, one_by_one, repeats=3, warm_up=False)
+    at_once, single = seconds(together, one_by_one, repeats=5, warm_up=False)
     with FlopCounterMode(display=False) as counter:
         Transformer(config)(data.train_inputs[:BATCH]).square().mean().backward()
     rate = counter.get_total_flops() * MODELS * STEPS / at_once

@@ -46,8 +46,10 @@ class Stack:
             return scores(functional_call(self.program, (parameters, others), (x,)), y, data.n_classes)
 
         self.program.eval()
-        run = vmap(part, in_dims=(0, 0, None, None), randomness="different")
-        total = torch.stack([run(self.parameters(), self.others, x, y) for x, y in pieces(data)]).sum(dim=0)  # (M, 3)
+        run = vmap(part, randomness="different")
+        M = len(self.flat)
+        parts = [(x.expand(M, *x.shape), y.expand(M, *y.shape)) for x, y in pieces(data)]
+        total = torch.stack([run(self.parameters(), self.others, x, y) for x, y in parts]).sum(dim=0)  # (M, 3)
         return [evaluation(step, row) for row in total]
 
     @torch.no_grad()

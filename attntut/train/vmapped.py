@@ -33,7 +33,7 @@ class _ForAllModels(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.linear and len(args) == 3 and args[2] is not None and args[0].ndim > 1 and torch.is_grad_enabled():
+        if func is F.linear and len(args) == 3 and args[2] is not None and args[0].ndim > 1:
             return _linear(*args)
         if func is F.scaled_dot_product_attention:
             plain = kwargs.get("attn_mask") is None and not (kwargs.get("dropout_p") or kwargs.get("enable_gqa"))
