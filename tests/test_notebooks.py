@@ -17,6 +17,32 @@ KILOBYTES = 600
 LINES = 20
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|tmp|Users|opt|usr/lib|private|mnt)/\w|[A-Z]:\\\\?Users\\")
 
+DECIMAL = re.compile(r"(?<![\w.^{/√−-])\d+\.\d+(?!\w|\.\d)")
+NOT_MEASURED = re.compile(  # formulas, the article's and the book's own numbering, a table of what others reported
+    r"\$\$?.*?\$\$?|\[[^\]]*\]\([^)]*\)|[Ee]xercise \d\.\d|^\|[^\n]*\{cite[^\n]*|^\*\*Exercise.*", re.DOTALL | re.MULTILINE
+)
+READ_OFF = {  # numbers that no cell prints: an explorer's, or a formula's that stands beside them
+    "03": {"0.53", "2.2", "2.75"},  # the explorer's cosine and entropies
+    "04": {"2.3", "3.6"},  # Φ(m)ⁿ = ½ at n = 64 and 4096
+    "05": {"0.0442"},  # 2^−4.5, a step of the slider
+    "06": {"2.77"},  # ln 16
+}
+
+
+def unsupported(notebook: nbformat.NotebookNode) -> list[str]:
+    """Decimals in the prose and in alt texts that no cell printed, to the digits given, and none was given."""
+    texts = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in outputs(notebook)]
+    alts = [text for text in texts if text.startswith("Figure")]
+    code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    shown = " ".join([text for text in texts if not text.startswith("Figure")] + code)
+    numbers = [float(number) for number in re.findall(r"\d+\.?\d*(?:e[-+]?\d+)?", shown)]
+    prose = [NOT_MEASURED.sub(" ", cell.source) for cell in notebook.cells if cell.cell_type == "markdown"]
+    return [
+        number
+        for number in re.findall(DECIMAL, "\n".join(prose + alts))
+        if all(abs(float(number) - known) > 0.5001 * 10 ** -len(number.split(".")[1]) for known in numbers)
+    ]
+
 
 def unexecuted(notebook: nbformat.NotebookNode) -> list[int]:
     """Positions of code cells without a count, or with one out of order. nbval compares no cell without a count."""
@@ -130,6 +156,11 @@ def test_every_record_of_evidence_passed(notebook):
 # --- the checks themselves ----------------------------------------------------------------------------------------
 
 
+def test_a_number_in_the_prose_is_one_that_a_cell_gave(notebook, path):
+    missing = set(unsupported(notebook)) - READ_OFF.get(path.name[:2], set())
+    assert not missing, f"No cell of {path.name} gives {sorted(missing)}. What did the last run measure?"
+
+
 def code(source: str, count: int | None, **more: object) -> nbformat.NotebookNode:
     return nbformat.v4.new_code_cell(source, execution_count=count, **more)
 
@@ -159,3 +190,13 @@ def test_a_path_of_a_machine_is_noticed(text):
 @pytest.mark.parametrize("text", ["https://arxiv.org/abs/1706.03762", "12 tokens/work item", "attntut/tools"])
 def test_other_slashes_are_no_path_of_a_machine(text):
     assert not MACHINE_PATH.search(text)
+
+
+@pytest.mark.parametrize(
+    "prose, missing",
+    [("It gains 0.98.", []), ("It gains 0.99.", ["0.99"]), ("With $0.99$, exercise 1.5, [0.7](there.md).", [])],
+)
+def test_a_stale_number_is_noticed(prose, missing):
+    cell = code("print(gain)", 1)
+    cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="gain 0.9841\n")]
+    assert unsupported(made(nbformat.v4.new_markdown_cell(prose), cell)) == missing
