@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Row:
 
 
 def seconds(*calls: Callable[[], object], repeats: int = 7, warm_up: bool = True) -> list[float]:
-    """Median seconds of each call; the calls take turns, so that a busy moment hits all of them."""
+    """Least seconds of each call, as timeit advises: other work on the machine only adds. The calls take turns."""
     if warm_up:
         for call in calls:
             call()
@@ -41,7 +40,7 @@ def seconds(*calls: Callable[[], object], repeats: int = 7, warm_up: bool = True
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
-    return [statistics.median(taken) for taken in times]
+    return [min(taken) for taken in times]
 
 
 def machine() -> str:
