@@ -19,7 +19,8 @@ MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|work|tmp|Users|opt|usr/lib|p
 
 DECIMAL = re.compile(r"(?<![\w.^{/√−-])\d+\.\d+(?!\w|\.\d)")
 NOT_MEASURED = re.compile(  # formulas, the article's and the book's own numbering, a table of what others reported
-    r"\$\$?.*?\$\$?|\[[^\]]*\]\([^)]*\)|[Ee]xercise \d\.\d|^\|[^\n]*\{cite[^\n]*|^\*\*Exercise.*", re.DOTALL | re.MULTILINE
+    r"\$\$?.*?\$\$?|\[[^\]]*\]\([^)]*\)|[Ee]xercise \d\.\d|^\|[^\n]*\{cite[^\n]*|^\*\*Exercise.*",
+    re.DOTALL | re.MULTILINE,
 )
 READ_OFF = {  # numbers that no cell prints: an explorer's, or a formula's that stands beside them
     "03": {"0.53", "2.2", "2.75"},  # the explorer's cosine and entropies
