@@ -22,7 +22,7 @@ class Stack:
         self.program = copy.deepcopy(models[0])
         self.shapes = {name: p.shape for name, p in models[0].named_parameters() if p.requires_grad}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
-        rows = [[dict(m.named_parameters())[name].detach().flatten() for name in self.shapes] for m in models]
+        rows = [[p.detach().flatten() for p in m.parameters() if p.requires_grad] for m in models]
         self.flat = torch.stack([torch.cat(row) for row in rows]).requires_grad_()
         others = [_untrained(model) for model in models]
         self.others = {name: torch.stack([other[name].detach() for other in others]) for name in others[0]}
