@@ -272,6 +272,18 @@ def test_clipping_bounds_the_step_of_sgd():
     assert moved == pytest.approx(1e-3, rel=1e-2)
 
 
+def test_the_loss_is_torchs_with_and_without_unscored_targets():
+    from attntut.train.scoring import cross_entropy
+
+    logits = torch.randn(4, 5, 7, dtype=torch.float64, requires_grad=True)
+    for share in (0, 0.4):
+        targets = torch.randint(7, (4, 5)).masked_fill(torch.rand(4, 5) < share, UNSCORED)
+        expected = nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=UNSCORED)
+        got = cross_entropy(logits, targets, 7)
+        assert torch.allclose(got, expected, rtol=1e-12)
+        assert torch.allclose(*(torch.autograd.grad(loss, logits)[0] for loss in (got, expected)), atol=1e-12)
+
+
 def test_unscored_targets_teach_nothing_and_count_nowhere():
     data = reverse(seq_len=3, vocab_size=4, n_train=16, n_test=16)
     targets = data.train_targets.clone()
