@@ -43,6 +43,13 @@ def shown(page) -> list[str]:
     return page.evaluate("[...document.querySelectorAll('.scheme')].filter((e) => e.offsetParent).map((e) => e.id)")
 
 
+def wait_for(page, expected: list[str]) -> None:
+    """Like comparing :func:`shown`, but a reset takes effect a moment after its event."""
+    count = "[...document.querySelectorAll('.scheme')].filter((e) => e.offsetParent).length"
+    page.wait_for_function(f"n => {count} === n", arg=len(expected))
+    assert shown(page) == expected
+
+
 def count(page) -> str:
     return page.locator(".catalogue-count").inner_text()
 
@@ -76,7 +83,7 @@ def test_the_mouse_filters_by_family_and_requirement(catalogue):
     assert shown(page) == []
     assert "None of" in count(page)
     page.get_by_role("button", name="Show all").click()
-    assert shown(page) == [*SCHEMES]
+    wait_for(page, [*SCHEMES])
     assert page.url.endswith(PAGE), "the address is clean again"
     page.get_by_label("Requirement").select_option("nothing")
     assert shown(page) == names("", "nothing") != []
@@ -95,7 +102,7 @@ def test_the_keyboard_filters(catalogue):
     assert shown(page) == names(registry.FAMILIES[0], "post-LN")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    assert shown(page) == [*SCHEMES]
+    wait_for(page, [*SCHEMES])
 
 
 def test_the_count_is_announced(catalogue):
