@@ -39,14 +39,16 @@ def catalogue(visit):
     return opened
 
 
+SHOWN = "[...document.querySelectorAll('.scheme')].filter((e) => e.offsetParent).map((e) => e.id)"
+
+
 def shown(page) -> list[str]:
-    return page.evaluate("[...document.querySelectorAll('.scheme')].filter((e) => e.offsetParent).map((e) => e.id)")
+    return page.evaluate(SHOWN)
 
 
 def wait_for(page, expected: list[str]) -> None:
     """Like comparing :func:`shown`, but a reset takes effect a moment after its event."""
-    count = "[...document.querySelectorAll('.scheme')].filter((e) => e.offsetParent).length"
-    page.wait_for_function(f"n => {count} === n", arg=len(expected))
+    page.wait_for_function(f"n => {SHOWN}.length === n", arg=len(expected))
     assert shown(page) == expected
 
 
