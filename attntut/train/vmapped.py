@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from attntut.attention import causal_mask
+from attntut.attention import scaled_dot_product_attention
 
 SHORT = 64  # tokens up to which writing the maps down costs no more than fusing them, and little memory
 
@@ -53,10 +53,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, is_causal: bool, scale
     n, m = query.shape[-2], key.shape[-2]
     if n * m > SHORT**2:
         return _Fused.apply(query, key, value, is_causal, scale)
-    logits = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.mT
-    if is_causal:
-        logits = logits.masked_fill(~causal_mask(n, m), -torch.inf)
-    return torch.softmax(logits, dim=-1) @ value
+    return scaled_dot_product_attention(query, key, value, is_causal=is_causal, scale=scale)[0]
 
 
 class _Fused(torch.autograd.Function):
