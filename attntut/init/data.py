@@ -51,7 +51,7 @@ def _seen_std(weight: Weight) -> float:
     formula=r"W = Q \text{ orthogonal}, \qquad W \leftarrow \frac{W}{\operatorname{std}(W X)} \text{ until } "
     r"|\operatorname{std}(W X) - 1| \le 0.1",
     cite="mishkin2016all",
-    source="Mishkin & Matas (2016), algorithm 1; ducha-aiki/LSUV-pytorch, LSUV.py",
+    source="Mishkin & Matas (2016), algorithm 1, with the test of ducha-aiki/LSUV-pytorch, LSUV.py",
     year=2016,
     why="Makes every layer write with variance 1 on your data, whatever the layers before it are.",
     requires=("batch",),
@@ -63,7 +63,9 @@ def lsuv(weight: Weight) -> Law:
 
     .. math:: W = Q, \qquad W \leftarrow W / \operatorname{std}(W X) \text{ while } |\operatorname{std}(W X) - 1| > 0.1
 
-    Mishkin & Matas (2016), "All you need is a good init" (layer-sequential unit variance). X is what the layer reads
+    Mishkin & Matas (2016), "All you need is a good init" (layer-sequential unit variance). Their algorithm 1 tests
+    :math:`|\operatorname{Var}(W X) - 1|`; their code tests the standard deviation, as here, and also moves biases so
+    that outputs have mean 0, which is left out. X is what the layer reads
     when the batch has come through the layers before it. A linear layer needs one round; a layer within the tolerance
     is left alone. The std that :meth:`~attntut.init.Scheme.predict` gives, :math:`1/\sqrt{\text{fan\_in}}`, is that
     for X of variance 1; after attention has averaged, X is smaller and W larger.
@@ -111,7 +113,7 @@ def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> 
     family="data",
     formula=r"\operatorname{LN}(\omega_i \odot x + f_i(x)), \qquad \omega_i^2 = 1 + \sum_{j<i} \operatorname{Var} f_j",
     cite="liu2020understanding",
-    source="Liu et al. (2020), section 4.1; LiyuanLucasLiu/Transformer-Clinic, fairseq/modules/transformer_layer.py",
+    source="Liu et al. (2020), section 4.3; LiyuanLucasLiu/Transformer-Clinic, fairseq/modules/transformer_layer.py",
     year=2020,
     why="Post-norm adds every branch at full weight; weights on the skips restore the shares of a pre-norm model.",
     requires=("post-LN", "skip weights", "batch"),

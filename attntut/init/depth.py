@@ -106,8 +106,9 @@ def ds_init(weight: Weight, *, as_in: str = "paper") -> Law:
 
     Here l counts blocks from 1; it is not L, their number. A norm after each addition multiplies gradients by
     :math:`1/\sqrt{1 + \operatorname{Var} f}`, the branch adds what comes back through it; both corrections are smaller
-    for a smaller branch. Zhang, Titov & Sennrich (2019) divide the standard deviation by :math:`\sqrt l`; their code
-    hands :math:`l^{-1/2}` to TensorFlow as a *variance* scale, and so divides it by :math:`l^{1/4}` only.
+    for a smaller branch. Zhang, Titov & Sennrich (2019) divide the standard deviation by :math:`\sqrt l` (and multiply
+    it by a hyper-parameter α, 1 here); their code hands :math:`l^{-1/2}` to TensorFlow as a *variance* scale, and so
+    divides it by :math:`l^{1/4}` only.
 
     The paper speaks of gradients that vanish towards the first block. In ``attntut``'s post-norm models of one stack
     they do not: from Xavier they are larger there, 2 to 4 times at 12 blocks, and from this scheme 1.2 times.
@@ -419,9 +420,9 @@ def layer_scale(weight: Weight, *, gain: float = 1e-4) -> Law:
 
     .. math:: x_{l+1} = x_l + \operatorname{diag}(\lambda) f(\operatorname{LN} x_l), \qquad \lambda_i = \varepsilon
 
-    Touvron et al. (2021), CaiT. Their code has ε = 1e-4 by default, 1e-5 in the models of 24 blocks and 1e-6 in those
-    of 36 and 48. Unlike :func:`rezero` it keeps the norm, and no gradient is exactly 0. Their ``trunc_normal_`` cuts at
-    ±2 and so does nothing at 0.02.
+    Touvron et al. (2021), CaiT. Their rule is ε = 0.1 up to 18 blocks, 1e-5 at 24 and 1e-6 beyond. Their code has
+    1e-4 by default, and 1e-5 also in the narrow model of 36 blocks (XXS-36). Unlike :func:`rezero` it keeps the
+    norm, and no gradient is exactly 0. Their ``trunc_normal_`` cuts at ±2 and so does nothing at 0.02.
 
     Args:
         weight: any weight.

@@ -103,15 +103,16 @@ def xavier_normal(weight: Weight, *, gain: float = 1.0) -> Law:
     cite="glorot2010understanding",
     source="Glorot & Bengio (2010), eq. 16; tensor2tensor, initializer 'uniform_unit_scaling'",
     year=2010,
-    why="As xavier_normal, without far entries; what the original Transformer was trained from.",
+    why="As xavier_normal, without far entries; what most code for the original Transformer draws.",
 )
 def xavier_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
     r"""The standard deviation of :func:`xavier_normal`, uniformly.
 
     .. math:: a = g\sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}
 
-    Glorot & Bengio (2010), eq. 16. The Transformer of Vaswani et al. (2017) in tensor2tensor starts from it, with
-    query, key and value apart.
+    Glorot & Bengio (2010), eq. 16. The Transformer of Vaswani et al. (2017) in tensor2tensor draws with it. But from
+    its first public commit (June 2017) to 0ffe0e66 (28 November 2017) query, key and value of self-attention lay in
+    one matrix, and each was √2 narrower, as in :func:`xavier_packed`.
 
     Args:
         weight: any weight; its fans are those of one projection.

@@ -55,8 +55,8 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
 @scheme(
     family="structured",
     formula=r"W = g\,Q, \quad Q \text{ orthogonal}, \qquad g_{o,2} = \sqrt{2/L}, \qquad g = \sqrt{2} \text{ elsewhere}",
-    cite="black2022gptneox",
-    source="EleutherAI/gpt-neox, megatron/model/init_functions.py, orthogonal_init_method",
+    cite="saxe2014exact",
+    source="EleutherAI/gpt-neox, megatron/model/init_functions.py, orthogonal_init_method, as of 2021",
     year=2021,
     why="Orthogonal matrices whose branches shrink with the depth, so that the stream grows by a constant in all.",
 )
@@ -65,7 +65,9 @@ def orthogonal_depth(weight: Weight) -> Law:
 
     .. math:: g_o = g_2 = \sqrt{2/L}, \qquad g = \sqrt 2 \text{ elsewhere}
 
-    The pair ``orthogonal`` and ``scaled_orthogonal`` of GPT-NeoX, as ``init_method`` and ``output_layer_init_method``.
+    The pair ``orthogonal`` and ``scaled_orthogonal`` of GPT-NeoX, as ``init_method`` and ``output_layer_init_method``;
+    its code credits Saxe et al. (2014) and Nestler et al. (2021). GPT-NeoX-20B itself was drawn by :func:`small_init`
+    and :func:`wang_init`, and since commit 0535bfbb (10 December 2022) ``orthogonal`` reads another argument for L.
     L is the number of blocks, of two branches each. The gain √2 of the first is the same formula with L = 1; it makes
     the logits' standard deviation 2.
 
@@ -95,7 +97,7 @@ def identity(weight: Weight) -> Law:
     He & Hofmann (2024) combine these weights with *shaped* attention, :math:`\alpha I + \beta A - \gamma C`, in which
     the uniform :math:`C` takes away the average, so that the layer is the identity and needs no skip connection. That
     is an architecture, not an initialization; without it these weights collapse the tokens of a model without skips in
-    one layer. Keys and feed-forward matrices are LeCun normal.
+    one layer. Keys and feed-forward matrices are LeCun normal here, N(0, 0.02²) in their code.
 
     Example:
         >>> from attntut.init.weight import weights

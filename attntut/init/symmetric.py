@@ -100,7 +100,7 @@ def zero_query(weight: Weight) -> Law:
     family="symmetric",
     formula=r"W_o = W_2 = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
     cite="zhang2019fixup",
-    source="Zhang et al. (2019), who zero the last layer of every residual branch; KellerJordan/modded-nanogpt",
+    source="Zhang et al. (2019), who zero the last layer of every branch; KellerJordan/modded-nanogpt, commit 5450eda7",
     year=2019,
     why="Every block starts as the identity, so depth costs nothing at the first step.",
 )
@@ -111,6 +111,7 @@ def zero_output(weight: Weight) -> Law:
 
     Of each branch only this matrix gets a gradient at the first step. Were :math:`W_v` 0 too, neither would: see
     :func:`zeros`. Zhang et al. (2019) zero the last layer of every branch; here that is all that is taken from them.
+    modded-nanogpt did so for :math:`W_o` and :math:`W_2` from 13 October 2024 to 30 January 2026.
     All other matrices are Xavier uniform.
 
     Example:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     formula=r"\sigma^2 = \frac{1}{\text{fan\_in}}, \quad W_\text{readout} = 0 \text{ or } \sigma = \frac{1}{d}, \quad "
     r"s = \frac{q^\top k}{d_h}, \quad \eta \propto \frac{1}{\text{fan\_in}}",
     cite="yang2022tensor",
-    source="Yang et al. (2022), table 3 and section 5; microsoft/mup, mup/layer.py and mup/optim.py",
+    source="Yang et al. (2022), table 3 and definition 4.1; microsoft/mup, mup/layer.py and mup/optim.py",
     year=2022,
     why="With learning rates that fall with the fan-in, activations move alike at every width, so that the best "
     "learning rate of a narrow model is that of a wide one.",
@@ -110,7 +110,7 @@ def _unit_logits(query: Weight, key: Weight, scale: float) -> float:
     family="width",
     formula=r"W_{ij} \sim \mathcal{N}(0, 1), \qquad y = \frac{1}{\sqrt{\text{fan\_in}}} W x",
     cite="blake2023unit",
-    source="Blake et al. (2023), section 4; graphcore-research/unit-scaling, unit_scaling/functional.py",
+    source="Blake et al. (2023), section 5; graphcore-research/unit-scaling, unit_scaling/functional.py",
     year=2023,
     why="Weights, activations and gradients start with variance 1, in the middle of what 8- and 16-bit floats hold.",
     requires=("weight multipliers",),
