@@ -3,7 +3,7 @@
 from attntut.attention import MultiHeadAttention, scaled_dot_product_attention
 from attntut.device import default_device, seeded
 from attntut.diagnose import diagnose, listen
-from attntut.evidence import compare
+from attntut.evidence import compare, expect, observe
 from attntut.explorer import Explorer
 from attntut.init import initialize_, schemes
 from attntut.transformer import Transformer, TransformerBlock, TransformerConfig
@@ -17,8 +17,10 @@ __all__ = [
     "compare",
     "default_device",
     "diagnose",
+    "expect",
     "initialize_",
     "listen",
+    "observe",
     "scaled_dot_product_attention",
     "schemes",
     "seeded",

@@ -1,4 +1,4 @@
-"""Predict, then measure: the comparison that every chapter prints, asserts and leaves as a record."""
+"""Predict, then measure: the records that every chapter shows, asserts and leaves behind, in three kinds."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from IPython import get_ipython
 from IPython.display import display
 from scipy.special import stdtrit
 
 from attntut._checks import check_number
 
 MIME = "application/vnd.attntut.evidence+json"
+COLUMNS = ("quantity", "predicted", "measured", "agreement")
 
 
 class Disagreement(AssertionError):
-    """A measurement lies outside the tolerance of its prediction."""
+    """A measurement lies where it must not."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One prediction beside its measurement.
+    """One measurement, beside what was said of it before.
 
     Attributes:
-        name: what was compared.
+        name: what was measured.
         slug: ``name`` as an anchor, unique in a page as long as names are.
-        predicted: the predicted number, or None where only a range was predicted.
+        kind: ``"predicted"`` (a formula gave the number), ``"expected"`` (a reason gave the direction) or
+            ``"observed"`` (nothing was said before; the range guards the number that the text uses).
+        predicted: the predicted number; None for the other two kinds.
         measured: the measured number; with seeds, their mean.
         low, high: the 95 % confidence interval of the mean, or None for one measurement.
         n: number of measurements.
-        tolerance: the tolerance in words.
+        tolerance: how near, or where, the measurement must lie, in words.
         unit: the unit of both numbers.
-        passed: whether the measurement lies within the tolerance.
+        passed: whether it lies there.
+        explained: why theory and measurement differ, where the text says so; such a record has not passed.
         claim: id of the article's claim that this speaks to, or None.
-        supports: whether a passed comparison speaks for the claim.
+        supports: whether it speaks for the claim.
         when: the condition under which it does.
     """
 
     name: str
     slug: str
+    kind: str
     predicted: float | None
     measured: float
     low: float | None
@@ -53,120 +59,236 @@ class Evidence:
     tolerance: str
     unit: str
     passed: bool
+    explained: str | None = None
     claim: str | None = None
     supports: bool = True
     when: str | None = None
 
     @property
-    def measured_text(self) -> str:
-        text = number(self.measured)
+    def cells(self) -> tuple[str, str, str, str]:
+        """What stands in the four :data:`COLUMNS`."""
+        measured = number(self.measured)
         if self.low is not None and self.high is not None:
-            text += f" ± {number((self.high - self.low) / 2, digits=2)}"
-        return f"{text} {self.unit}".rstrip()
+            measured += f" ± {number((self.high - self.low) / 2, digits=2)}"
+        said = {"predicted": number(self.predicted or 0), "expected": f"expected {self.tolerance}", "observed": "–"}
+        unit, seeds = f" {self.unit}" if self.unit else "", f", {self.n} seeds" if self.n > 1 else ""
+        predicted = said[self.kind] + (unit if self.kind != "observed" else "")
+        agreement = self._agreement() + seeds
+        return self.name, *(text.replace("-", "−") for text in (predicted, measured + unit, agreement))
 
-    @property
-    def predicted_text(self) -> str:
-        return f"{self.tolerance if self.predicted is None else number(self.predicted)} {self.unit}".rstrip()
-
-    @property
-    def verdict(self) -> str:
-        seeds = f", {self.n} seeds" if self.n > 1 else ""
-        bound = "as predicted" if self.predicted is None else self.tolerance
-        return f"{'✓' if self.passed else '✗ not'} {bound}{seeds}"
+    def _agreement(self) -> str:
+        if self.explained:
+            return f"✗ not {self.tolerance}: {self.explained}"
+        if self.kind == "observed":
+            return f"observed{'' if self.passed else ', ✗ but not'} {self.tolerance}"
+        where = "as expected" if self.kind == "expected" else self.tolerance
+        return f"{'✓' if self.passed else '✗ not'} {where}"
 
     def __str__(self) -> str:
-        return f"{self.name}   predicted {self.predicted_text}   measured {self.measured_text}   {self.verdict}"
+        name, predicted, measured, agreement = self.cells
+        said = f"predicted {predicted}" if self.kind == "predicted" else predicted
+        return "   ".join([name, *([] if self.kind == "observed" else [said]), f"measured {measured}", agreement])
 
-    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {"text/plain": str(self), "text/html": self._html(), MIME: asdict(self)}
-
-    def _html(self) -> str:
-        parts = {
-            "name": self.name,
-            "predicted": f"predicted {self.predicted_text}",
-            "measured": f"measured {self.measured_text}",
-            "verdict": self.verdict,
-        }
-        spans = " ".join(f'<span class="{key}">{html.escape(text)}</span>' for key, text in parts.items())
-        record = html.escape(json.dumps(asdict(self), ensure_ascii=False), quote=True)
-        return f'<div class="attntut-evidence" id="evidence-{self.slug}" data-record="{record}">{spans}</div>'
+    def _ipython_display_(self) -> None:
+        """Show nothing: the table at the end of the cell does."""
 
 
 def compare(
     name: str,
-    predicted: Any = None,
-    measured: Any = None,
+    predicted: Any,
+    measured: Any,
     *,
     rtol: float | None = None,
     atol: float | None = None,
-    between: tuple[float, float] | None = None,
+    differs: str | None = None,
     unit: str = "",
     claim: str | None = None,
     supports: bool = True,
     when: str | None = None,
 ) -> Evidence:
-    r"""Show a prediction beside its measurement, and fail if they disagree.
+    r"""Compare a measurement with the number that a formula gave before, and fail if they disagree.
 
-    Exactly one of three tolerances says what agreement is:
+    Exactly one of two tolerances says what agreement is:
 
-    .. math:: |m - p| \le \text{rtol}\,|p|, \qquad |m - p| \le \text{atol}, \qquad a \le m \le b
+    .. math:: |m - p| \le \text{rtol}\,|p| \qquad\text{or}\qquad |m - p| \le \text{atol}
+
+    In a notebook all records of a cell are shown as one table at its end; elsewhere each is printed.
 
     Args:
         name: what is compared, in a few words.
-        predicted: a number; may be None with ``between``.
+        predicted: a number.
         measured: a number, or one number a seed. With seeds, ``m`` is their mean, shown with its 95 % confidence
             interval (Student's t).
-        rtol, atol: relative or absolute tolerance. With seeds the *mean* must lie within it.
-        between: a range ``(a, b)``; either end may be infinite. With seeds the *whole interval* must lie within it,
-            so that "a is better than b" is never said of an accident.
+        rtol, atol: relative or absolute tolerance.
+        differs: why theory and measurement disagree, in a few words, where the text explains it. Then the record fails
+            if they *agree*: the mean must lie outside the tolerance, and the interval must not hold the prediction.
         unit: printed after both numbers.
         claim: the article's claim that this speaks to, ``"C07"`` say; it enters the claims ledger.
-        supports: whether the comparison, once it passes, speaks for the claim or against it.
+        supports: whether the record speaks for the claim or against it.
         when: the condition under which it speaks for the claim, as in "holds when …".
 
     Returns:
-        The :class:`Evidence`, after displaying it.
+        The :class:`Evidence`.
 
     Raises:
-        Disagreement: the measurement lies outside (an ``AssertionError``); it is displayed all the same.
+        Disagreement: the measurement lies outside (an ``AssertionError``); it is shown all the same.
         TypeError, ValueError: an argument is missing or of the wrong kind.
 
     Example:
         >>> evidence = compare("a fair coin", 0.5, 0.493, rtol=0.05)
         a fair coin   predicted 0.5   measured 0.493   ✓ within 5 %
-        >>> evidence = compare("accuracy over seeds", measured=[0.80, 0.82, 0.81], between=(0.7, 1))
-        accuracy over seeds   predicted between 0.7 and 1   measured 0.81 ± 0.025   ✓ as predicted, 3 seeds
+        >>> evidence = compare("a loaded coin", 0.5, 0.62, rtol=0.05, differs="lead in one side")
+        a loaded coin   predicted 0.5   measured 0.62   ✗ not within 5 %: lead in one side
     """
-    if not isinstance(name, str) or not name.strip():
-        raise TypeError(f"name must say what is compared: got {name!r}.")
-    if measured is None:
-        raise TypeError(f"measured must be given for {name!r}: got None.")
-    if claim is not None and not re.fullmatch(r"C\d\d", str(claim)):
-        raise ValueError(f"claim must be the id of a claim, such as 'C07': got {claim!r}.")
-    given = [key for key, value in (("rtol", rtol), ("atol", atol), ("between", between)) if value is not None]
+    given = [key for key, value in (("rtol", rtol), ("atol", atol)) if value is not None]
     if len(given) != 1:
-        raise TypeError(f"Exactly one of rtol, atol and between must be given: got {' and '.join(given) or 'none'}.")
-    samples = _numbers("measured", measured)
-    target = None if predicted is None else float(_numbers("predicted", predicted).item())
-    mean, low, high = confidence_interval(samples)
-    if between is not None:
-        lower, upper = _range(between)
-        inside = lower <= (mean if low is None else low) and (mean if high is None else high) <= upper
-        tolerance = _range_text(lower, upper)
-    else:
-        if target is None:
-            raise TypeError(f"predicted must be a number with {given[0]}: got None. Or give between=(low, high).")
-        name_, bound = given[0], check_number(given[0], rtol if atol is None else atol, low=0)
-        inside = abs(mean - target) <= (bound * abs(target) if name_ == "rtol" else bound)
-        tolerance = f"within {bound * 100:.3g} %" if name_ == "rtol" else f"within {bound:.3g}"
-        tolerance = "exactly" if bound == 0 else tolerance
-    evidence = Evidence(
-        name, _slug(name), target, mean, low, high, samples.size, tolerance, unit, bool(inside), claim, supports, when
-    )
-    display(evidence)
-    if not inside:
-        raise Disagreement(str(evidence))
+        raise TypeError(f"Exactly one of rtol and atol must be given: got {' and '.join(given) or 'none'}.")
+    key, bound = given[0], check_number(given[0], rtol if atol is None else atol, low=0)
+    found = _measured(name, measured)
+    mean, low, high = found["measured"], found["low"], found["high"]
+    target = float(_numbers("predicted", predicted).item())
+    inside = abs(mean - target) <= (bound * abs(target) if key == "rtol" else bound)
+    tolerance = "exactly" if bound == 0 else f"within {bound * 100:.3g} %" if key == "rtol" else f"within {bound:.3g}"
+    apart = math.isfinite(mean) and not inside and (low is None or not low <= target <= high)
+    said = dict(kind="predicted", predicted=target, tolerance=tolerance, passed=inside, explained=differs)
+    evidence = Evidence(**found, **said, unit=unit, claim=_claim(claim), supports=supports, when=when)
+    return _record(evidence, agrees=apart if differs else inside)
+
+
+def expect(
+    name: str,
+    measured: Any,
+    *,
+    above: float | None = None,
+    below: float | None = None,
+    unit: str = "",
+    claim: str | None = None,
+    supports: bool = True,
+    when: str | None = None,
+) -> Evidence:
+    """Assert a direction that was expected for a reason: "more", "less", or, with both ends, "no difference".
+
+    With seeds the *whole* 95 % interval must lie there, so that "a is better than b" is never said of an accident.
+
+    Args:
+        name, unit, claim, supports, when: as in :func:`compare`.
+        measured: a number, or one number a seed: a paired difference, say.
+        above, below: the ends; at least one. They follow from what the text says, not from a run.
+
+    Raises:
+        Disagreement: the measurement, or a part of its interval, lies outside.
+
+    Example:
+        >>> evidence = expect("accuracy gained", [0.04, 0.06, 0.05], above=0)
+        accuracy gained   expected above 0   measured 0.05 ± 0.025   ✓ as expected, 3 seeds
+    """
+    about = dict(unit=unit, claim=_claim(claim), supports=supports, when=when)
+    return _within("expected", name, measured, _ends("above", above, "below", below), **about)
+
+
+def observe(
+    name: str,
+    measured: Any,
+    *,
+    between: tuple[float, float],
+    unit: str = "",
+    claim: str | None = None,
+    supports: bool = True,
+    when: str | None = None,
+) -> Evidence:
+    """Keep a measured number that the text uses, and guard it with a range; nothing was predicted.
+
+    Args:
+        name, unit, claim, supports, when: as in :func:`compare`.
+        measured: a number, or one number a seed.
+        between: the range ``(low, high)`` outside of which the text would be wrong. With seeds the mean must lie in it.
+
+    Raises:
+        Disagreement: the measurement lies outside.
+
+    Example:
+        >>> evidence = observe("accuracy", [0.80, 0.82, 0.81], between=(0.7, 0.9))
+        accuracy   measured 0.81 ± 0.025   observed between 0.7 and 0.9, 3 seeds
+    """
+    try:
+        low, high = between
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"between must be a pair (low, high): got {between!r}.") from error
+    about = dict(unit=unit, claim=_claim(claim), supports=supports, when=when)
+    return _within("observed", name, measured, _ends("low", low, "high", high), **about)
+
+
+def _within(kind: str, name: str, measured: Any, ends: tuple[float, float], **about: Any) -> Evidence:
+    found, (lower, upper) = _measured(name, measured), ends
+    mean, low, high = found["measured"], found["low"], found["high"]
+    if kind == "observed" or low is None:
+        low = high = mean
+    inside = lower <= low and high <= upper
+    where = _range_text(lower, upper)
+    evidence = Evidence(**found, **about, kind=kind, predicted=None, tolerance=where, passed=inside)
+    return _record(evidence, agrees=inside)
+
+
+def _record(evidence: Evidence, *, agrees: bool) -> Evidence:
+    _show(evidence)
+    if not agrees:
+        but = ". They agree: `differs` has nothing to explain" if evidence.explained else ""
+        raise Disagreement(f"{evidence}{but}")
     return evidence
+
+
+_pending: list[Evidence] = []
+
+
+def _show(evidence: Evidence) -> None:
+    shell = get_ipython()
+    if shell is None:
+        print(evidence)
+        return
+    if not _pending:
+        shell.events.register("post_execute", _flush)
+    _pending.append(evidence)
+
+
+def _flush() -> None:
+    """Show the records of the cell that has just run."""
+    get_ipython().events.unregister("post_execute", _flush)
+    records = tuple(_pending)
+    _pending.clear()
+    display(Records(records))
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records of one cell, shown as one table."""
+
+    records: tuple[Evidence, ...]
+
+    def __str__(self) -> str:
+        rows = [COLUMNS, *(record.cells for record in self.records)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+        return "\n".join(
+            "   ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/plain": str(self), "text/html": self._html(), MIME: [asdict(record) for record in self.records]}
+
+    def _html(self) -> str:
+        head = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
+        rows = "".join(_row(record) for record in self.records)
+        return f'<table class="attntut-evidence"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _row(record: Evidence) -> str:
+    name, *rest = (html.escape(text) for text in record.cells)
+    kind = "explained" if record.explained else record.kind
+    data = html.escape(json.dumps(asdict(record), ensure_ascii=False), quote=True)
+    cells = "".join(f'<td class="{key}">{text}</td>' for key, text in zip(COLUMNS[1:], rest, strict=True))
+    return (
+        f'<tr class="attntut-record is-{kind}" id="evidence-{record.slug}" data-record="{data}">'
+        f'<th scope="row" class="quantity">{name}</th>{cells}</tr>'
+    )
 
 
 def confidence_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float | None, float | None]:
@@ -220,13 +342,32 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _range(between: tuple[float, float]) -> tuple[float, float]:
-    try:
-        low, high = map(float, between)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"between must be a pair (low, high): got {between!r}.") from error
+def _measured(name: str, measured: Any) -> dict[str, Any]:
+    """The fields of a record that its measurement fills."""
+    if not isinstance(name, str) or not name.strip():
+        raise TypeError(f"name must say what is measured: got {name!r}.")
+    if measured is None:
+        raise TypeError(f"measured must be given for {name!r}: got None.")
+    samples = _numbers("measured", measured)
+    mean, low, high = confidence_interval(samples)
+    return dict(name=name, slug=_slug(name), measured=mean, low=low, high=high, n=samples.size)
+
+
+def _claim(claim: str | None) -> str | None:
+    if claim is not None and not re.fullmatch(r"C\d\d", str(claim)):
+        raise ValueError(f"claim must be the id of a claim, such as 'C07': got {claim!r}.")
+    return claim
+
+
+def _ends(lower_name: str, lower: float | None, upper_name: str, upper: float | None) -> tuple[float, float]:
+    if lower is None and upper is None:
+        raise TypeError(f"{lower_name} or {upper_name} must be given: got neither.")
+    for name, end in ((lower_name, lower), (upper_name, upper)):
+        if end is not None and (not isinstance(end, (int, float)) or math.isnan(end)):
+            raise TypeError(f"{name} must be a number: got {end!r}.")
+    low, high = -math.inf if lower is None else float(lower), math.inf if upper is None else float(upper)
     if not low < high:
-        raise ValueError(f"between must be (low, high) with low < high: got {between!r}.")
+        raise ValueError(f"{lower_name} must be less than {upper_name}: got {low:g} and {high:g}.")
     return low, high
 
 

@@ -1,4 +1,4 @@
-"""A comparison that cannot fail would be worth nothing."""
+"""A record that cannot fail would be worth nothing."""
 
 import json
 import math
@@ -7,23 +7,21 @@ import re
 import numpy as np
 import pytest
 import torch
+from IPython.core.interactiveshell import InteractiveShell
 
-from attntut import compare
-from attntut.evidence import MIME, Disagreement, confidence_interval
+from attntut import compare, evidence, expect, observe
+from attntut.evidence import MIME, Disagreement, Records, confidence_interval
 
 
 def test_agreement_is_shown_and_recorded(capsys):
-    evidence = compare(
+    record = compare(
         "variance of the logits, σ = 0.02", 0.041943, torch.tensor(0.0415), rtol=0.05, claim="C14", when="σ fits d"
     )
     assert capsys.readouterr().out == (
         "variance of the logits, σ = 0.02   predicted 0.0419   measured 0.0415   ✓ within 5 %\n"
     )
-    bundle = evidence._repr_mimebundle_()
-    record = bundle[MIME]
-    assert record["passed"] and record["claim"] == "C14" and record["slug"] == "variance-of-the-logits-σ-0-02"
-    assert json.loads(json.dumps(record)) == record
-    assert bundle["text/html"].startswith('<div class="attntut-evidence" id="evidence-variance-of-the-logits-σ-0-02"')
+    assert record.passed and record.kind == "predicted" and record.claim == "C14"
+    assert record.slug == "variance-of-the-logits-σ-0-02"
 
 
 @pytest.mark.parametrize(
@@ -32,7 +30,6 @@ def test_agreement_is_shown_and_recorded(capsys):
         (0.94, dict(rtol=0.05)),
         (1.06, dict(rtol=0.05)),
         (1.2, dict(atol=0.1)),
-        (2.0, dict(between=(0, 1.9))),
         (math.nan, dict(rtol=9)),
         (math.inf, dict(atol=1)),
         (1.0000001, dict(atol=0)),
@@ -45,17 +42,59 @@ def test_disagreement_fails_and_is_still_shown(measured, tolerance, capsys):
 
 
 def test_with_seeds_the_mean_and_its_interval_are_stated(capsys):
-    evidence = compare("x", 0.81, [0.80, 0.82, 0.81], rtol=0.01)
+    record = compare("x", 0.81, [0.80, 0.82, 0.81], rtol=0.01)
     assert "measured 0.81 ± 0.025   ✓ within 1 %, 3 seeds" in capsys.readouterr().out
     # t(.975, 2) = 4.3027; s = .01; 4.3027 · .01 / √3 = .02484
-    assert evidence.high - evidence.measured == pytest.approx(0.02484, abs=1e-5)
+    assert record.high - record.measured == pytest.approx(0.02484, abs=1e-5)
 
 
-def test_a_range_must_hold_the_whole_interval():
+# --- the three kinds ----------------------------------------------------------------------------------------------
+
+
+def test_a_direction_must_hold_for_the_whole_interval():
     scattered = [0.0, 1.0, 0.2, 0.9]  # mean .525 ± .79
-    with pytest.raises(Disagreement):
-        compare("better by luck", measured=scattered, between=(0, math.inf))
-    assert compare("better", measured=[0.5, 0.52, 0.51], between=(0, math.inf)).passed
+    with pytest.raises(Disagreement, match="expected above 0"):
+        expect("better by luck", scattered, above=0)
+    assert expect("better", [0.5, 0.52, 0.51], above=0).kind == "expected"
+
+
+def test_no_difference_is_a_margin_on_both_sides():
+    assert expect("no difference", [0.01, -0.01, 0.0], above=-0.05, below=0.05).passed
+    with pytest.raises(Disagreement, match="between −0.05 and 0.05"):
+        expect("a difference hidden by noise", [0.2, -0.2, 0.0], above=-0.05, below=0.05)
+
+
+def test_an_observation_is_guarded_and_never_called_a_prediction(capsys):
+    scattered = [0.0, 1.0, 0.2, 0.9]
+    record = observe("accuracy", scattered, between=(0.4, 0.6))  # the mean alone must lie there
+    shown = capsys.readouterr().out
+    assert record.passed and "predicted" not in shown and "✓" not in shown
+    with pytest.raises(Disagreement, match="observed, ✗ but not between"):
+        observe("accuracy", scattered, between=(0.6, 0.7))
+
+
+def test_an_explained_difference_is_shown_as_one_and_fails_when_it_is_gone():
+    record = compare("entropy", 2.55, [2.51, 2.512, 2.508], atol=0.01, differs="positions count too")
+    assert not record.passed and record.explained == "positions count too"
+    assert "✗ not within 0.01: positions count too" in str(record)
+    with pytest.raises(Disagreement, match="nothing to explain"):
+        compare("entropy", 2.55, [2.551, 2.549, 2.55], atol=0.01, differs="positions count too")
+
+
+def test_noise_is_no_difference_to_explain():
+    with pytest.raises(Disagreement, match="nothing to explain"):
+        compare("x", 0, [1.0, -0.5, 0.2], atol=0.01, differs="chance")
+
+
+@pytest.mark.parametrize("value", [math.nan, [math.nan, 1.0]])
+def test_what_is_not_a_number_agrees_with_nothing(value):
+    for call in (
+        lambda: compare("x", 0, value, atol=1, differs="why"),
+        lambda: expect("x", value, above=-9),
+        lambda: observe("x", value, between=(-9, 9)),
+    ):
+        with pytest.raises(Disagreement):
+            call()
 
 
 def test_the_interval_covers_the_truth_19_times_in_20():
@@ -64,33 +103,75 @@ def test_the_interval_covers_the_truth_19_times_in_20():
     assert abs(np.mean(hits) - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 2000)
 
 
+# --- how they are shown -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    """An IPython session, and what it displays."""
+    shell, shown = InteractiveShell(), []
+    monkeypatch.setattr(evidence, "get_ipython", lambda: shell)
+    monkeypatch.setattr(evidence, "display", shown.append)
+    shell.user_ns.update(compare=compare, expect=expect)
+    return shell, shown
+
+
+def test_the_records_of_a_cell_are_one_table_at_its_end(shell):
+    shell, shown = shell
+    shell.run_cell("for i in range(3): compare(f'round {i}', i, i, atol=0)\nexpect('more', 1, above=0)")
+    assert [[record.name for record in table.records] for table in shown] == [["round 0", "round 1", "round 2", "more"]]
+    shell.run_cell("x = 1")
+    assert len(shown) == 1, "A cell without records shows none."
+
+
+def test_a_cell_that_fails_still_shows_its_records(shell, capsys):
+    shell, shown = shell
+    shell.run_cell("compare('fine', 1, 1, atol=0)\ncompare('wrong', 1, 2, atol=0)\ncompare('never', 1, 1, atol=0)")
+    assert "Disagreement" in capsys.readouterr().out
+    assert [record.passed for record in shown[0].records] == [True, False]
+    shell.run_cell("compare('after', 1, 1, atol=0)")
+    assert [record.name for record in shown[1].records] == ["after"]
+
+
+def test_a_table_aligns_its_columns_and_keeps_its_records():
+    records = Records((compare("a", 1, 1, atol=0), observe("a longer name", 0.5, between=(0, 1), unit="nats")))
+    first, *rest = str(records).splitlines()
+    assert first.split() == ["quantity", "predicted", "measured", "agreement"]
+    assert {row.index(cell) for row, cell in zip(rest, ("1", "–"), strict=True)} == {first.index("predicted")}
+    kept = records._repr_mimebundle_()[MIME]
+    assert json.loads(json.dumps(kept)) == kept and [record["kind"] for record in kept] == ["predicted", "observed"]
+
+
 def test_html_is_escaped():
-    bundle = compare('<b>"x"&', 1, 1, rtol=0.1)._repr_mimebundle_()
-    assert "<b>" not in bundle["text/html"]
-    attribute = re.search(r'data-record="([^"]*)"', bundle["text/html"]).group(1)
-    assert "&lt;b&gt;" in attribute
+    shown = Records((compare('<b>"x"&', 1, 1, rtol=0.1),))._repr_mimebundle_()["text/html"]
+    assert "<b>" not in shown
+    assert "&lt;b&gt;" in re.search(r'data-record="([^"]*)"', shown).group(1)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "arguments, error, message",
+    "call, error, message",
     [
-        (("", 1, 1, dict(rtol=1)), TypeError, "name must say what is compared"),
-        (("x", 1, None, dict(rtol=1)), TypeError, "measured must be given for 'x'"),
-        (("x", 1, 1, {}), TypeError, "Exactly one of rtol, atol and between.*got none"),
-        (("x", 1, 1, dict(rtol=1, atol=1)), TypeError, "got rtol and atol"),
-        (("x", None, 1, dict(rtol=1)), TypeError, "predicted must be a number with rtol"),
-        (("x", [1, 2], 1, dict(rtol=1)), ValueError, "predicted must be one number"),
-        (("x", math.nan, 1, dict(rtol=1)), ValueError, "predicted must be finite"),
-        (("x", 1, "much", dict(rtol=1)), TypeError, "measured must be a number"),
-        (("x", 1, torch.ones(2, 2), dict(rtol=1)), ValueError, r"measured must be .* got shape \(2, 2\)"),
-        (("x", 1, [], dict(rtol=1)), ValueError, "measured must be"),
-        (("x", 1, 1, dict(rtol=-1)), ValueError, "rtol must be a number ≥ 0: got -1"),
-        (("x", 1, 1, dict(between=(2, 1))), ValueError, "low < high"),
-        (("x", 1, 1, dict(between=3)), TypeError, "between must be a pair"),
-        (("x", 1, 1, dict(rtol=1, claim="7")), ValueError, "claim must be the id of a claim, such as 'C07'"),
+        (lambda: compare("", 1, 1, rtol=1), TypeError, "name must say what is measured"),
+        (lambda: compare("x", 1, None, rtol=1), TypeError, "measured must be given for 'x'"),
+        (lambda: compare("x", 1, 1), TypeError, "Exactly one of rtol and atol.*got none"),
+        (lambda: compare("x", 1, 1, rtol=1, atol=1), TypeError, "got rtol and atol"),
+        (lambda: compare("x", [1, 2], 1, rtol=1), ValueError, "predicted must be one number"),
+        (lambda: compare("x", math.nan, 1, rtol=1), ValueError, "predicted must be finite"),
+        (lambda: compare("x", 1, "much", rtol=1), TypeError, "measured must be a number"),
+        (lambda: compare("x", 1, torch.ones(2, 2), rtol=1), ValueError, r"measured must be .* got shape \(2, 2\)"),
+        (lambda: compare("x", 1, [], rtol=1), ValueError, "measured must be"),
+        (lambda: compare("x", 1, 1, rtol=-1), ValueError, "rtol must be a number ≥ 0: got -1"),
+        (lambda: compare("x", 1, 1, rtol=1, claim="7"), ValueError, "claim must be the id of a claim, such as 'C07'"),
+        (lambda: expect("x", 1), TypeError, "above or below must be given: got neither"),
+        (lambda: expect("x", 1, above=2, below=1), ValueError, "above must be less than below: got 2 and 1"),
+        (lambda: expect("x", 1, above="0"), TypeError, "above must be a number: got '0'"),
+        (lambda: observe("x", 1, between=3), TypeError, "between must be a pair"),
+        (lambda: observe("x", 1, between=(2, 1)), ValueError, "low must be less than high: got 2 and 1"),
     ],
 )
-def test_bad_arguments(arguments, error, message):
-    name, predicted, measured, options = arguments
+def test_bad_arguments(call, error, message):
     with pytest.raises(error, match=message):
-        compare(name, predicted, measured, **options)
+        call()

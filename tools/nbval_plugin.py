@@ -3,9 +3,9 @@
 nbval runs cells outside the history of the kernel. IPython looks there for the semicolon that ends a cell, so under
 nbval ``compare(…);`` would show its value after all. Here cells enter the history, as they do in a notebook.
 
-nbval applies its regular expressions to strings only; it compares a JSON record as it is, and cannot report how two of
-them differ. Here the record first loses what was measured, which :func:`attntut.evidence.compare` has checked already,
-and becomes text; then it is compared.
+nbval applies its regular expressions to strings only; it compares JSON as it is, and cannot report how two of them
+differ. Here the records of a cell first lose what was measured, which :mod:`attntut.evidence` has checked already, and
+become text; then they are compared.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ DIGITS = 4
 
 
 def stable(value: Any) -> Any:
-    """Return what nbval should compare of a record of evidence, and anything else as it is.
+    """Return what nbval should compare of the records of evidence, and anything else as it is.
 
-    >>> stable({"name": "entropy", "predicted": 0.1234567, "measured": 0.12, "low": 0.1, "high": 0.2, "passed": True})
-    {'name': 'entropy', 'predicted': 0.1235, 'passed': True}
+    >>> stable([{"name": "entropy", "predicted": 0.1234567, "measured": 0.12, "low": 0.1, "high": 0.2, "passed": True}])
+    [{'name': 'entropy', 'predicted': 0.1235, 'passed': True}]
     >>> stable("text")
     'text'
     """
+    if isinstance(value, list):
+        return [stable(record) for record in value]
     if not (isinstance(value, Mapping) and {"predicted", "measured"} <= value.keys()):
         return value
     return {key: _rounded(part) for key, part in value.items() if key not in MEASURED}
@@ -44,7 +46,7 @@ def _rounded(value: Any) -> Any:
 
 def _sanitize(sanitize: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def wrapped(value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, list | Mapping):
             return json.dumps(stable(value), indent=1, sort_keys=True, ensure_ascii=False)
         return sanitize(value)
 

@@ -29,7 +29,6 @@ from sphinx.writers.html5 import HTML5Translator
 
 from . import mathml
 from .address import Repository, from_environment
-from .claims import number
 
 if TYPE_CHECKING:
     from attntut.init import Scheme
@@ -37,10 +36,9 @@ if TYPE_CHECKING:
     from .drawn import Drawn, Pair
 
 CHAPTERS: Mapping[str, tuple[str, ...]] = {
-    "notebooks/05-random-initialization": (
-        *("zeros", "constant", "zero_output", "normal", "bert", "gpt2_released", "xavier_packed", "torch_default"),
-    ),
-    "notebooks/06-keeping-the-variance": ("plain", "fan"),
+    "notebooks/05-why-at-random": ("zeros", "constant", "zero_query", "zero_output"),
+    "notebooks/06-the-gaussian": ("normal", "bert", "gpt2_released", "xavier_packed", "torch_default"),
+    "notebooks/07-keeping-the-variance": ("plain", "fan"),
 }
 """Page to the names of schemes, or of whole families, that it treats. A page that is not there (yet) gets no link."""
 
@@ -63,6 +61,25 @@ AUTHORS = re.compile(
 
 
 # --- what is wrong with the registry ----------------------------------------------------------------------------------
+
+
+def number(value: object, unit: str = "") -> str:
+    """Return a number as the chapters print it, with a true minus sign; a list as its numbers.
+
+    >>> number(0.041923), number(65536.0, "nats"), number(-1.2e-7), number(None), number([1, 2])
+    ('0.0419', '65500 nats', '−1.2e−07', '', '1, 2')
+    """
+    from attntut.evidence import number as as_printed  # brings torch: not before there is something to print
+
+    if value is None:
+        return ""
+    if isinstance(value, list | tuple):
+        text = ", ".join(map(number, value))
+    elif isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    else:
+        text = as_printed(value).replace("-", "−")
+    return f"{text} {unit}" if unit else text
 
 
 def problems_of(schemes: Mapping[str, Scheme], known_sources: Iterable[str] | None = None) -> list[str]:
@@ -142,8 +159,8 @@ def source_parts(source: str, family_name: str) -> tuple[str, str]:
 def chapters_of(name: str, family: str, pages: Iterable[str]) -> list[str]:
     """Return the pages, of those that exist, that treat a scheme.
 
-    >>> chapters_of("xavier_normal", "fan", ["notebooks/06-keeping-the-variance", "index"])
-    ['notebooks/06-keeping-the-variance']
+    >>> chapters_of("xavier_normal", "fan", ["notebooks/07-keeping-the-variance", "index"])
+    ['notebooks/07-keeping-the-variance']
     >>> chapters_of("xavier_normal", "fan", ["index"])
     []
     """
