@@ -1,4 +1,4 @@
-"""Solutions and checks of the exercises of chapter 5, *Random initialization*."""
+"""Solutions and checks of the exercises of chapter 5, *Why at random?*"""
 
 import math
 
@@ -17,22 +17,26 @@ def check_zero_output(answer: set[str]) -> None:
     assert "output" in answer, "The gradient of W_o is the upstream gradient times the heads' outputs. Are those zero?"
 
 
-def check_gpt2(answer: tuple[float, float]) -> None:
-    std, sigma = answer
-    assert not math.isclose(std, 768**2 * 0.02**4, rel_tol=0.02), "Is this the variance or the standard deviation?"
-    assert not math.isclose(std, 64 * 0.02**2, rel_tol=0.02), "Did the width of a head not cancel?"
-    assert math.isclose(std, 768 * 0.02**2, rel_tol=0.02), "What is d σ² for d = 768?"
-    assert math.isclose(sigma, 1 / math.sqrt(768), rel_tol=0.02), "For which σ is d σ² = 1?"
+def check_ranks(answer: tuple[int, int]) -> None:
+    query, value = answer
+    assert query != 64, "Two units of one head start alike in W_q and in W_k. What could tell them apart?"
+    assert query != 1, "The output matrix is random. Whom does it tell apart?"
+    assert query == 8, "One row for each head is what W_q has. How many heads are there?"
+    assert value == 64, "Exchanging two rows of W_v takes two columns of W_o along. Are these alike?"
 
 
-def check_query_sigma(answer: float) -> None:
-    wanted = math.sqrt(3 * 128) / (128 * 9)
-    assert not math.isclose(answer, 9 * wanted, rel_tol=0.02), (
-        "The inputs are three times too large, twice. Where are they?"
-    )
-    assert not math.isclose(answer, 3 * wanted, rel_tol=0.02), "Do only the queries see the large inputs?"
-    assert not math.isclose(answer, 1 / (3 * math.sqrt(128)), rel_tol=0.02), "Is σ_k the same as σ_q here?"
-    assert math.isclose(answer, wanted, rel_tol=0.02), "What is 9 d σ_q σ_k, with σ_k² = 1/(3d)?"
+def check_tenth(answer: float) -> None:
+    wanted = math.sqrt(0.1 * math.sqrt(math.pi) / 256)
+    assert not math.isclose(answer, 256 * wanted**2, rel_tol=0.02), "Is this s or σ?"
+    assert not math.isclose(answer, wanted / math.pi**0.25, rel_tol=0.02), "Where is the √π of the total variation?"
+    assert not math.isclose(answer, 16 * wanted, rel_tol=0.02), "Does s grow with d, or with its root?"
+    assert math.isclose(answer, wanted, rel_tol=0.02), "What is s for a total variation of 0.1, and σ for that s?"
+
+
+def check_own_logit(answer: float) -> None:
+    assert answer != 16, "How wide is one of four heads?"
+    assert answer != 64, "That is the squared length of a query. By what is it divided?"
+    assert math.isclose(answer, 8, rel_tol=0.02), "What is the root of the width of a head?"
 
 
 def draw(roles: list[str], d_model: int, seed: int) -> dict[str, Tensor]:
@@ -85,82 +89,55 @@ def check_draw(answer) -> None:
     )
 
 
-def fill(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    bound = math.sqrt(3) * sigma
-    return torch.nn.init.uniform_(weight, -bound, bound, generator=generator)
+def swap_heads(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    order = list(range(n_heads))
+    order[i], order[j] = j, i
+    rows = [w.view(n_heads, -1, w.shape[1])[order].reshape(w.shape) for w in (query, key, value)]
+    return [*rows, output.view(output.shape[0], n_heads, -1)[:, order].reshape(output.shape)]
 
 
-def fill_to_sigma(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    return torch.nn.init.uniform_(weight, -sigma, sigma, generator=generator)
+def swap_rows_everywhere(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    return [swap_heads(w, w, w, w, i, j, n_heads)[0] for w in (query, key, value, output)]
 
 
-def fill_positive(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    return torch.nn.init.uniform_(weight, 0, math.sqrt(12) * sigma, generator=generator)
+def swap_without_output(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    return [*swap_heads(query, key, value, output, i, j, n_heads)[:3], output.clone()]
 
 
-def fill_gaussian(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    return torch.nn.init.normal_(weight, std=sigma, generator=generator)
+def swap_nothing(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    return [query.clone(), key.clone(), value.clone(), output.clone()]
 
 
-def check_uniform(answer) -> None:
-    function, accuracies = answer
-    weight = torch.empty(200, 200)
-    function(weight, 0.5, torch.Generator().manual_seed(0))
-    assert abs(weight.mean().item()) < 0.02, "The mean is not 0. Where does the interval begin?"
-    assert math.isclose(weight.std().item(), 0.5, rel_tol=0.02), (
-        "The standard deviation is not σ. What is that of U(−a, a)?"
+def swap_single_rows(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    return swap_heads(query, key, value, output, i, j, query.shape[0])
+
+
+def swap_in_place(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    for old, new in zip((query, key, value, output), swap_heads(query, key, value, output, i, j, n_heads), strict=True):
+        old.copy_(new)
+    return [query, key, value, output]
+
+
+def check_swap(answer) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(12, 12, generator=generator, dtype=torch.float64) for _ in range(4)]
+    x = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+
+    def layer(query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> Tensor:
+        q, k, v = ((x @ w.T).view(5, 3, 4).transpose(0, 1) for w in (query, key, value))
+        heads = torch.softmax(q @ k.mT / 2, dim=-1) @ v
+        return heads.transpose(0, 1).reshape(5, 12) @ output.T
+
+    kept = [w.clone() for w in weights]
+    swapped = list(answer(*weights, 0, 2, 3))
+    assert all(torch.equal(a, b) for a, b in zip(weights, kept, strict=True)), (
+        "What became of the matrices that came in?"
     )
-    assert weight.abs().max() < 0.9, "A uniform distribution has an end. Where is that of yours?"
-    again = torch.empty(200, 200)
-    function(again, 0.5, torch.Generator().manual_seed(0))
-    assert torch.equal(weight, again), "The same generator gave other numbers. Is it used?"
-    low, top, over = accuracies
-    assert top - over > 0.15, "At σ√d = 4 the Gaussian was over the edge. Has your σ reached the weights?"
-    assert 0.3 < low < 0.75 and 0.4 < top < 0.8, (
-        "Are these the means over five seeds, after 100 steps, of σ√d = 1, 2, 4?"
+    assert not torch.equal(swapped[0], kept[0]), "The first head's queries are where they were. Which rows are a head?"
+    assert torch.equal(swapped[0][0:4], kept[0][8:12]), "Head 2 begins at row 8 here. Which rows have you moved?"
+    assert torch.allclose(layer(*swapped), layer(*kept)), (
+        "The function has changed. The output matrix reads the heads: are they its rows or its columns?"
     )
-
-
-def sigma_for(entropy: float, n: int, d_model: int) -> float:
-    rows = torch.randn(4000, n, generator=torch.Generator().manual_seed(0))
-    low, high = 0.0, 50.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        weights = torch.softmax(middle * rows, dim=-1)
-        too_flat = torch.special.entr(weights).sum(dim=-1).mean() > entropy
-        low, high = (middle, high) if too_flat else (low, middle)
-    return math.sqrt(middle / d_model)
-
-
-def by_the_formula(entropy: float, n: int, d_model: int) -> float:
-    return math.sqrt(math.sqrt(2 * (math.log(n) - entropy)) / d_model)
-
-
-def returns_the_std(entropy: float, n: int, d_model: int) -> float:
-    return d_model * sigma_for(entropy, n, d_model) ** 2
-
-
-def divides_by_the_width(entropy: float, n: int, d_model: int) -> float:
-    return d_model * sigma_for(entropy, n, d_model) ** 2 / d_model
-
-
-def check_sigma_for(answer) -> None:
-    def reached(n: int, d_model: int, entropy: float) -> float:
-        sigma = answer(entropy, n, d_model)
-        rows = torch.randn(20000, n, generator=torch.Generator().manual_seed(1)) * d_model * sigma**2
-        return torch.special.entr(torch.softmax(rows, dim=-1)).sum(dim=-1).mean().item()
-
-    easy = math.log(256) - 0.5
-    got = reached(256, 64, easy)
-    assert abs(got - easy) < 0.03, (
-        f"With 256 tokens and width 64 the formula holds, but the entropy is {got:.2f} for {easy:.2f}. Does d σ² give σ_s, and is σ what you return?"
-    )
-    got = reached(64, 256, easy - 1.5)
-    assert abs(got - easy + 1.5) < 0.03, (
-        f"The entropy is {got:.2f} for {easy - 1.5:.2f} at another width. How does d_model enter?"
-    )
-    got = reached(16, 64, 1.2)
-    assert abs(got - 1.2) < 0.03, f"With 16 tokens the entropy is {got:.2f} for 1.2. What does ln n − σ²/2 leave out?"
 
 
 EXERCISES = [
@@ -172,27 +149,28 @@ EXERCISES = [
     ),
     Exercise(
         "5.2",
-        solution=(0.307, 0.0361),
-        check=check_gpt2,
-        wrong={
-            "the variance": (0.0944, 0.0361),
-            "width of a head": (0.0256, 0.125),
-            "std of Xavier's 2/(5d)": (0.307, math.sqrt(2 / 5 / 768)),
-        },
+        solution=(8, 64),
+        check=check_ranks,
+        wrong={"full": (64, 64), "one unit": (1, 64), "both by heads": (8, 8), "width of a head": (16, 64)},
     ),
     Exercise(
         "5.3",
-        solution=math.sqrt(3 * 128) / (128 * 9),
-        check=check_query_sigma,
+        solution=0.0263,
+        check=check_tenth,
         wrong={
-            "inputs forgotten": math.sqrt(3 * 128) / 128,
-            "inputs once": math.sqrt(3 * 128) / (128 * 3),
-            "both σ equal": 1 / (3 * math.sqrt(128)),
-            "σ_k² taken as 1/d": 1 / (9 * math.sqrt(128)),
+            "s itself": 0.1 * math.sqrt(math.pi),
+            "no √π": math.sqrt(0.1 / 256),
+            "s = √d σ²": math.sqrt(0.1 * math.sqrt(math.pi) / 16) * 4,
         },
     ),
     Exercise(
         "5.4",
+        solution=8.0,
+        check=check_own_logit,
+        wrong={"width of the model": 16.0, "not divided": 64.0, "logits of variance 1": 1.0},
+    ),
+    Exercise(
+        "5.5",
         solution=draw,
         check=check_draw,
         wrong={
@@ -203,24 +181,15 @@ EXERCISES = [
         },
     ),
     Exercise(
-        "5.5",
-        solution=(fill, [0.48, 0.52, 0.28]),
-        check=check_uniform,
-        wrong={
-            "a = σ": (fill_to_sigma, [0.39, 0.54, 0.55]),
-            "positive only": (fill_positive, [0.48, 0.52, 0.28]),
-            "still the Gaussian": (fill_gaussian, [0.58, 0.63, 0.29]),
-            "σ did not change": (fill, [0.6, 0.6, 0.6]),
-        },
-    ),
-    Exercise(
         "5.6",
-        solution=sigma_for,
-        check=check_sigma_for,
+        solution=swap_heads,
+        check=check_swap,
         wrong={
-            "by the formula": by_the_formula,
-            "returns σ_s": returns_the_std,
-            "no square root": divides_by_the_width,
+            "rows of the output": swap_rows_everywhere,
+            "without the output": swap_without_output,
+            "nothing": swap_nothing,
+            "one unit each": swap_single_rows,
+            "in place": swap_in_place,
         },
     ),
 ]
