@@ -22,10 +22,12 @@ def check_divisor(answer: float) -> None:
     assert math.isclose(answer, 12, rel_tol=0.01), "What is E[q_c²] E[k_c²], and what does a sum of 64 such terms have?"
 
 
-def check_largest_slope(answer: tuple[float, float]) -> None:
-    slope, weight = answer
-    assert math.isclose(weight, 0.5, abs_tol=0.01), "Where is p(1 − p) flat?"
-    assert math.isclose(slope, 0.25, abs_tol=0.01), "What is p(1 − p) at that weight?"
+def check_growth(answer: tuple[float, float]) -> None:
+    rooted, without = answer
+    assert not math.isclose(rooted, 0.5, abs_tol=0.01), "You divide by √d_k. But how long is a key, when it is wider?"
+    assert math.isclose(rooted, 1, abs_tol=0.01), "A key is longer by some factor, and c smaller by which?"
+    assert not math.isclose(without, 4, abs_tol=0.01), "Is that the length of a key, or the square of the length?"
+    assert math.isclose(without, 2, abs_tol=0.01), "Here nothing divides. What does the longer key do to Σ g k?"
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -97,7 +99,15 @@ EXERCISES = [
         wrong={"one term only": 1.5, "the variance": 144, "the usual root": 8, "variances of 3 and ½": math.sqrt(96)},
     ),
     Exercise(
-        "2.3", solution=(0.25, 0.5), check=check_largest_slope, wrong={"at one": (0, 1), "p for p(1 − p)": (0.5, 0.5)}
+        "2.3",
+        solution=(1, 2),
+        check=check_growth,
+        wrong={
+            "the scale alone": (0.5, 1),
+            "the keys alone": (2, 2),
+            "the squared length": (1, 4),
+            "no factor anywhere": (1, 1),
+        },
     ),
     Exercise(
         "2.4",
