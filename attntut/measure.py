@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from attntut._checks import check_choice, check_tensor
+from attntut._checks import check_choice, check_int, check_number, check_tensor
+
+EULER = 0.5772156649015329  # the mean of a standard Gumbel variable
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "query": ("*.query.weight",),
@@ -61,6 +63,36 @@ def attention_entropy(weights: Tensor, *, normalized: bool = False, mask: Tensor
         return entropy
     visible = torch.tensor(weights.shape[-1]) if mask is None else mask.expand(weights.shape).sum(-1)
     return torch.where(visible > 1, entropy / visible.to(weights).log(), math.nan)
+
+
+def gaussian_entropy(std: float, n: int) -> float:
+    r"""The mean entropy of attention over ``n`` keys whose logits are independent Gaussians, in nats: no approximation.
+
+    .. math:: \bar H = \Bigl(1 - \sigma \frac{d}{d\sigma}\Bigr) F, \qquad
+              F(\sigma) = \mathbb{E} \ln \sum_j e^{\sigma z_j} = \mathbb{E} \max_j (\sigma z_j + g_j) - \gamma
+
+    The first is the derivative of :math:`\ln \sum_j e^{\sigma z_j}`; the second holds because standard Gumbel variables
+    :math:`g_j` added to logits make their maximum a logarithm of a sum, plus a Gumbel variable whose mean is Euler's
+    :math:`\gamma`. The maximum of independent numbers has a distribution that is a power, so one integral remains. For
+    small :math:`\sigma` the entropy is :math:`\ln n - \sigma^2 / 2 + \sigma^2 / (2n) + \dots`
+
+    Args:
+        std: the standard deviation :math:`\sigma` of the logits.
+        n: number of keys.
+
+    Example:
+        >>> round(gaussian_entropy(0, 16), 3), round(gaussian_entropy(1, 16), 3), round(gaussian_entropy(8, 16), 3)
+        (2.773, 2.357, 0.405)
+    """
+    check_int("n", n)
+    sigma = torch.tensor(check_number("std", std, low=0), dtype=torch.float64, requires_grad=True)
+    z = torch.linspace(-9, 9, 901, dtype=torch.float64)
+    x = torch.linspace(-9 * std - 10, 9 * std + 40, 601, dtype=torch.float64)
+    gumbel = (-(sigma * z - x[:, None]).clamp(max=100).exp()).exp()  # P(σz + g ≤ x | z), (points, points)
+    below = torch.trapezoid(gumbel * (-z.square() / 2).exp() / math.sqrt(2 * math.pi), z)
+    largest = x[-1] - torch.trapezoid(below**n, x)  # the mean of the maximum
+    (slope,) = torch.autograd.grad(largest, sigma)
+    return (largest - sigma * slope).item() - EULER
 
 
 def participation(weights: Tensor) -> Tensor:
@@ -248,6 +280,74 @@ def update_size(before: Tensor, after: Tensor) -> Tensor:
     if before.shape != after.shape:
         raise ValueError(f"before and after must have one shape: got {tuple(before.shape)} and {tuple(after.shape)}.")
     return rms(after - before)
+
+
+def linear_probe(
+    train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor, *, ridge: float = 1e-3
+) -> float:
+    r"""How well a class can be read off vectors with one linear map: the accuracy on vectors that it was not fitted to.
+
+    .. math:: \min_B \tfrac1N \lVert Z B - Y \rVert_F^2 + \text{ridge}\, \lVert B \rVert_F^2
+
+    :math:`Z` holds the training vectors, each coordinate standardized, and a column of ones; :math:`Y` has a 1 at each
+    vector's class and 0 elsewhere. The answer is the largest of the outputs.
+
+    Args:
+        train: ``(N, d)``.
+        train_targets: ``(N,)`` integers from 0 to the number of classes less one.
+        test: ``(M, d)``.
+        test_targets: ``(M,)``.
+        ridge: how strongly large entries of the map are avoided.
+
+    Returns:
+        The share of the test vectors whose class is read right.
+
+    Example:
+        >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+        >>> linear_probe(x, torch.tensor([0, 0, 1, 1]), torch.tensor([[-3.0], [3.0]]), torch.tensor([0, 1]))
+        1.0
+    """
+    check_tensor("train", train, ndim=2)
+    check_tensor("test", test, ndim=2)
+    if len(train) != len(train_targets) or len(test) != len(test_targets) or train.shape[1] != test.shape[1]:
+        raise ValueError(
+            f"train and test must be (N, d) with N targets and one d: got {tuple(train.shape)} with "
+            f"{len(train_targets)}, and {tuple(test.shape)} with {len(test_targets)}."
+        )
+    mean, std = train.double().mean(dim=0), train.double().std(dim=0) + 1e-9
+    known, asked = (torch.nn.functional.pad((part - mean) / std, (0, 1), value=1) for part in (train, test))
+    answers = torch.nn.functional.one_hot(train_targets).double()  # (N, classes)
+    penalty = ridge * len(known) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
+    fit = torch.linalg.solve(known.mT @ known + penalty, known.mT @ answers)  # (d + 1, classes)
+    return ((asked @ fit).argmax(dim=1) == test_targets).double().mean().item()
+
+
+def numbers_kept(function: Callable[[], object]) -> int:
+    """How many numbers torch keeps of a forward pass so that it can go back: what makes training need more memory.
+
+    Inputs and weights that the backward pass reads count too. A tensor and its views count once.
+
+    Args:
+        function: takes nothing and runs the forward pass.
+
+    Example:
+        The softmax keeps its output, and adding keeps nothing:
+
+        >>> x = torch.randn(5, 7, requires_grad=True)
+        >>> numbers_kept(lambda: torch.softmax(x, dim=-1)), numbers_kept(lambda: x + x)
+        (35, 0)
+    """
+    kept: dict[int, int] = {}  # by the address of the memory
+
+    def keep(tensor: Tensor) -> Tensor:
+        memory = tensor.untyped_storage()
+        kept[memory.data_ptr()] = memory.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = function()  # held until all is counted, so that no address is used twice
+    del output
+    return sum(kept.values())
 
 
 def _composite_norm(x: Tensor) -> Tensor:

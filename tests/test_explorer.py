@@ -35,7 +35,7 @@ def mode(monkeypatch):
 
 
 def product(a=1, b=2):
-    return {"Product": number(a * b), "Table": heat_map(np.outer(np.arange(a), np.arange(b)) if a * b else [[0.0]])}
+    return {"Product": number(a * b), "Table": heat_map(np.outer(np.arange(a) + 1, np.arange(b)) if a * b else [[0]])}
 
 
 # --- controls ---------------------------------------------------------------------------------------------------------
@@ -157,6 +157,45 @@ def test_an_error_of_the_function_reaches_the_cell(mode):
         Explorer(lambda a: {"A": number(1 / a)}, title="T", alt=ALT, a=[0, 1])
 
 
+# --- the first state --------------------------------------------------------------------------------------------------
+
+FLAT = np.full((4, 4), 0.25)
+
+
+@pytest.mark.parametrize(
+    "panel, words",
+    [
+        (heat_map(FLAT), "all cells lie between 0.25 and 0.25 of a scale from 0 to 0.5"),
+        (heat_map(FLAT + np.eye(4) / 100, low=0, high=1), "between 0.25 and 0.26 of a scale from 0 to 1"),
+        (heat_map(FLAT + 5 * np.eye(4), low=-1, high=0), "between 0 and 0 of a scale from -1 to 0"),
+        (heat_map([[np.nan, np.inf]]), "every cell is a gap"),
+        (lines([1, 2], {"a": [np.nan, np.nan]}), "no value is a number within its axis"),
+        (lines([1, 2], [5, 6], high=4), "no value is a number within its axis"),
+        (bars([0, 0]), "every bar has the height 0"),
+        (bars([np.nan]), "no value is a number within its axis"),
+        (histogram([5.0, 6.0], low=0, high=1), "no sample lies between low and high"),
+    ],
+)
+def test_a_blank_first_state_is_named(mode, panel, words):
+    mode("static")
+    with pytest.raises(ValueError, match=f"Panel 'P' must show something in the first state: .*{re.escape(words)}"):
+        Explorer(lambda a: {"N": number(1), "P": panel}, title="T", alt=ALT, a=[1, 2])
+
+
+def test_a_later_state_and_a_live_explorer_may_be_blank(mode):
+    def flat(a):
+        return {"P": heat_map(FLAT + a * np.eye(4), low=0, high=1)}
+
+    Explorer(flat, title="T", alt=ALT, a=[0, 1])
+    mode("picture")
+    Explorer(flat, title="T", alt=ALT, a=[1, 0])
+
+
+def test_a_map_of_one_cell_may_be_of_one_colour(mode):
+    mode("static")
+    Explorer(lambda: {"P": heat_map([[3.0]])}, title="T", alt=ALT)
+
+
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,6 +243,7 @@ def many(n=3, sigma=1.0, causal=False):
         "Big": number(10**9 * n),
         "Small": number(sigma * 1e-9),
         "Undefined": number(np.nan if causal else 0.0),
+        "Predicted": number(sigma * 1.01, predicted=None if causal else sigma, unit="nats"),
     }
 
 
@@ -341,6 +381,15 @@ def test_the_picture_is_small_and_legible(mode):
     assert image.width <= 620, "letters of 10 points, 16 pixels high, are 9 pixels high at 360"
 
 
+def test_the_picture_has_the_prediction_beside_the_number(mode):
+    mode("picture")
+
+    def png(predicted):
+        return Explorer(lambda: {"Entropy": number(2.4, predicted=predicted)}, title="T", alt=ALT).png()
+
+    assert len({png(None), png(2.27), png(2.28)}) == 3, "the picture is the same whatever was predicted"
+
+
 @pytest.mark.parametrize("how", ["picture", "static"])
 def test_every_kind_of_panel_has_a_picture(mode, how):
     mode(how)
@@ -361,6 +410,17 @@ def test_moving_a_control_calls_the_function_for_any_value(mode):
     live.controls["x"].value = 1.23456
     (panel,) = live.drawing.state["panels"]
     assert panel["data"]["value"] == [123456] and live.drawing.state["error"] == ""
+
+
+def test_a_live_number_has_its_prediction_where_there_is_one(mode):
+    def half(a):
+        return {"A": number(a, predicted=a / 2 if a < 3 else None)}
+
+    live = Explorer(half, title="T", alt=ALT, a=[1, 2, 3]).live()
+    live.controls["a"].value = 2
+    assert live.drawing.state["panels"][0]["data"]["predicted"] == [100]
+    live.controls["a"].value = 3
+    assert "predicted" not in live.drawing.state["panels"][0]["data"]
 
 
 def test_an_error_is_shown_and_the_next_move_recovers(mode):
@@ -389,7 +449,7 @@ def test_the_assets_are_there_and_light():
     js, css = (assets()[name].read_bytes() for name in ("js", "css"))
     assert b"export default" in js and b".attntut-explorer" in css
     weight = len(gzip.compress(js + css, 9))
-    assert weight < 15_000, f"explorer.js and explorer.css weigh {weight} bytes compressed"
+    assert weight < 15_500, f"explorer.js and explorer.css weigh {weight} bytes compressed"
     assert not re.search(rb"https?://(?!www\.w3\.org/2000/svg)", js + css), "an address of a third party"
 
 

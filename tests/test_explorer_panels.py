@@ -70,10 +70,44 @@ def test_a_number_may_be_a_tensor():
     assert number(np.int64(7)).text == "7"
 
 
+@pytest.mark.parametrize(
+    "measured, predicted, text",
+    [
+        (2.398, 2.27, "2.40 nats, predicted 2.27"),
+        (torch.tensor(2.398), np.float32(2.27), "2.40 nats, predicted 2.27"),
+        (0.9963, 1, "0.996 nats, predicted 1"),
+        (2.398, None, "2.40 nats"),
+    ],
+)
+def test_a_number_stands_beside_its_prediction(measured, predicted, text):
+    assert number(measured, predicted=predicted, unit="nats").text == text
+
+
+def test_a_number_without_a_prediction_is_stored_as_before():
+    assert number(2.5).encode() == ({"unit": ""}, {"value": [250], "value_decimals": [2], "value_codes": []})
+
+
 def test_colours_follow_the_bounds_or_the_values():
     assert (heat_map(MATRIX, low=0, high=2).low, heat_map(MATRIX, low=0, high=2).high) == (0, 2)
     assert (heat_map([[-1, 3]]).low, heat_map([[-1, 3]]).high) == (-1, 3)
     assert (heat_map([[-1, 3]], diverging=True).low, heat_map([[-1, 3]], diverging=True).high) == (-3, 3)
+
+
+@pytest.mark.parametrize(
+    "value, bounds, ends",
+    [
+        (0.5, {}, (0, 1)),
+        (-3, {}, (-6, 0)),
+        (0, {}, (-1, 1)),
+        (0, {"diverging": True}, (-1, 1)),
+        (1, {"low": 5}, (5, 10)),
+        (1, {"high": -2}, (-4, -2)),
+        (1, {"low": 0}, (0, 1)),
+    ],
+)
+def test_a_constant_has_a_scale_around_it(value, bounds, ends):
+    panel = heat_map([[value, value]], **bounds)
+    assert (panel.low, panel.high) == ends
 
 
 def test_a_heat_map_may_be_all_gaps():
@@ -136,6 +170,8 @@ def test_a_curve_is_known_at_the_middle_of_every_bar(bins):
         (lambda: histogram([1], curve=lambda x: 1.0), ValueError, "curve 'predicted' must return as many values"),
         (lambda: histogram([1], top=0), ValueError, "top must be a number > 0"),
         (lambda: number([1, 2]), ValueError, r"value must be one number: got shape \(2,\)"),
+        (lambda: number(1, predicted=[1, 2]), ValueError, r"predicted must be one number: got shape \(2,\)"),
+        (lambda: number(1, predicted="two"), TypeError, "predicted must be an array of real numbers"),
         (lambda: number("7"), TypeError, "value must be an array of real numbers"),
     ],
 )

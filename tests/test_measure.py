@@ -28,6 +28,21 @@ def test_the_share_is_of_what_the_mask_allows():
     close(share[1:], [1, 1])
 
 
+@pytest.mark.parametrize("n", [2, 16, 300])
+@pytest.mark.parametrize("std", [0.1, 1.0, 4.0, 64.0])
+def test_the_entropy_of_gaussian_logits_is_that_of_many_draws(n, std):
+    logits = std * torch.randn(400_000 // n, n, generator=seeded(0), dtype=torch.float64)
+    entropies = measure.attention_entropy(torch.softmax(logits, dim=-1))
+    error = (entropies.std() / len(entropies) ** 0.5).item()
+    assert abs(measure.gaussian_entropy(std, n) - entropies.mean().item()) < 4 * error + 1e-6
+
+
+def test_the_entropy_of_equal_logits_is_the_logarithm_of_their_number():
+    assert measure.gaussian_entropy(0, 12) == pytest.approx(math.log(12), abs=1e-9)
+    small = 0.05  # ln n − σ²/2 + σ²/(2n), up to σ⁴
+    assert measure.gaussian_entropy(small, 12) == pytest.approx(math.log(12) - small**2 * 11 / 24, abs=small**4)
+
+
 def test_participation_is_the_variance_left_after_averaging():
     weights = torch.tensor([[0.5, 0.25, 0.25]])
     close(measure.participation(weights), [0.375])
@@ -90,6 +105,29 @@ def test_gradient_norms_add_up_over_a_role():
     assert measure.gradient_norms(parameters.items(), {"mine": ["*.1.*"]}) == {"mine": 4.0}
 
 
+def test_a_probe_reads_what_a_line_can_separate_and_nothing_else():
+    x = torch.randn(4000, 3, generator=seeded(0))
+    line, cross = (x[:, 0] > 0.5).long(), (x[:, 0] * x[:, 1] > 0).long()
+    halves = lambda y: (x[:2000], y[:2000], x[2000:], y[2000:])  # noqa: E731
+    assert measure.linear_probe(*halves(line)) > 0.85
+    assert abs(measure.linear_probe(*halves(cross)) - 0.5) < 0.05
+
+
+def test_a_probe_does_not_mind_scale_or_a_dead_coordinate():
+    x = torch.randn(200, 3, generator=seeded(0))
+    y = (x @ torch.tensor([1.0, -1, 2]) > 0).long()
+    dead = torch.cat([100 * x + 7, torch.ones(200, 1)], dim=1)
+    assert measure.linear_probe(x, y, x, y) == measure.linear_probe(dead, y, dead, y)
+
+
+def test_numbers_kept_of_an_attention_by_hand():
+    n, d = 6, 4
+    q, k, v = (torch.randn(n, d, requires_grad=True) for _ in range(3))
+    kept = measure.numbers_kept(lambda: torch.softmax(q @ k.mT, dim=-1) @ v)
+    assert kept == n * n + 3 * n * d, "The weights, and the three factors of the products. Is a view counted twice?"
+    assert measure.numbers_kept(lambda: q.detach() @ k.detach().mT) == 0
+
+
 def test_update_size_by_hand():
     close(measure.update_size(torch.zeros(2, 2), torch.tensor([[1.0, 1], [1, 3]])), math.sqrt(3))
 
@@ -102,6 +140,8 @@ def test_update_size_by_hand():
             ValueError,
             "weights must be probabilities.*not its input",
         ),
+        (lambda: measure.gaussian_entropy(-1, 4), ValueError, "std must be a number ≥ 0: got -1"),
+        (lambda: measure.gaussian_entropy(1, 0), ValueError, "n must be an integer ≥ 1: got 0"),
         (lambda: measure.attention_entropy([1.0]), TypeError, "weights must be a torch.Tensor: got list"),
         (lambda: measure.participation(torch.ones(2, 2).long()), TypeError, "weights must be a floating-point tensor"),
         (lambda: measure.logit_statistics(torch.ones(3)), ValueError, "logits must have at least 2 dimensions"),
@@ -111,6 +151,13 @@ def test_update_size_by_hand():
         (lambda: measure.rms(3.0), TypeError, "x must be a torch.Tensor: got float"),
         (lambda: measure.rms_by_depth([]), ValueError, "stream must hold at least one"),
         (lambda: measure.gradient_norms([("w", torch.ones(1))]), ValueError, "No parameter matches.*got w"),
+        (
+            lambda: measure.linear_probe(
+                torch.ones(3, 2), torch.ones(2).long(), torch.ones(1, 2), torch.ones(1).long()
+            ),
+            ValueError,
+            r"got \(3, 2\) with 2, and \(1, 2\) with 1",
+        ),
         (lambda: measure.update_size(torch.ones(2), torch.ones(3)), ValueError, r"one shape: got \(2,\) and \(3,\)"),
     ],
 )

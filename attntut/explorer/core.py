@@ -37,7 +37,7 @@ class Explorer:
             weights = ...                                     # (n, n), an array, a tensor or lists
             return {
                 "Attention": heat_map(weights, xlabel="key", ylabel="query", low=0, high=1),
-                "Entropy": number(entropy(weights), unit="nats"),
+                "Entropy": number(entropy(weights), predicted=math.log(n) - scale**2 / 2, unit="nats"),
             }
 
         Explorer(attention, title="Attention", alt="Every row of the map has one bright cell.",
@@ -62,7 +62,7 @@ class Explorer:
     Raises:
         TypeError: a control that a page can't have, or a function that returns something else than panels.
         ValueError: a grid too large for a page (it says which control has how many points), panels that change their
-            names or kinds from state to state.
+            names or kinds from state to state; on a page also a first state in which a panel is blank.
 
     Example:
         >>> from attntut.explorer import Explorer, number
@@ -90,6 +90,8 @@ class Explorer:
             grid.check_size(self.controls)
         # Everything that can fail is done here: IPython swallows what fails while an object is shown.
         self.panels = grid.call(function, {c.name: c.values[c.start] for c in self.controls})
+        if self.mode != "live":
+            grid.check_first(self.panels)
         if self.mode == "static":
             self._html = self.html()
 

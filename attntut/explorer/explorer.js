@@ -5,6 +5,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const VIRIDIS = "440154 48186a 472d7b 424086 3b528b 33638d 2c728e 26828e 21918c 1fa088 28ae80 3fbc73 5ec962 84d44b addc30 d8e219 fde725";
 const DIVERGING = "00456e 2a76a8 76aacf bdd6e8 f7f7f7 f6cdb0 e69460 c5602a 8a3800";
 const FONT = 12; // pixels, whatever the width: nothing is scaled
+const LEAST = 9; // before a name is dropped
+const narrow = matchMedia("(max-width: 40rem)"); // explorer.css asks the same
 const LOADED = Math.random().toString(36).slice(2, 8); // Jupyter loads this module once for each widget
 let serial = 0;
 const unique = () => `attntut-${LOADED}-${++serial}`;
@@ -204,21 +206,25 @@ function axis(values, low, high, scale, from, to, count, round = true) {
 
 class NumberView {
   constructor(panel) {
-    this.value = make("span", { class: "ax-value" });
-    this.unit = make("span", { class: "ax-unit" });
+    const part = (name) => (this[name] = make("span", { class: `ax-${name}` }));
     const name = make("span", { class: "ax-name" }, panel.name);
-    const line = make("span", { class: "ax-line" }, this.value, " ", this.unit);
-    this.node = make("div", { class: "ax-number", role: "status", "aria-atomic": "true", "data-panel": panel.name, "data-kind": panel.kind }, name, " ", line);
+    const left = make("span", {}, part("value"), " ", part("unit"), " ", part("measured"));
+    this.right = make("span", {}, part("predicted"), " ", part("formula"));
+    const pair = make("span", { class: "ax-pair" }, left, " ", this.right);
+    this.node = make("div", { class: "ax-number", role: "status", "aria-atomic": "true", "data-panel": panel.name, "data-kind": panel.kind }, name, " ", pair);
   }
 
   update(panel) {
     const value = column(panel, "value");
+    const predicted = column(panel, "predicted");
     say(this.value, value.text(0));
     say(this.unit, panel.meta.unit);
-    this.value.dataset.value = String(value.value(0));
+    const one = predicted.length;
+    say(this.predicted, one ? predicted.text(0) : "");
+    say(this.measured, one ? "measured" : "");
+    say(this.formula, one ? "predicted" : "");
+    this.right.hidden = !one;
   }
-
-  layout() {}
 }
 
 class PlotView {
@@ -232,7 +238,8 @@ class PlotView {
     this.plot = make("div", { class: "ax-plot", tabindex: "0", role: "application", "aria-describedby": id }, this.svg);
     this.readout = make("p", { class: "ax-readout", id, "aria-live": "polite", "aria-atomic": "true" });
     const name = make("p", { class: "ax-name" }, panel.name);
-    this.node = make("div", { class: "ax-panel", "data-panel": panel.name, "data-kind": panel.kind }, name, this.label, this.legend, this.plot, this.readout);
+    const head = make("div", { class: "ax-head" }, name, this.label, this.legend);
+    this.node = make("div", { class: "ax-panel", "data-panel": panel.name, "data-kind": panel.kind }, head, this.plot, this.readout);
     this.cursor = null; // where the pointer or the keyboard is
     this.pinned = null; // where a click or the keyboard left it
     this.listen();
@@ -293,23 +300,21 @@ class PlotView {
     this.point(this.cursor ? this.keep(this.cursor) : null);
   }
 
-  // Names along the bottom: level, slanted, or only some of them.
+  // Names along the bottom: level, or slanted where words do not fit.
   nameAxis(names, left, cell, y, xlabel, width) {
     const texts = names.map((n) => short(n));
-    const numeric = names.every((n) => /^−?-?[\d.]+$/.test(n));
-    const wide = widest(texts);
-    const slanted = !numeric && wide + 8 > cell && cell >= 13;
-    const step = slanted || wide + 6 <= cell ? 1 : roundStep(Math.ceil((wide + 8) / cell));
-    const out = [];
-    texts.forEach((text, k) => {
-      if (k % step) return;
+    const level = fit(texts, cell, true);
+    const slanted = level.step > 1 && cell > LEAST + 1 && names.some((n) => n.length > 1 && !/^[−-]?[\d.]+$/.test(n));
+    const { size, step, ranks } = slanted ? { size: Math.min(FONT, cell - 1), step: 1, ranks: 1 } : level;
+    const out = texts.flatMap((text, k) => {
+      if (k % step) return [];
       const x = left + (k + 0.5) * cell;
-      const slant = slanted ? { transform: `rotate(-40 ${x + 3} ${y + 13})`, "text-anchor": "end", x: x + 4 } : { "text-anchor": "middle", x };
-      out.push(shape("text", { y: y + (slanted ? 14 : 17), ...slant }, text));
+      const slant = { transform: `rotate(-40 ${x + 3} ${y + 13})`, "text-anchor": "end", x: x + 4, y: y + 14 };
+      return [word(text, size, slanted ? slant : { "text-anchor": "middle", x, y: y + 5 + size + (k % ranks) * (size + 1) })];
     });
-    const depth = slanted ? wide * 0.66 + 18 : 22;
+    const depth = !names.some(Boolean) ? 4 : slanted ? (widest(texts) * 0.66 * size) / FONT + 18 : 9 + ranks * (FONT + 1);
     if (xlabel) out.push(shape("text", { class: "ax-title", x: left + width / 2, y: y + depth + 13, "text-anchor": "middle" }, xlabel));
-    this.height = y + depth + (xlabel ? 20 : 2);
+    this.height = y + depth + (xlabel ? 19 : 2);
     return out;
   }
 
@@ -341,7 +346,7 @@ class PlotView {
 
   frame(values, low, high, scale, W) {
     const top = 8;
-    const tall = clamp(W * 0.56, 170, 240);
+    const tall = narrow.matches ? clamp(W * 0.4, 110, 150) : clamp(W * 0.56, 170, 240);
     const y = axis(values, low, high, scale, top + tall, top, 5);
     const left = Math.ceil(widest(y.ticks.map((t) => t.text)) + 8);
     return { top, bottom: top + tall, left, wide: W - left - 12, y };
@@ -360,6 +365,17 @@ class PlotView {
     );
   }
 }
+
+// How names fit where each has `pitch` pixels: in smaller type; letters in two ranks; else only some.
+function fit(names, pitch, across) {
+  const letters = names.every((n) => n.length < 2);
+  const need = across ? widest(names) / FONT : 1; // pixels, of one pixel of type
+  const size = (ranks) => Math.min(FONT, (ranks * pitch - (letters || !across ? 1 : 6)) / need);
+  for (const ranks of letters && names.length <= 24 ? [1, 2] : [1]) if (size(ranks) >= LEAST) return { size: size(ranks), step: 1, ranks };
+  return { size: FONT, step: roundStep(Math.ceil((need * FONT + (across ? 8 : 2)) / pitch)), ranks: 1 };
+}
+
+const word = (text, size, attributes) => shape("text", { style: `font-size: ${size}px`, ...attributes }, text);
 
 function roundStep(least) {
   const power = 10 ** Math.floor(Math.log10(least));
@@ -387,7 +403,7 @@ class HeatMapView extends PlotView {
     const [rows, columns] = this.size;
     const { low, high, diverging } = this.meta;
     const colors = TABLES[diverging];
-    const scale = high > low ? 255 / (high - low) : 0;
+    const scale = 255 / (high - low);
     this.canvas.width = columns;
     this.canvas.height = rows;
     const context = this.canvas.getContext("2d");
@@ -414,12 +430,17 @@ class HeatMapView extends PlotView {
     const [rows, columns] = this.size;
     const { low, high, xlabel, ylabel } = this.meta;
     const names = this.meta.rows.map((n) => short(n));
-    const bar = high > low ? linearTicks(low, high, 4) : [{ value: low, text: String(low) }];
-    const left = Math.ceil((ylabel ? 20 : 0) + widest(names) + 8);
+    const bar = linearTicks(low, high, 4);
     const right = Math.ceil(24 + widest(bar.map((t) => t.text)) + 5);
     const top = 7;
-    const wide = Math.max(60, W - left - right);
-    const tall = clamp((wide * rows) / columns, Math.min(90, rows * 30), Math.max(wide, 200));
+    let left, wide, tall, down;
+    for (const ranks of [1, 2]) {
+      left = Math.ceil((ylabel ? 20 : 0) + ranks * (widest(names) + 2) + 6);
+      wide = Math.max(60, W - left - right);
+      tall = clamp((wide * rows) / columns, Math.min(90, rows * 30), narrow.matches ? 224 : Math.max(wide, 200));
+      down = fit(names, tall / rows, false);
+      if (down.ranks <= ranks) break;
+    }
     const cw = wide / columns;
     const ch = tall / rows;
     this.box = { left, top, wide, tall, cw, ch };
@@ -431,9 +452,10 @@ class HeatMapView extends PlotView {
       for (let k = 1; k < rows; k++) lines += `M${left} ${top + k * ch}h${wide}`;
       out.push(shape("path", { class: "ax-cells", d: lines }));
     }
-    const step = roundStep(Math.ceil(14 / ch));
     names.forEach((name, k) => {
-      if (k % step === 0) out.push(shape("text", { x: left - 6, y: top + (k + 0.5) * ch + 4, "text-anchor": "end" }, name));
+      const x = left - 6 - (k % down.ranks) * (widest(names) + 2);
+      const y = top + (k + 0.5) * ch + down.size / (name === "␣" ? 8 : 3); // it hangs below the line
+      if (k % down.step === 0) out.push(word(name, down.size, { x, y, "text-anchor": "end" }));
     });
     const middle = top + tall / 2;
     if (ylabel) out.push(shape("text", { class: "ax-title", x: 11, y: middle, "text-anchor": "middle", transform: `rotate(-90 11 ${middle})` }, ylabel));
@@ -448,7 +470,7 @@ class HeatMapView extends PlotView {
     const gradient = shape("linearGradient", { id: this.gradient, x1: 0, x2: 0, y1: 1, y2: 0 }, ...stops);
     const out = [gradient, shape("rect", { x, y: top, width: 10, height: tall, rx: 2, fill: `url(#${this.gradient})` })];
     for (const { value, text } of ticks) {
-      const at = top + tall * (high > low ? 1 - (value - low) / (high - low) : 0.5);
+      const at = top + tall * (1 - (value - low) / (high - low));
       out.push(shape("text", { x: x + 14, y: clamp(at + 4, top + 9, top + tall), "text-anchor": "start" }, text));
     }
     return out;
@@ -486,6 +508,17 @@ class HeatMapView extends PlotView {
     const { xlabel, ylabel, rows, columns, unit } = this.meta;
     return `${ylabel} ${rows[i]}, ${xlabel} ${columns[j]}: ${withUnit(this.values.text(i * columns.length + j), unit)}`;
   }
+}
+
+// The path through points; a gap where there is none.
+function trace(xs, ys) {
+  let pen = "M";
+  return ys.reduce((path, y, k) => {
+    const gap = !Number.isFinite(y);
+    const step = gap ? "" : `${pen}${xs[k].toFixed(1)} ${clamp(y, -4000, 4000).toFixed(1)}`;
+    pen = gap ? "M" : "L";
+    return path + step;
+  }, "");
 }
 
 // What lines, bars and histograms share: one cursor that runs along the horizontal axis.
@@ -560,19 +593,9 @@ class LinesView extends ChartView {
     const curves = [];
     series.forEach((_, s) => {
       const look = `ax-s${s % 6}`;
-      let path = "";
-      let pen = "M";
-      for (let k = 0; k < n; k++) {
-        const at = this.py[s * n + k];
-        if (!Number.isFinite(at)) {
-          pen = "M";
-          continue;
-        }
-        const [px, py] = [this.px[k].toFixed(1), clamp(at, -4000, 4000).toFixed(1)];
-        if (styles[s] === "points" || n === 1) curves.push(shape("circle", { class: look, cx: px, cy: py, r: n > 60 ? 2.2 : 3.4 }));
-        path += `${pen}${px} ${py}`;
-        pen = "L";
-      }
+      const ys = this.py.slice(s * n, (s + 1) * n);
+      const path = trace(this.px, ys);
+      if (styles[s] === "points" || n === 1) curves.push(...ys.flatMap((y, k) => (Number.isFinite(y) ? [shape("circle", { class: look, cx: this.px[k], cy: clamp(y, -4000, 4000), r: n > 60 ? 2.2 : 3.4 })] : [])));
       if (styles[s] !== "points" && path) curves.push(shape("path", { class: `ax-curve ${look} is-${styles[s]}`, d: path }));
     });
     return [...this.valueAxis(y, left, wide), ...this.numberAxis(x, left, wide, bottom, xlabel), this.clip(...curves)];
@@ -673,13 +696,7 @@ class HistogramView extends ChartView {
     this.cy = curves.map(y.place);
     const bars = values.map((v, k) => shape("rect", { class: "ax-s0 ax-bin", x: (left + k * this.cell + 0.4).toFixed(2), width: Math.max(this.cell - 0.8, 0.5).toFixed(2), y: y.place(v).toFixed(2), height: Math.max(0, bottom - y.place(v)).toFixed(2) }));
     const paths = series.map((_, s) => {
-      let path = "";
-      let pen = "M";
-      for (let k = 0; k < points; k++) {
-        const at = this.cy[s * points + k];
-        if (Number.isFinite(at)) path += `${pen}${(left + (k / (points - 1)) * wide).toFixed(1)} ${clamp(at, -4000, 4000).toFixed(1)}`;
-        pen = Number.isFinite(at) ? "L" : "M";
-      }
+      const path = trace(Array.from({ length: points }, (_, k) => left + (k / (points - 1)) * wide), this.cy.slice(s * points, (s + 1) * points));
       return shape("path", { class: `ax-curve ax-s${(s + 1) % 6} is-line`, d: path });
     });
     return [...this.valueAxis(y, left, wide), this.clip(...bars, ...paths), ...this.numberAxis(x, left, wide, bottom, xlabel)];
@@ -812,13 +829,13 @@ class PageExplorer {
         this.redraw();
       }),
     );
+    figure.querySelector(".attntut-picture").after(root);
     if (this.controls.length) {
       const reset = make("button", { type: "button", class: "ax-reset" }, "Reset");
       reset.addEventListener("click", () => this.reset());
-      const compact = this.controls.length <= 4 ? " is-compact" : ""; // few enough to stay in sight on a phone
-      root.append(make("div", { class: "ax-controls" + compact }, ...this.controls.map((c) => c.box), reset));
+      if (this.controls.length > 1) figure.querySelector(".attntut-title").after(reset);
+      root.append(make("div", { class: "ax-controls" }, ...this.controls.map((c) => c.box)));
     }
-    figure.querySelector(".attntut-picture").after(root);
     figure.classList.add("is-live");
     this.panels = new Panels(root);
     this.redraw();

@@ -67,6 +67,16 @@ def check_same(first: Panels, other: Panels, state: str) -> None:
             )
 
 
+def check_first(panels: Panels) -> None:
+    """Check that every panel of the first state shows something: a reader judges an explorer by it."""
+    for name, panel in panels.items():
+        if why := panel.blank():
+            raise ValueError(
+                f"Panel {name!r} must show something in the first state: {why}. Start the controls at other values, or "
+                "choose low and high so that differences can be seen."
+            )
+
+
 def _describe(panel: Panel) -> str:
     series = getattr(panel, "series", ())
     return KINDS[panel.kind] + (f" of {list(series)}" if any(series) else "")

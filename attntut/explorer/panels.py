@@ -18,6 +18,7 @@ from .._checks import check_choice, check_int, check_number
 from .quantize import Floats, Quantized, as_array, exact, fixed, significant
 
 SCALES = ("linear", "log")
+LEAST_OF_SCALE = 0.05  # a map that uses less of its colours is one colour to the eye
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,10 @@ class Panel:
     def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
         """Return ``(meta, data)``: labels and sizes, and flat lists of integers."""
         raise NotImplementedError
+
+    def blank(self) -> str:
+        """Why there is nothing to see, or an empty string."""
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +58,16 @@ class HeatMap(Panel):
     def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
         meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "rows", "columns", "diverging")
         return _put(meta, {}, "values", self.values)
+
+    def blank(self) -> str:
+        values = self.values.floats()
+        seen = np.clip(values[np.isfinite(values)], self.low, self.high)
+        if values.size < 2 or (seen.size and np.ptp(seen) >= LEAST_OF_SCALE * (self.high - self.low)):
+            return ""
+        if not seen.size:
+            return "every cell is a gap"
+        scale = f"a scale from {self.low:g} to {self.high:g}"
+        return f"all cells lie between {seen.min():.3g} and {seen.max():.3g} of {scale}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +94,9 @@ class Lines(Panel):
         meta, data = _put(meta, {}, "x", self.x)
         return _put(meta, data, "y", self.y)
 
+    def blank(self) -> str:
+        return _outside(self.y.floats(), self.low, self.high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bars(Panel):
@@ -96,6 +114,10 @@ class Bars(Panel):
     def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
         meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "names", "yscale")
         return _put(meta, {}, "values", self.values)
+
+    def blank(self) -> str:
+        values = self.values.floats()
+        return "every bar has the height 0" if not values.any() else _outside(values, None, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +142,34 @@ class Histogram(Panel):
         meta, data = _put(meta, data, "density", self.density)
         return _put(meta, data, "curves", self.curves) if self.series else (meta, data)
 
+    def blank(self) -> str:
+        return "no sample lies between low and high" if not self.density.floats().any() else ""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Panel):
-    """One number, in large type. Made by :func:`number`."""
+    """One number, in large type, and beside it what was predicted. Made by :func:`number`."""
 
     kind: ClassVar[str] = "number"
     value: Quantized  # (1,)
+    predicted: Quantized | None = None  # (1,)
 
     @property
     def text(self) -> str:
-        """The number and its unit, as shown."""
-        return f"{self.value.show(0)} {self.unit}".strip()
+        """The number and its unit, as shown; then the prediction, if there is one."""
+        measured = f"{self.value.show(0)} {self.unit}".strip()
+        return measured if self.predicted is None else f"{measured}, predicted {self.predicted.show(0)}"
 
     def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        return _put(_meta(self, "unit"), {}, "value", self.value)
+        meta, data = _put(_meta(self, "unit"), {}, "value", self.value)
+        return (meta, data) if self.predicted is None else _put(meta, data, "predicted", self.predicted)
+
+
+def _outside(values: Floats, low: float | None, high: float | None) -> str:
+    inside = np.isfinite(values)
+    inside &= values >= (-math.inf if low is None else low)
+    inside &= values <= (math.inf if high is None else high)
+    return "" if inside.any() else "no value is a number within its axis"
 
 
 def _meta(panel: Panel, *names: str) -> dict[str, Any]:
@@ -178,7 +213,8 @@ def heat_map(
         ylabel: what a row is.
         rows: names of the rows (tokens, say); their numbers from 0 by default.
         columns: names of the columns.
-        low: where the colours begin; the smallest value by default, which may differ from state to state.
+        low: where the colours begin; the smallest value by default, which may differ from state to state. A map that
+            is constant has the colour in the middle.
         high: where the colours end; the largest value by default.
         unit: of the values.
         digits: digits of the largest value (or bound) that are kept; fewer make a lighter page.
@@ -193,11 +229,15 @@ def heat_map(
     digits = check_int("digits", digits, low=1, high=6)
     low, high = _check_bounds(low, high)
     finite = array[np.isfinite(array)] if np.isfinite(array).any() else np.zeros(1)
-    if diverging and low is None and high is None:
+    if diverging and low is None and high is None and finite.any():
         high = float(np.abs(finite).max())
         low = -high
-    low = float(finite.min()) if low is None else low
-    high = float(finite.max()) if high is None else high
+    ends = float(finite.min()) if low is None else low, float(finite.max()) if high is None else high
+    if not ends[0] < ends[1]:  # a constant, or nothing within the one bound that was given
+        middle = next(x for x in (low, high, ends[0]) if x is not None)
+        room = abs(middle) or 1.0
+        ends = (middle - room if low is None else low, middle + room if high is None else high)
+    low, high = ends
     return HeatMap(
         values=fixed(array, digits, low, high),
         low=_short(low),
@@ -415,28 +455,40 @@ def histogram(
     )
 
 
-def number(value: Any, *, unit: str = "", digits: int = 3) -> Number:
-    """One number, in large type. Integers keep all their digits.
+def number(value: Any, *, predicted: Any = None, unit: str = "", digits: int = 3) -> Number:
+    """One number, in large type; with ``predicted``, the measured number and the predicted one side by side.
+
+    Integers keep all their digits.
 
     Args:
-        value: a number, or an array or tensor of one element.
-        unit: shown after it.
+        value: a number, or an array or tensor of one element; what was measured, if there is a prediction.
+        predicted: what the formula says, in the same unit. None where no formula holds, in some states or in all.
+        unit: shown after the number.
         digits: significant digits.
 
     Example:
         >>> number(2.7182818, unit="nats").text
         '2.72 nats'
+        >>> number(2.398, predicted=2.27, unit="nats").text
+        '2.40 nats, predicted 2.27'
         >>> number(262144).text
         '262144'
     """
     digits = check_int("digits", digits, low=1, high=6)
-    unit = _check_text("unit", unit)
+    return Number(
+        value=_one("value", value, digits),
+        predicted=None if predicted is None else _one("predicted", predicted, digits),
+        unit=_check_text("unit", unit),
+    )
+
+
+def _one(name: str, value: Any, digits: int) -> Quantized:
     if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return Number(value=exact(int(value)), unit=unit)
-    array = as_array("value", value)
+        return exact(int(value))
+    array = as_array(name, value)
     if array.size != 1:
-        raise ValueError(f"value must be one number: got shape {array.shape}.")
-    return Number(value=significant(array.reshape(1), digits), unit=unit)
+        raise ValueError(f"{name} must be one number: got shape {array.shape}.")
+    return significant(array.reshape(1), digits)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 from matplotlib import rc_context
@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure, SubFigure
+from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter
 from PIL import Image, features
 
@@ -22,6 +23,7 @@ from .panels import Bars, HeatMap, Histogram, Lines, Number, Panel
 LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#b5548c", "#8a6d00", "#56b4e9")
 DIVERGING = ("#00456e", "#2a76a8", "#76aacf", "#bdd6e8", "#f7f7f7", "#f6cdb0", "#e69460", "#c5602a", "#8a3800")
 MARKERS = "osD^vX"
+SMALLEST = 5  # points, before a name is dropped
 WIDTH, DPI = 5.2, 115  # 598 pixels; at 360 the type is still 9 pixels high
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",
@@ -48,7 +50,7 @@ def draw(panels: Mapping[str, Panel], state: str) -> bytes:
     plots = {name: p for name, p in panels.items() if not isinstance(p, Number)}
     columns = 1 if len(plots) == 1 else 2
     rows = math.ceil(len(plots) / columns)
-    lines_of_text = bool(state) + math.ceil(len(numbers) / 3) * 1.7
+    lines_of_text = bool(state) + math.ceil(len(numbers) / _in_a_row(numbers)) * 1.7
     head = 0.12 + 0.27 * lines_of_text
     row_height = (3.3 if columns == 1 else 2.5) if plots else 0
     with rc_context(cast(Any, STYLE)):
@@ -72,24 +74,30 @@ def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[s
     if state:
         top.text(0.02, y, state, va="top", fontsize=min(10, 680 / len(state)), color="#333")
         y -= 0.27 / height
+    columns = _in_a_row(numbers)
     for k, (name, panel) in enumerate(numbers.items()):
-        x = 0.02 + k % 3 * 0.33
-        line = y - k // 3 * 0.46 / height
+        x = 0.02 + k % columns / columns
+        line = y - k // columns * 0.46 / height
         top.text(x, line, name, va="top", fontsize=9, color="#555")
-        top.text(x, line - 0.17 / height, panel.text, va="top", fontsize=12.5, fontweight="bold")
+        measured, _, predicted = panel.text.partition(", predicted ")
+        shown = top.text(x, line - 0.17 / height, measured, va="top", fontsize=12.5, fontweight="bold")
+        if predicted:
+            beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "fontsize": 10, "color": "#333"}
+            top.add_artist(Annotation(f"predicted {predicted}", (1, 0.5), xycoords=shown, va="center", **beside))
+
+
+def _in_a_row(numbers: Mapping[str, Number]) -> int:
+    return 2 if any(panel.predicted is not None for panel in numbers.values()) else 3
 
 
 def _heat_map(axis: Axes, panel: Any) -> None:
     cmap = LinearSegmentedColormap.from_list("blue-orange", DIVERGING) if panel.diverging else "viridis"
     values = np.ma.masked_invalid(panel.values.floats())
-    high = panel.high if panel.high > panel.low else panel.low + 1
-    image = axis.imshow(values, cmap=cmap, vmin=panel.low, vmax=high, aspect="auto", interpolation="nearest")
+    image = axis.imshow(values, cmap=cmap, vmin=panel.low, vmax=panel.high, aspect="auto", interpolation="nearest")
     axis.set_facecolor("#e4e4e4")
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
-    _name_ticks(axis.xaxis, panel.columns, 6)
-    _name_ticks(axis.yaxis, panel.rows, 8)
-    if max(map(len, panel.columns)) > 3:
-        axis.tick_params(axis="x", rotation=40)
+    _name_ticks(axis, "x", panel.columns)
+    _name_ticks(axis, "y", panel.rows)
     figure = axis.get_figure()
     if figure is not None:
         bar = figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
@@ -100,9 +108,22 @@ def _heat_map(axis: Axes, panel: Any) -> None:
             bar.ax.set_title(panel.unit, fontsize=8.5, fontweight="normal", loc="center")
 
 
-def _name_ticks(axis: Any, names: tuple[str, ...], at_most: int) -> None:
-    step = math.ceil(len(names) / at_most)
-    axis.set_ticks(range(0, len(names), step), [n if len(n) <= 9 else n[:8] + "…" for n in names[::step]])
+def _name_ticks(axis: Axes, which: Literal["x", "y"], names: tuple[str, ...]) -> None:
+    """Name the places of an axis: in smaller type where they are many, slanted where they are words, or only some."""
+    spec = axis.get_subplotspec()
+    alone = spec is None or spec.get_gridspec().ncols == 1
+    room = {"x": 290, "y": 190} if alone else {"x": 130, "y": 125}  # points, about
+    texts = [n if len(n) <= 9 else n[:8] + "…" for n in names]
+    longest = max(map(len, texts))
+    slanted = which == "x" and longest > 3
+    wide = 1.0 if slanted or which == "y" or longest == 1 else 0.64 * longest + 0.4  # of the size of the type
+    size = room[which] / len(texts) / wide
+    step = 1 if size >= SMALLEST else math.ceil(10 / size)
+    draw_axis = axis.xaxis if which == "x" else axis.yaxis
+    draw_axis.set_ticks(range(0, len(texts), step), texts[::step], fontsize=min(10, size) if step == 1 else 10)
+    if slanted:
+        for label in axis.get_xticklabels():
+            label.set(rotation=40, ha="right", rotation_mode="anchor")
 
 
 def _lines(axis: Axes, panel: Any) -> None:
@@ -119,9 +140,7 @@ def _lines(axis: Axes, panel: Any) -> None:
 
 def _bars(axis: Axes, panel: Any) -> None:
     axis.bar(range(len(panel.names)), panel.values.floats(), color=LINE_COLORS[0], width=0.75)
-    _name_ticks(axis.xaxis, panel.names, 8)
-    if max(map(len, panel.names)) > 4:
-        axis.tick_params(axis="x", rotation=40)
+    _name_ticks(axis, "x", panel.names)
     axis.set(xlabel=panel.xlabel, yscale=panel.yscale)
     _finish(axis, panel, panel.low, panel.high)
 

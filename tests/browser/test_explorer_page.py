@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import os
 import re
 
 import ipywidgets as widgets
@@ -47,6 +46,7 @@ def everything(n=4, sigma=1.0, scheme="xavier", causal=False):
         "Variance": number(np.nanvar(logits), unit="nats²"),
         "Tiny": number(sigma * 1e-9 * len(scheme)),
         "Parameters": number(12345 * n),
+        "Spread": number(np.nanstd(logits), predicted=None if causal else sigma, unit="nats"),
     }
 
 
@@ -63,28 +63,60 @@ def at(**state):
     return call(everything, {"n": 4, "sigma": 1.0, "scheme": "xavier", "causal": False} | state)
 
 
+LETTERS = list("To be or not to be, Waltz".replace(" ", "␣"))[:24]
+
+
+def typical(sigma=1.0, d_model=64, n=24):
+    """What most chapters show: a map, a plot, three numbers with their predictions, three sliders."""
+    weights = np.random.default_rng(n).dirichlet(np.full(n, 1 / sigma), size=n)
+    return {
+        "Attention": heat_map(
+            weights, xlabel="key", ylabel="query", rows=LETTERS[:n], columns=LETTERS[:n], low=0, high=1
+        ),
+        "Rank": lines(
+            range(n),
+            {"measured": np.sort(weights).mean(0), "formula": np.linspace(0, 1, n)},
+            points=["measured"],
+            xlabel="rank of the key",
+            ylabel="weight",
+        ),
+        "Variance of the logits": number(sigma * 0.98, predicted=sigma),
+        "Entropy": number(2.4, predicted=2.3, unit="nats"),
+        "Keys": number(n / 2, predicted=n / 2),
+    }
+
+
+SLIDERS = {"sigma": [0.5, 1.0, 2.0], "d_model": [16, 64, 256], "n": [4, 12, 24]}
+EXPLORERS = {
+    "page": (everything, {"title": "Everything", "alt": "Eight panels.", "caption": "Look here.", **CONTROLS}),
+    "single": (
+        lambda a: {"N": number(a, predicted=1), "M": heat_map([[a, 0]])},
+        {"title": "S", "alt": "M", "a": [1, 2]},
+    ),
+    "typical": (typical, {"title": "A typical explorer", "alt": "Five panels.", **SLIDERS}),
+}
+
+
 @pytest.fixture(scope="module")
-def figure():
-    before = os.environ.get("ATTNTUT_EXPLORER")
-    os.environ["ATTNTUT_EXPLORER"] = "static"
-    try:
-        explorer = Explorer(everything, title="Everything", alt="Seven panels.", caption="Look here.", **CONTROLS)
-        return explorer._repr_mimebundle_()[0]["text/html"]
-    finally:
-        os.environ.pop("ATTNTUT_EXPLORER")
-        if before is not None:
-            os.environ["ATTNTUT_EXPLORER"] = before
+def figures():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ATTNTUT_EXPLORER", "static")
+        return {
+            name: Explorer(function, **more)._repr_mimebundle_()[0]["text/html"]
+            for name, (function, more) in EXPLORERS.items()
+        }
 
 
 @pytest.fixture
-def open_page(browser, figure):
+def open_page(browser, figures):
     """A function that opens a page with the figure; the page must ask for nothing else and complain of nothing."""
     contexts, complaints = [], []
 
     def serve(route):
         name = route.request.url.removeprefix(ADDRESS)
-        if name.startswith("page"):
+        if name.split("-")[0] in figures:
             theme = "dark" if "dark" in name else "light"
+            figure = figures[name.split("-")[0]]
             filler = '<p class="filler">Text.</p>' if "far" in name else ""
             route.fulfill(content_type="text/html", body=HEAD.format(theme=theme) + filler + figure + "</main>")
         elif name in ("explorer.js", "explorer.css"):
@@ -94,8 +126,8 @@ def open_page(browser, figure):
             complaints.append(f"asked for {route.request.url}")
             route.abort()
 
-    def visit(name="page", *, width=1000, live=True, **options):
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
+    def visit(name="page", *, width=1000, height=900, live=True, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
@@ -150,8 +182,11 @@ def test_every_number_of_every_state_is_the_functions(open_page):
         }
         assert page.evaluate("document.querySelector('figure').explorer.state") == state
         panels = at(**state)
-        for name in ("Variance", "Tiny", "Parameters"):
+        for name in ("Variance", "Tiny", "Parameters", "Spread"):
             assert shown(page, name) == panels[name].value.show(0), f"{name} at {state}"
+        predicted = page.locator('[data-panel="Spread"] .ax-predicted')
+        assert predicted.is_visible() == (not causal)
+        assert causal or predicted.inner_text() == panels["Spread"].predicted.show(0)
 
 
 def test_every_cell_and_point_is_the_functions(open_page):
@@ -294,6 +329,96 @@ def test_nothing_scrolls_sideways_or_is_cut_off(open_page, width):
         assert not cut, f"these labels leave their plot: {cut}"
 
 
+NAMES = """() => [...document.querySelectorAll('[data-panel=Attention] svg > g text')]
+    .filter((t) => t.textContent.length === 1 && t.getAttribute('text-anchor') !== 'start')
+    .map((t) => {
+        const { left, right, top, bottom } = t.getBoundingClientRect();
+        const size = parseFloat(getComputedStyle(t).fontSize);
+        const across = t.getAttribute('text-anchor') === 'middle';
+        return { text: t.textContent, across, size, left, right, middle: (top + bottom) / 2 };
+    })"""
+
+
+@pytest.mark.parametrize("width", [320, 390, 1000])
+def test_every_letter_of_a_map_is_named_and_none_covers_another(open_page, width):
+    page = open_page("typical", width=width)
+    for k, n in enumerate(SLIDERS["n"]):
+        choose(page, n=k)
+        labels = page.evaluate(NAMES)
+        for across in (True, False):
+            names = [label for label in labels if label["across"] == across]
+            assert [label["text"] for label in names] == LETTERS[:n], f"{n} letters at {width} px"
+            assert min(label["size"] for label in names) >= 9
+            for a, b in itertools.combinations(names, 2):
+                beside = a["right"] <= b["left"] + 0.5 or b["right"] <= a["left"] + 0.5
+                below = abs(a["middle"] - b["middle"]) >= 0.9 * min(a["size"], b["size"])
+                assert beside or below, f"{a} covers {b}: {n} letters at {width} px"
+
+
+# --- on a phone -------------------------------------------------------------------------------------------------------
+
+
+def box(page, selector):
+    """Top and bottom of the first such element on the screen."""
+    return page.evaluate(
+        "(s) => { const b = document.querySelector(s).getBoundingClientRect(); return [b.top, b.bottom]; }", selector
+    )
+
+
+def test_a_phone_shows_all_of_a_typical_explorer(open_page):
+    page = open_page("typical", width=390, height=844)
+    top, bottom = box(page, "figure")
+    assert bottom - top <= 844
+
+
+@pytest.mark.parametrize("name", ["page", "typical"])
+def test_the_controls_stay_beside_what_they_change(open_page, name):
+    page = open_page(name, width=390, height=844)
+    page.evaluate("document.querySelector('figure').scrollIntoView()")
+    top, bottom = box(page, ".ax-controls")
+    assert 844 / 2 < top < bottom <= 844.5, "the controls are at the bottom of the screen"
+    assert box(page, ".ax-numbers")[0] >= 0 and box(page, ".ax-panel svg")[1] <= top, "the first plot is in sight"
+    for plot in page.locator(".ax-plot").all():
+        plot.evaluate("e => e.scrollIntoView({ block: 'end' })")
+        top, bottom = box(page, ".ax-controls")
+        assert bottom <= 844.5, "the controls are in sight"
+        assert plot.bounding_box()["y"] + plot.bounding_box()["height"] <= top, "and cover no plot that has the focus"
+    page.evaluate("document.querySelector('figure').scrollIntoView({ block: 'end' })")
+    assert box(page, ".ax-controls")[1] <= box(page, "figure")[1], "they end where the explorer ends"
+
+
+def test_a_phone_on_its_side_has_the_controls_beside_the_plot(open_page):
+    page = open_page("typical", width=844, height=390)
+    for name in ("Attention", "Rank"):
+        page.evaluate("(name) => document.querySelector(`[data-panel=${name}]`).scrollIntoView()", name)
+        controls = page.locator(".ax-controls").bounding_box()
+        assert controls["y"] >= 0 and controls["y"] + controls["height"] <= 390
+        panel = page.locator(f'[data-panel="{name}"]').bounding_box()
+        assert panel["x"] + panel["width"] <= controls["x"]
+
+
+def test_a_single_plot_has_its_controls_and_numbers_beside_it(open_page):
+    page = open_page("single")
+    panel = page.locator(".ax-panel").bounding_box()
+    for selector in (".ax-controls", ".ax-numbers"):
+        found = page.locator(selector).bounding_box()
+        assert found["x"] >= panel["x"] + panel["width"], f"{selector} is not beside the plot"
+        assert found["y"] + found["height"] <= panel["y"] + panel["height"], f"{selector} is longer than the plot"
+
+
+def test_one_control_needs_no_reset(open_page):
+    assert open_page("single").get_by_role("button", name="Reset").count() == 0
+
+
+def test_what_a_finger_moves_is_large_enough(open_page):
+    page = open_page(width=390, height=844)
+    sizes = page.evaluate(
+        """() => [...document.querySelectorAll('figure :is(button, select, input[type=range], label:has(input))')]
+            .map((e) => e.getBoundingClientRect()).map((b) => [b.width, b.height])"""
+    )
+    assert len(sizes) == 6 and all(min(size) >= 24 for size in sizes), sizes
+
+
 def test_type_is_legible_on_a_phone(open_page):
     page = open_page(width=390)
     sizes = page.evaluate(
@@ -340,7 +465,7 @@ def test_a_step_is_drawn_within_a_frame(open_page):
         }"""
     )
     best = min(medians)  # of several rounds: what else the machine does is not the explorer's fault
-    assert best <= 16, f"the median step of seven panels, laid out, takes {best:.1f} ms (rounds: {medians})"
+    assert best <= 16, f"the median step of eight panels, laid out, takes {best:.1f} ms (rounds: {medians})"
 
 
 # --- without the script -----------------------------------------------------------------------------------------------
@@ -348,14 +473,14 @@ def test_a_step_is_drawn_within_a_frame(open_page):
 
 def test_without_javascript_there_is_a_picture(open_page):
     page = open_page(live=False, java_script_enabled=False)
-    picture = page.get_by_role("img", name="Seven panels.")
+    picture = page.get_by_role("img", name="Eight panels.")
     assert picture.is_visible() and picture.bounding_box()["width"] > 300
     assert page.locator(".ax-live").count() == 0
 
 
 def test_in_print_there_is_a_picture(open_page):
     page = open_page()
-    picture = page.get_by_role("img", name="Seven panels.")
+    picture = page.get_by_role("img", name="Eight panels.")
     assert not picture.is_visible()
     page.emulate_media(media="print")
     assert picture.is_visible() and not page.locator(".ax-live").is_visible()
@@ -378,3 +503,6 @@ def test_labels_and_live_regions(open_page):
     tile = page.locator('[data-panel="Variance"]')
     assert tile.get_attribute("role") == "status"
     assert tile.inner_text().split() == ["Variance", at(n=2)["Variance"].value.show(0), "nats²"]
+    spread = at(n=2)["Spread"]
+    words = ["Spread", spread.value.show(0), "nats", "measured", spread.predicted.show(0), "predicted"]
+    assert page.locator('[data-panel="Spread"]').inner_text().split() == words
