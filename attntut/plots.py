@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -13,15 +14,24 @@ import numpy as np
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
+from attntut import _svg
 from attntut._checks import check_int, check_number
 from attntut.evidence import confidence_interval
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe & Ito: safe for colour-blind eyes
-INK = "#222222"
+# The palette of pages, diagrams and explorers, as it is by day; a test compares them. The lines' colours are those of
+# Okabe & Ito (2008), safe for colour-blind eyes, two of them darker so that they can be seen on paper.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#b5548c", "#8a6d00", "#56b4e9")
+INK, MUTED, GRID, PAPER = "#1c2430", "#566070", "#dde3e9", "#ffffff"
+VARIABLES = {INK: "--text", MUTED: "--muted", GRID: "--line", PAPER: "--paper"}
+VARIABLES |= {color: f"--c{i}" for i, color in enumerate(COLORS)}
+ON_DARK, ON_LIGHT = "#fdfdfd", "#101010"  # text on a heat map, whose colours are data: no variable has these values
 
+WIDTH = 5.0  # inches, 480 CSS pixels: at the 350 pixels of a phone the type is still 10 pixels high
 STYLE = {
-    "axes.edgecolor": "#888888",
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.prop_cycle": mpl.cycler(color=COLORS),
@@ -32,7 +42,7 @@ STYLE = {
     "axes.titleweight": "bold",
     "figure.dpi": 100,
     "font.size": 11,
-    "grid.color": "#e6e6e6",
+    "grid.color": GRID,
     "image.cmap": "viridis",
     "legend.frameon": False,
     "legend.fontsize": 10,
@@ -49,18 +59,17 @@ def subplots(
     rows: int = 1,
     columns: int = 1,
     *,
-    width: float = 5.0,
     height: float = 3.2,
     figure_class: type[Figure] = Figure,
     **options: Any,
 ) -> Any:
     """A figure in the book's style, and its axes.
 
-    The size is in inches and small on purpose: the text stays legible when a phone shows the figure 350 pixels wide.
+    All figures have one width, :data:`WIDTH`, so that their type has one size and a phone shows it legibly.
 
     Args:
-        rows, columns: how many axes; more than two columns do not fit a phone.
-        width, height: of the whole figure, in inches.
+        rows, columns: how many axes; more than two columns do not fit a phone, unless they hold nothing but a map.
+        height: of the whole figure, in inches.
         figure_class: of the figure.
         options: passed on to :meth:`matplotlib.figure.Figure.subplots`.
 
@@ -72,14 +81,14 @@ def subplots(
     """
     check_int("rows", rows), check_int("columns", columns)
     mpl.rcParams.update(STYLE)
-    figure = figure_class(
-        figsize=(check_number("width", width, low=1), check_number("height", height, low=1)), layout="constrained"
-    )
+    figure = figure_class(figsize=(WIDTH, check_number("height", height, low=1)), layout="constrained")
     return figure, figure.subplots(rows, columns, **options)
 
 
 def show(figure: Figure, *, alt: str) -> None:
-    """Display a figure as a PNG that carries its alternative text.
+    """Display a figure with its alternative text: as inline SVG when the book is built, otherwise as a PNG.
+
+    The book is built with ``ATTNTUT_EXPLORER=static``. There the colours and the font are the page's, by day and night.
 
     Args:
         figure: a matplotlib figure.
@@ -95,24 +104,65 @@ def show(figure: Figure, *, alt: str) -> None:
         raise TypeError(f"figure must be a matplotlib Figure: got {type(figure).__name__}.")
     if not isinstance(alt, str) or len(alt.split()) < 3:
         raise ValueError(f"alt must say in words what the figure shows: got {alt!r}.")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
-    display(Picture(buffer.getvalue(), alt))
+    display(Picture(figure, alt))
 
 
-@dataclass(frozen=True)
 class Picture:
-    """A PNG with its alternative text, as notebooks and pages understand it."""
+    """A figure with its alternative text, as notebooks and pages understand it; drawn at once.
 
-    png: bytes
-    alt: str
+    Attributes:
+        alt: the alternative text.
+        html: an element for a page: ``<figure>`` with inline SVG when the book is built, otherwise ``<img>``.
+    """
+
+    def __init__(self, figure: Figure, alt: str) -> None:
+        self.alt = alt
+        self.width, self.height = (round(96 * side) for side in figure.get_size_inches())  # CSS pixels
+        self.is_inline = os.environ.get("ATTNTUT_EXPLORER") == "static"
+        if self.is_inline:
+            self.html = f'<figure class="attntut-figure">{svg(figure, alt=alt)}</figure>'
+        else:
+            self.png = base64.b64encode(png(figure)).decode()
+            size, source = f'width="{self.width}" height="{self.height}"', f"data:image/png;base64,{self.png}"
+            self.html = f'<img alt="{html.escape(alt)}" {size} src="{source}">'
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        data = {"image/png": base64.b64encode(self.png).decode(), "text/plain": repr(self)}
-        return data, {"image/png": {"alt": self.alt}}
+        if self.is_inline:
+            return {"text/html": self.html, "text/plain": repr(self)}, {}
+        about = {"alt": self.alt, "width": self.width, "height": self.height}  # JupyterLab and the book obey
+        return {"image/png": self.png, "text/plain": repr(self)}, {"image/png": about}
+
+
+def png(figure: Figure) -> bytes:
+    """A figure as the bytes of a PNG, the same for the same figure."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def svg(figure: Figure, *, alt: str) -> str:
+    """A figure as an ``<svg>`` element for a page: text is text, colours are the page's variables.
+
+    Args:
+        figure: a matplotlib figure.
+        alt: the name of the image.
+
+    Example:
+        >>> figure, axes = subplots()
+        >>> axes.set(title="Entropy falls")
+        [...]
+        >>> "Entropy falls</text>" in svg(figure, alt="An empty plot.")
+        True
+    """
+    for image in figure.findobj(AxesImage):
+        image.set_interpolation("none")  # one pixel a cell; the browser enlarges it
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "attntut"}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return _svg.inline(buffer.getvalue(), alt=alt, variables=VARIABLES)
 
 
 def heat_map(
@@ -160,7 +210,7 @@ def heat_map(
     if max(matrix.shape) <= 8 if cells is None else cells:
         middle = (image.norm.vmin + image.norm.vmax) / 2
         for (i, j), value in np.ndenumerate(matrix):
-            color = "white" if value < middle else "black"
+            color = ON_DARK if value < middle else ON_LIGHT
             axes.text(j, i, f"{value:.2f}".replace("0.", ".", 1), ha="center", va="center", color=color, fontsize=9)
     if bar is not None:
         axes.figure.colorbar(image, ax=axes, label=bar, shrink=0.8)

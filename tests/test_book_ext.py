@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,14 @@ from sphinx.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from bookext import address, claims, dropdown, explorers, figures, mathfont, mathml, theme  # noqa: E402
+from bookext import MODULES, address, claims, explorers, figures, mathfont, mathml, records, theme  # noqa: E402
+
+from attntut.evidence import Evidence, Records  # noqa: E402
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
 
-@pytest.mark.parametrize("module", [address, claims, dropdown, explorers, figures, mathfont, mathml, theme])
+@pytest.mark.parametrize("module", MODULES)
 def test_the_examples_run(module):
     found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     assert not found.failed
@@ -40,7 +43,7 @@ def test_the_examples_run(module):
 @pytest.fixture
 def build(tmp_path, monkeypatch):
     """A function that builds a book: ``build({"index.md": "# Book"}, claims="…")``."""
-    for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REF_NAME"):
+    for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REF_NAME", "BOOK_URL"):
         monkeypatch.delenv(name, raising=False)
 
     def run(files: dict[str, str], *, ledger: str = "[]", repository: str | None = None) -> Built:
@@ -75,16 +78,18 @@ def notebook(*outputs: dict, source: str = "x") -> str:
 
 
 def evidence(name: str, **values: object) -> dict:
-    """Return what ``compare`` displays, as far as the ledger reads it."""
-    record = {"name": name, "slug": name, "predicted": 1.0, "measured": 0.98, "passed": True, **values}
-    anchor, text = f"evidence-{name}", html.escape(json.dumps(record))
-    return {
-        "data": {
-            "text/plain": name,
-            "text/html": f'<div class="attntut-evidence" id="{anchor}" data-record="{text}"><span>{name}</span></div>',
-            "application/vnd.attntut.evidence+json": record,
-        }
+    """Return what a cell with one record displays."""
+    said = {
+        "kind": "predicted",
+        "predicted": 1.0,
+        "tolerance": "within 5 %",
+        "low": None,
+        "high": None,
+        "n": 1,
+        "unit": "",
     }
+    record = Evidence(**{"name": name, "slug": name, **said, "measured": 0.98, "passed": True, **values})
+    return {"data": Records((record,))._repr_mimebundle_()}
 
 
 LEDGER = """
@@ -104,7 +109,7 @@ def test_the_ledger_shows_claim_verdict_numbers_and_link(build):
     assert not built.warnings
     assert re.search(r'class="claim claim-holds[^"]*" id="c01"', page)
     assert 'href="chapter.html#evidence-a"' in page, "the link leads to the cell"
-    assert "predicted 1 · measured 0.98, 95 % interval 0.9 to 1.06 over 5 seeds" in page
+    assert "predicted 1 · measured 0.98 ± 0.08 · ✓ within 5 %, 5 seeds" in page
     assert 'id="evidence-a"' in built.page("chapter"), "the anchor is on the chapter's page"
     assert re.search(r'class="claim claim-later[^"]*" id="c02".*answered in part III', page, re.DOTALL)
 
@@ -117,7 +122,7 @@ def test_a_claim_with_evidence_that_is_answered_later_shows_both(build):
 
 
 @pytest.mark.parametrize(
-    "records, message",
+    "found, message",
     [
         ([], "the claim C01 has no evidence"),
         ([evidence("a", claim="C01"), evidence("b", claim="C99")], "names the claim 'C99'; known: C01, C02"),
@@ -127,22 +132,39 @@ def test_a_claim_with_evidence_that_is_answered_later_shows_both(build):
     ],
     ids=["no evidence", "unknown claim", "failed comparison", "no condition", "same name"],
 )
-def test_a_ledger_that_cannot_be_trusted_is_a_warning(build, records, message):
-    built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(*records)}, ledger=LEDGER)
+def test_a_ledger_that_cannot_be_trusted_is_a_warning(build, found, message):
+    built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(*found)}, ledger=LEDGER)
     assert message in built.warnings
+
+
+def test_the_page_of_evidence_counts_the_kinds_and_lists_what_differs(build):
+    found = [
+        evidence("a"),
+        evidence("b", passed=False, explained="positions count too"),
+        evidence("c", kind="expected", predicted=None, tolerance="above 0"),
+        evidence("d", kind="observed", predicted=None, tolerance="between 0 and 1"),
+    ]
+    built = build({"all.md": "# Evidence\n\n```{evidence}\n```\n", "chapter.ipynb": notebook(*found)}, ledger=LEDGER)
+    assert not built.warnings, "An explained difference is no failure, and without a ledger no claim asks for evidence."
+    page = built.page("all")
+    assert "4 records. 2 were predicted by a formula: 1 agrees within its tolerance, and 1 differs" in page
+    differ = page.split("Where theory and measurement differ")[1].split("</table>")[0]
+    assert "evidence-b" in differ and "positions count too" in differ and "evidence-a" not in differ
+    for record in "abcd":
+        assert f'href="chapter.html#evidence-{record}"' in page
 
 
 def test_a_book_without_the_ledger_asks_for_no_evidence(build):
     assert not build({"chapter.ipynb": notebook()}, ledger=LEDGER).warnings
 
 
-def verdict(*records: dict) -> claims.Verdict:
+def verdict(*found: dict) -> claims.Verdict:
     claim = claims.Claim("C01", "1", "One.", later="part III")
-    return claims.Verdict(claim, [claims.Record("page", "anchor", "name", **record) for record in records])
+    return claims.Verdict(claim, [records.Record("page", "anchor", "name", **record) for record in found])
 
 
 @pytest.mark.parametrize(
-    "records, kind, text",
+    "found, kind, text",
     [
         ([], "later", "answered in part III"),
         ([{}], "holds", "holds"),
@@ -153,14 +175,14 @@ def verdict(*records: dict) -> claims.Verdict:
         ([{}, {"supports": False}], "mixed", "holds in part"),
     ],
 )
-def test_the_verdict_is_what_all_records_say(records, kind, text):
-    assert (verdict(*records).kind, verdict(*records).text) == (kind, text)
+def test_the_verdict_is_what_all_records_say(found, kind, text):
+    assert (verdict(*found).kind, verdict(*found).text) == (kind, text)
 
 
 def test_records_outlive_quotes_and_signs():
     values = {"name": "σ < 1 & “x's”", "claim": "C01", "when": 'd > "4"', "unheard of": 1}
-    text = f'<div id="i" class="wide attntut-evidence" data-record="{html.escape(json.dumps(values))}">…</div>'
-    (record,) = claims.read_records(f"<p>{text}</p>", "page")
+    text = f'<tr id="i" class="wide attntut-record" data-record="{html.escape(json.dumps(values))}">…</tr>'
+    (record,) = records.read_records(f"<p>{text}</p>", "page")
     assert (record.page, record.anchor, record.name, record.when) == ("page", "i", values["name"], values["when"])
 
 
@@ -243,16 +265,25 @@ def test_the_font_has_what_the_pages_use_and_little_else(build):
     assert "Open Font License" in TTFont(font)["name"].getDebugName(13), "the licence stays in the file"
 
 
-def test_no_hole_follows_a_root():
+def test_the_root_sign_has_a_form_for_every_height():
+    """A browser takes the smallest that is tall enough: one too tall sits low, one too wide leaves a hole behind it."""
     from fontTools.ttLib import TTFont
 
     font = TTFont(BytesIO(mathfont.reduce({"√", "n"})[0]))
     variants = font["MATH"].table.MathVariants
-    root = font.getBestCmap()[ord("√")]
-    forms = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index(root)]
-    names = [r.VariantGlyph for r in forms.MathGlyphVariantRecord] + [p.glyph for p in forms.GlyphAssembly.PartRecords]
-    widest = max(font["hmtx"][name][0] for name in names)
-    assert widest - font["hmtx"][root][0] < 0.1 * font["head"].unitsPerEm, "browsers reserve the widest form's width"
+    sign = font.getBestCmap()[ord("√")]
+    forms = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index(sign)]
+    names = [record.VariantGlyph for record in forms.MathGlyphVariantRecord]
+    heights = [font["glyf"][name].yMax - font["glyf"][name].yMin for name in names]
+    assert names[0] == sign and heights[0] <= 700, "√n is 0.7 em tall"
+    assert heights[-1] >= 3800 and all(1 < b / a < 1.25 for a, b in pairwise(heights))
+    for name in names:
+        advance, bearing = font["hmtx"][name]
+        glyph = font["glyf"][name]
+        assert advance == mathfont.ROOT_WIDTH and bearing == glyph.xMin
+        assert advance <= glyph.xMax <= advance + 60, "the bar begins on the tip of the sign"
+    constants = font["MATH"].table.MathConstants
+    assert constants.RadicalVerticalGap.Value >= 100, "what stands under the bar does not touch it"
 
 
 def test_a_character_that_the_font_lacks_is_reported():
@@ -263,10 +294,12 @@ def test_a_character_that_the_font_lacks_is_reported():
 
 
 def test_an_output_image_keeps_its_alternative_text(build):
-    picture = {"data": {"image/png": PNG}, "metadata": {"image/png": {"alt": 'Points < the "line"'}}}
+    about = {"alt": 'Points < the "line"', "width": 480, "height": 300}
+    picture = {"data": {"image/png": PNG}, "metadata": {"image/png": about}}
     built = build({"chapter.ipynb": notebook(picture)})
     assert 'alt="Points &lt; the &quot;line&quot;"' in built.page("chapter")
     assert 'loading="lazy"' in built.page("chapter") and 'width="1"' in built.page("chapter")
+    assert 'style="' not in built.page("chapter").split("<main")[1], "a size in a style does not shrink with the page"
     assert not built.warnings
 
 
@@ -275,9 +308,10 @@ def test_an_output_image_keeps_its_alternative_text(build):
     [
         {"chapter.ipynb": notebook({"data": {"image/png": PNG}})},
         {"chapter.ipynb": notebook({"data": {"text/html": f'<img src="data:image/png;base64,{PNG}">'}})},
+        {"chapter.ipynb": notebook({"data": {"text/html": "<figure><svg><path/></svg></figure>"}})},
         {"chapter.md": "# Chapter\n\n![](picture.png)\n"},
     ],
-    ids=["output", "html", "markdown"],
+    ids=["output", "html", "drawing", "markdown"],
 )
 def test_an_image_without_alternative_text_is_a_warning(build, tmp_path, files):
     (tmp_path / "source").mkdir()
@@ -360,7 +394,7 @@ def test_with_an_address_the_buttons_point_to_it(build):
     built = build({"chapter.ipynb": notebook()}, repository="someone/book")
     page = built.page("chapter")
     assert 'href="https://github.com/someone/book/blob/main/chapter.ipynb"' in page
-    assert 'href="https://colab.research.google.com/github/someone/book/blob/main/chapter.ipynb"' in page
+    assert 'href="https://colab.research.google.com/github/someone/book/blob/published/chapter.ipynb"' in page
     assert 'href="https://mybinder.org/v2/gh/someone/book/main?urlpath=lab/tree/chapter.ipynb"' in page
     assert "https://github.com/someone/book/issues/new" in page
     assert 'content="https://someone.github.io/book/_static/title-card.png"' in page
@@ -399,3 +433,26 @@ def test_the_style_sheets_have_both_palettes():
     blocks = re.findall(r"(?:data-theme=\"dark\"\]|not\(\[data-theme\]\)) \{(.*?)\n *\}", style, re.DOTALL)
     assert len(blocks) == 2 and blocks[0].split() == blocks[1].split(), "the two dark palettes differ"
     assert '[data-theme="dark"] .highlight .k' in theme.highlighting()
+
+
+def palettes(style: str, prefix: str) -> list[list[str]]:
+    """The colours of a style sheet's palettes, in order."""
+    colours = re.findall(rf"--{prefix}\d: (#[0-9a-fA-F]+);", style)
+    return [[colour.lower() for colour in colours[i : i + 6]] for i in range(0, len(colours), 6)]
+
+
+def test_pages_figures_diagrams_and_explorers_share_one_palette():
+    from attntut import explorer, plots
+
+    read = lambda path: path.read_text(encoding="utf-8")  # noqa: E731
+    book, drawings = read(ROOT / "book" / "_static" / "book.css"), read(ROOT / "book" / "diagrams" / "style.css")
+    day, night, unset, printed = palettes(book, "c")
+    assert night == unset and printed == day
+    assert palettes(drawings, "c") == [day, night]
+    assert palettes(read(Path(explorer.__file__).with_name("explorer.css")), "ax-") == [day, night]
+    assert [*plots.COLORS] == day == [*explorer.picture.LINE_COLORS]
+    for colour, name in plots.VARIABLES.items():
+        short = "#fff" if colour == "#ffffff" else colour
+        assert f"{name}: {short};" in book.split("}")[1], f"{name} is another colour by day than in attntut.plots"
+    both = [re.findall(r"--(?:text|muted|paper|panel|line|accent): #\w+;", style) for style in (drawings, book)]
+    assert both[0] == both[1][: len(both[0])], "a drawing that is seen alone has other colours than the page"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -21,17 +20,15 @@ class Drawing(Figure):
 
     alt = ""
 
-    def png(self) -> bytes:
-        """The picture as a file."""
-        buffer = io.BytesIO()
-        self.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-        return buffer.getvalue()
+    def picture(self) -> plots.Picture:
+        """The figure as notebooks and pages show it."""
+        return plots.Picture(self, self.alt)
 
     def __repr__(self) -> str:
         return f"Figure: {self.alt}"
 
     def _repr_mimebundle_(self, **_: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        return plots.Picture(self.png(), self.alt)._repr_mimebundle_()
+        return self.picture()._repr_mimebundle_()
 
 
 def plot(report: Report) -> Drawing:
@@ -59,7 +56,7 @@ def plot(report: Report) -> Drawing:
         raise ValueError("report must hold at least one attention layer to be drawn: got none.")
     panels = [_entropy, _logits] + [_stream] * bool(report.stream) + [_gradients] * bool(_ratios(report))
     lines = math.ceil(len(panels) / 2)
-    figure, grid = plots.subplots(lines, 2, width=7.5, height=2.9 * lines, figure_class=Drawing, squeeze=False)
+    figure, grid = plots.subplots(lines, 2, height=2.6 * lines, figure_class=Drawing, squeeze=False)
     axes = grid.ravel()
     for unused in axes[len(panels) :]:
         unused.set_axis_off()
@@ -113,7 +110,7 @@ def _gradients(axes: Axes, report: Report) -> str:
     axes.plot(key, "s-", label="key")
     if all(each > 0 for each in (*query, *key) if math.isfinite(each)):
         axes.set_yscale("log")
-    axes.set(title="Gradient over the value's", xlabel="layer")
+    axes.set(title="Gradient / value's", xlabel="layer")
     axes.legend()
     return f"Gradient of the query over that of the value, by layer: {_course(query)}; of the key: {_course(key)}."
 

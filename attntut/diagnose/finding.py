@@ -12,7 +12,9 @@ from attntut.evidence import number
 
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 STEPS = "notebooks/02-attention-step-by-step.html"
-INIT = "notebooks/05-random-initialization.html"
+RANDOM = "notebooks/05-why-at-random.html"
+SIGMA = "notebooks/06-the-gaussian.html"
+VARIANCE = "notebooks/07-keeping-the-variance.html"
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,14 @@ FAULTS: Mapping[str, Fault] = {
         "symmetry: equal weights get equal gradients, so they stay equal",
         "All heads compute one map, and unless the output matrix tells them apart they always will. Draw every "
         'matrix at random, from one generator: initialize_(model, "xavier_normal").',
-        INIT + "#why-not-start-at-zero-or-at-a-constant",
+        RANDOM + "#the-argument",
     ),
     "attention uniform (zero weights)": Fault(
         WARNING,
         "std of the logits in a row",
         "8 units in the last place, for rounding; N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)",
         "{zero} zero: every query weighs all keys alike. {remedy}",
-        INIT + "#why-not-start-at-zero-or-at-a-constant",
+        RANDOM + "#the-argument",
     ),
     "attention uniform (tokens alike)": Fault(
         WARNING,
@@ -118,7 +120,7 @@ FAULTS: Mapping[str, Fault] = {
         "8 units in the last place, for rounding; N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)",
         "Every query weighs all keys alike, though its matrix is not zero. Are all the tokens alike? Look at what "
         "comes into this layer.",
-        INIT + "#the-prediction-the-scale-of-the-logits",
+        SIGMA + "#the-prediction-the-scale-of-the-logits",
     ),
     "query equals key": Fault(
         WARNING,
@@ -126,7 +128,7 @@ FAULTS: Mapping[str, Fault] = {
         "with one matrix in both places, a token scores itself by √d_head at Xavier's scale, others by about 1",
         "W_q and W_k hold the same numbers: was the seed set inside the function that draws? Draw both from one "
         "generator. Sharing them on purpose is a choice; attention to oneself is its price.",
-        INIT + "#the-article-s-code-and-a-trap-in-it",
+        RANDOM + "#the-article-s-code-and-a-trap-in-it",
     ),
     "layers cloned": Fault(
         WARNING,
@@ -134,7 +136,7 @@ FAULTS: Mapping[str, Fault] = {
         "independent draws never agree; nn.TransformerEncoder copies one layer with deepcopy",
         "{roles} as in {origin}. Draw each layer anew: "
         'initialize_(model, "xavier_uniform"). nn.Transformer does so by itself, nn.TransformerEncoder does not.',
-        INIT + "#the-article-s-code-and-a-trap-in-it",
+        RANDOM + "#what-frameworks-do",
     ),
     "logits too large": Fault(
         WARNING,
@@ -143,7 +145,7 @@ FAULTS: Mapping[str, Fault] = {
         "The largest weight of a row is {largest} on average, and the gradient dies with the others. Divide W_q by "
         '{excess}, or draw both with std 1/√d: initialize_(model, "xavier_normal"). '
         "A temperature or QK-norm does the same in the forward pass.",
-        INIT + "#the-prediction-the-scale-of-the-logits",
+        SIGMA + "#the-prediction-the-scale-of-the-logits",
     ),
     "logits too large (trained)": Fault(
         WARNING,
@@ -167,7 +169,7 @@ FAULTS: Mapping[str, Fault] = {
         "(1 − ρ)·√[(n/d + 1)/(nρ + 1 − ρ)]·d·σ_v·σ; where nothing was wrong, no layer had less than a quarter of it",
         "The loss hardly reaches {matrix}. Is it detached, or multiplied by something tiny? Saturated rows and "
         "equal tokens would have been named by themselves.",
-        INIT + "#does-it-matter-for-training",
+        SIGMA + "#does-it-matter-for-training",
     ),
     "rank collapsing": Fault(
         WARNING,
@@ -176,7 +178,7 @@ FAULTS: Mapping[str, Fault] = {
         "½(1 − 1/(2π)) = 0.42; without skips it falls faster with every block",
         "After {blocks} blocks 1 − cosine is {last}: the tokens point the same way, and the gradient of W_q and W_k is "
         "as small. Are the skip connections there? Scale the branches by 1/√L, or lower the gain of W_v and W_o.",
-        INIT,
+        VARIANCE,
     ),
     "stream growing": Fault(
         WARNING,
@@ -185,7 +187,7 @@ FAULTS: Mapping[str, Fault] = {
         "a post-norm one not at all",
         "Over {blocks} blocks the variance has grown {total}-fold, and gradients grow with it. Put a norm before each "
         'branch, take a scheme that does without (initialize_(model, "t_fixup")), or scale the branches by 1/√L.',
-        INIT + "#what-the-derivation-took-for-granted",
+        VARIANCE + "#the-two-other-paths-through-a-block",
     ),
     "depth scaling absent": Fault(
         NOTE,
@@ -194,7 +196,7 @@ FAULTS: Mapping[str, Fault] = {
         "with 1/√(2L), 1.54 to 1.59 was measured at L = 4 to 24",
         "The last of {blocks} blocks changes the stream by little, and the input is lost in it. Scale W_o and W_2 by "
         '1/√(2L) = {factor:.2f}, as in GPT-2: initialize_(model, "gpt2") for all, or scale these two.',
-        INIT,
+        VARIANCE,
     ),
     "packed query-key-value scale": Fault(
         NOTE,
@@ -203,7 +205,7 @@ FAULTS: Mapping[str, Fault] = {
         "The logits have half the standard deviation that Xavier's rule means them to have. It is on the gentle side, "
         'and every nn.MultiheadAttention starts so; initialize_(model, "xavier_uniform") takes each projection by '
         "its own fans.",
-        INIT + "#what-frameworks-do",
+        VARIANCE + "#the-packed-trap",
     ),
 }
 

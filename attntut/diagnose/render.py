@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import html as escape
 import math
 import textwrap
@@ -115,9 +114,7 @@ def html(report: Report, *, book: str | None = None, figure: bool = True) -> str
         parts.append("<p>No findings.</p>" if report.rows else "<p>Nothing to judge.</p>")
     if report.rows:
         if figure:
-            drawing = plot(report)
-            source = base64.b64encode(drawing.png()).decode()
-            parts.append(f'<p><img alt="{_escape(drawing.alt)}" src="data:image/png;base64,{source}"></p>')
+            parts.append(f"<div>{plot(report).picture().html}</div>")
         parts.append(_table_html(*_layer_table(report), title="Layers, averaged over their heads"))
         heads = _table_html(*_head_table(report), title="Heads")
         parts.append(f"<details><summary>Every head</summary>{heads}</details>")

@@ -70,15 +70,20 @@
   addEventListener("hashchange", unfold);
   unfold();
 
-  // Boxes that scroll can be reached with the keyboard, while they scroll.
+  // Boxes that scroll can be reached with the keyboard, while they scroll; a fading edge says that they do.
+  const hint = (box) => box.classList.toggle("at-end", box.scrollLeft + box.clientWidth >= box.scrollWidth - 1);
   const scrolling = () => all("pre, .math-box, .table-box, .cell_output .text_html").forEach((box) => {
-    if (box.scrollWidth > box.clientWidth + 1) {
+    const wide = box.scrollWidth > box.clientWidth + 1;
+    box.classList.toggle("is-wide", wide);
+    hint(box);
+    if (wide) {
       box.tabIndex = 0;
       if (!box.hasAttribute("role")) { box.setAttribute("role", "group"); box.setAttribute("aria-label", "Scrolls sideways"); }
     } else box.removeAttribute("tabindex");
   });
   addEventListener("resize", scrolling);
   addEventListener("load", scrolling);
+  document.addEventListener("scroll", ({ target }) => { if (target !== document) hint(target); }, { capture: true, passive: true });
   scrolling();
 
   // Copy code.

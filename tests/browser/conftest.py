@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 import pytest
 from built_book import BUILT, built_pages
 
-from tools import chromium
+from tools import axe, chromium
 
 PREFIX = "/site"  # a published book does not lie at the root of its host; neither does this one
+
+
+def pytest_report_header() -> str:
+    return f"accessibility: {axe.about(axe.script())}"
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
 from built_book import BUILT, built_pages
+
+from tools import axe
 
 pytestmark = pytest.mark.browser
 
@@ -75,7 +78,7 @@ def violations(page, **options) -> list[str]:
     """Return what axe finds that is serious or critical."""
     from axe_playwright_python.sync_playwright import Axe
 
-    found = Axe().run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
+    found = Axe(axe.script()).run(page, options={"resultTypes": ["violations"], **options}).response["violations"]
     return [
         f"{rule['id']} ({rule['impact']}): {rule['help']}: {node['html'][:160]} {node['failureSummary'][:200]}"
         for rule in found
@@ -109,6 +112,12 @@ def test_every_image_has_an_alternative_text(desktop):
         "[...document.images].filter((i) => !i.alt.trim()).map((i) => i.outerHTML.slice(0, 200))"
     )
     assert not without, f"{desktop.name} has images without alt: {without}"
+    unnamed = desktop.page.evaluate(
+        """() => [...document.querySelectorAll("main .attntut-figure svg")]
+            .filter((s) => s.getAttribute("role") !== "img" || !s.getAttribute("aria-label"))
+            .map((s) => s.outerHTML.slice(0, 200))"""
+    )
+    assert not unnamed, f"{desktop.name} has drawings without a name: {unnamed}"
 
 
 @every_page
@@ -148,6 +157,38 @@ def test_formulas_within_a_line_fit_a_phone(phone):
     assert not wide, f"{name}: display these formulas, or split them: {wide}"
 
 
+def test_records_are_whole_on_a_phone(phone):
+    cut = phone.page.evaluate(
+        """() => [...document.querySelectorAll(".attntut-evidence :is(th, td)")]
+            .filter((e) => e.getBoundingClientRect().right > e.closest("main").getBoundingClientRect().right + 1)
+            .map((e) => e.textContent)"""
+    )
+    assert not cut, f"{phone.name}: {cut[:3]}"
+
+
+def test_type_in_drawings_is_legible_on_a_phone(phone):
+    small = phone.page.evaluate(
+        """() => [...document.querySelectorAll(".attntut-figure svg text")].filter((t) => !t.children.length)
+            .map((t) => [t.textContent, t.getScreenCTM(), parseFloat(getComputedStyle(t).fontSize)])
+            .map(([text, matrix, size]) => [text, Math.hypot(matrix.a, matrix.b) * size])
+            .filter(([, size]) => size < 8.5)"""
+    )
+    assert not small, f"{phone.name}: this is less than 8.5 pixels high: {small[:5]}"
+
+
+def test_the_edge_behind_which_a_box_goes_on_fades(phone):
+    page, name = phone.page, phone.name
+    boxes = page.locator(":is(pre, .math-box, .table-box).is-wide:visible")
+    if boxes.count():
+        box = boxes.first.element_handle()
+        mask = "(box) => getComputedStyle(box).maskImage"
+        assert "gradient" in box.evaluate(mask), f"{name}: nothing says that this scrolls"
+        box.evaluate("(box) => { box.scrollLeft = box.scrollWidth; }")
+        page.wait_for_function("(box) => box.classList.contains('at-end')", arg=box)
+        assert box.evaluate(mask) == "none", f"{name}: the end of the line is faded"
+        box.evaluate("(box) => { box.scrollLeft = 0; }")
+
+
 def test_the_contents_open_and_close_on_a_phone(phone):
     page = phone.page
     nav, menu = page.locator("#site-nav"), page.locator(".menu")
@@ -183,10 +224,43 @@ def test_dark_mode_follows_the_system_and_the_reader(visit):
     assert "as the system" in button.get_attribute("aria-label")
 
 
-@pytest.mark.parametrize("name", [page for page in CHAPTERS if "<img" in (BUILT / page).read_text(encoding="utf-8")])
-def test_figures_lie_on_white_paper_in_the_dark(visit, name):
+def pages_with(text: str) -> list[str]:
+    """The chapters whose HTML contains a text."""
+    return [page for page in CHAPTERS if text in (BUILT / page).read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("name", pages_with("<img"))
+def test_pictures_lie_on_white_paper_in_the_dark(visit, name):
     page = visit(name, scheme="dark").page
     assert luminance(page, ".cell_output img, figure img") > 250
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", pages_with("attntut-figure"))
+def test_figures_have_the_colours_of_the_page(visit, name, scheme):
+    """All text can be read, except what stands on a map, whose colours are data."""
+    page = visit(name, scheme=scheme).page
+    pale = page.evaluate(
+        """() => {
+            const light = (colour) => {
+                const [r, g, b] = colour.match(/[\\d.]+/g).map((c) => c / 255)
+                    .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+                return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+            };
+            const paper = light(getComputedStyle(document.body).backgroundColor);
+            return [...document.querySelectorAll(".attntut-figure svg :is(text, tspan)")].map((text) => {
+                const ink = getComputedStyle(text).fill;
+                const [low, high] = [light(ink), paper].sort((a, b) => a - b);
+                return [text.textContent, ink, (high + 0.05) / (low + 0.05)];
+            }).filter(([, ink, contrast]) => contrast < 4.5 && !/rgb\\((253, ){2}253|rgb\\((16, ){2}16/.test(ink));
+        }"""
+    )
+    assert not pale, f"{name}: this is too pale on a {scheme} page: {pale[:5]}"
+    grounds = page.evaluate(
+        """[...document.querySelectorAll(".attntut-figure, .attntut-figure svg")]
+            .map((e) => getComputedStyle(e).backgroundColor)"""
+    )
+    assert {*grounds} == {"rgba(0, 0, 0, 0)"}, "a drawing lies on the page, not on a card"
 
 
 # --- without scripts --------------------------------------------------------------------------------------------------
@@ -298,6 +372,14 @@ def test_the_notebook_can_be_downloaded(visit, name):
 
 
 @every_chapter
+def test_drawings_are_small(site, name):
+    html = (BUILT / name).read_text(encoding="utf-8")
+    figures = re.findall(r'<figure class="attntut-figure">.*?</figure>', html, re.DOTALL)
+    weights = [len(gzip.compress(figure.encode(), 6)) for figure in figures]
+    assert max(weights, default=0) <= 20_000, f"bytes of the drawings of {name}, compressed: {weights}"
+
+
+@every_chapter
 def test_code_can_be_copied(visit, name):
     page = visit(name).page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
@@ -347,6 +429,28 @@ def test_formulas_are_set_in_the_books_font(desktop):
         assert any("STIX Two Math" in family for family in loaded), f"{name} loads only {loaded}"
     raw = re.findall(r"\\(?:frac|sqrt|operatorname|text|sigma)\b.{0,40}", page.locator("main").inner_text())
     assert not raw, f"{name} shows LaTeX: {raw}"
+
+
+def test_a_root_stands_on_the_line_and_meets_its_bar(visit):
+    """√n in running text is drawn in one piece, hardly below the line, and its bar does not touch the n."""
+    np, image = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    label = pytest.importorskip("scipy.ndimage").label
+    page = visit("book/notation.html").page
+    page.evaluate(
+        """() => {
+            document.body.innerHTML = '<div style="padding: 40px; font-size: 18px; color: #000; background: #fff">'
+                + '<math id="probe"><msqrt><mi>n</mi></msqrt></math></div>';
+            return document.fonts.load("18px 'STIX Two Math'").then(() => document.fonts.ready);
+        }"""
+    )
+    box = page.locator("#probe").bounding_box()
+    clip = {"x": box["x"] - 4, "y": box["y"] - 10, "width": box["width"] + 8, "height": box["height"] + 20}
+    pixels = np.asarray(image.open(io.BytesIO(page.screenshot(clip=clip))).convert("L"))
+    pieces, count = label(pixels < 160, structure=np.ones((3, 3)))
+    assert count == 2, f"the sign with its bar is one piece and n the other: {count} pieces"
+    (root, letter) = sorted((np.argwhere(pieces == k) for k in (1, 2)), key=lambda piece: piece[:, 1].min())
+    below = root[:, 0].max() - letter[:, 0].max()
+    assert below <= 4, f"the sign comes out {below} pixels below the line"
 
 
 def test_buttons_point_to_the_repository_only_when_its_address_is_known(desktop):

@@ -5,12 +5,16 @@ Each module is one concern with its own ``setup(app)``:
 * ``theme``: templates, styles, the few scripts; what a page loads
 * ``mathml``: formulas become MathML when the book is built; ``mathfont`` ships the font, reduced to what is used
 * ``figures``: alternative text of output images, and a warning where there is none
+* ``diagrams``: drawings become part of the page
 * ``dropdown``: admonitions that fold, without a script
+* ``portable``: plain Markdown becomes citations, notes and hints that fold
 * ``anchors``: links to a label on another page
-* ``claims``: the ledger of the article's claims, from the records that the chapters leave
+* ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
+  it; ``evidence``: all of it on one page
 * ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
 * ``explorers``: the explorer's script and style, on the pages that have one
 * ``address``: buttons that point to the repository, when its address is known
+* ``published``: copies of the chapters that install what they need, to download or to open in Colab
 """
 
 from __future__ import annotations
@@ -19,11 +23,33 @@ from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import address, anchors, catalogue, claims, dropdown, explorers, figures, mathfont, mathml, theme
+from . import (
+    address,
+    anchors,
+    catalogue,
+    claims,
+    diagrams,
+    dropdown,
+    evidence,
+    explorers,
+    figures,
+    mathfont,
+    mathml,
+    portable,
+    published,
+    records,
+    theme,
+)
+
+MODULES = (
+    address, theme, mathml, mathfont, figures, diagrams, portable, dropdown, anchors,
+    records, claims, evidence, catalogue, explorers,
+    published,
+)  # fmt: skip
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
     """Set up every module."""
-    for module in (address, theme, mathml, mathfont, figures, dropdown, anchors, claims, catalogue, explorers):
+    for module in MODULES:
         module.setup(app)
     return {"version": "1", "env_version": 1, "parallel_read_safe": True, "parallel_write_safe": True}

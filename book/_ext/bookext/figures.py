@@ -1,7 +1,7 @@
 """Images: alternative text, dimensions, and loading when they come into sight.
 
 myst-nb copies the width and the height of an output image from its metadata, but not the alternative text. Here
-it is copied too; an image that has none is a warning of the build.
+that is copied, and the size is the file's own; an image or an inline drawing that has none is a warning of the build.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ def keep_alternative_text() -> None:
     def render_image(self: NbElementRenderer, data: MimeData) -> list[nodes.Element]:
         found = original(self, data)
         alt = data.output_metadata.get(data.mime_type, {}).get("alt")
-        for image in found:
-            if alt and isinstance(image, nodes.image):
+        for image in (node for node in found if isinstance(node, nodes.image)):
+            if alt:
                 image["alt"] = str(alt)
+            for side in ("width", "height"):  # docutils makes a style of them, which a phone cannot shrink; see finish
+                image.attributes.pop(side, None)
         return found
 
     render_image.keeps_alt = True  # type: ignore[attr-defined]
@@ -41,24 +43,25 @@ def keep_alternative_text() -> None:
 
 
 class _Images(HTMLParser):
-    """Collects the images of a piece of HTML that have no alternative text."""
+    """Counts the images and drawings of a piece of HTML that a reader who does not see them cannot name."""
 
     def __init__(self) -> None:
         super().__init__()
         self.without_alt = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "img" and not (dict(attrs).get("alt") or "").strip():
+        given = {name for name, value in attrs if (value or "").strip()}
+        if (tag == "img" and "alt" not in given) or (tag == "svg" and not given & {"aria-label", "aria-hidden"}):
             self.without_alt += 1
 
     handle_startendtag = handle_starttag
 
 
 def images_without_alt(html: str) -> int:
-    """Return how many images in a piece of HTML have no alternative text.
+    """Return how many images and drawings in a piece of HTML have no name.
 
-    >>> images_without_alt('<img src="a.png"><img src="b.png" alt="b">')
-    1
+    >>> images_without_alt('<img src="a.png"><img src="b.png" alt="b"><svg></svg><svg aria-label="c"></svg>')
+    2
     """
     parser = _Images()
     parser.feed(html)

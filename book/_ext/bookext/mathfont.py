@@ -14,7 +14,9 @@ from importlib.resources import files
 from pathlib import Path
 
 from fontTools import subset
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 from fontTools.ttLib import TTFont
+from fontTools.ttLib.tables import otTables
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
@@ -22,6 +24,15 @@ logger = logging.getLogger(__name__)
 
 NAME = "stix-two-math.woff2"
 ALWAYS = "0123456789+-−=<>()[]{}|‖.,:;!/∗′√∑∏∫⏞⏟‾ˆ\u0302¯"
+
+# The root sign: an outline of height 1 after that of the font, whose tip ends under the beginning of the bar.
+ROOT = (
+    *((667, 1.0), (731, 1.0), (413, 0.0), (371, 0.0), (138, 0.492), (34, 0.458), (18, 0.482)),
+    *((177, 0.575), (197, 0.575), (395, 0.145), (399, 0.145)),
+)
+ROOT_WIDTH, ROOT_GAP = 690, 140  # thousandths of an em
+THICKNESS = 52  # of bars of roots and fractions: one pixel in running text; the font's 68 are now one, now two
+ROOT_HEIGHTS = (700, 860, 1020, 1200, 1400, 1650, 1950, 2300, 2700, 3200, 3800)
 ACCEPTED_MISSING = {"\u2061", "\u2062", "\u2063", "\u2064"}  # invisible operators: browsers draw nothing
 
 
@@ -58,25 +69,36 @@ def characters(page: str) -> set[str]:
     return {c for c in used | {italic(c) for c in used} if not c.isspace()}
 
 
-def narrow_radicals(font: TTFont, width: int = 850) -> None:
-    """Make the tall forms of the root sign about as wide as the small one.
+def draw_radicals(font: TTFont) -> None:
+    """Replace the forms of the root sign by :data:`ROOT` in many heights, and give its bar room and thinness.
 
-    A browser that follows MathML Core reserves, for a root within a line, the width of the widest form. In this font
-    that leaves a hole of 0.4 em behind every small root.
+    Browsers that follow MathML Core hang the smallest form that is tall enough on the bar; what is too much of it comes
+    out below the line, and in this font even the smallest is 1.2 em tall. They reserve the width of the widest form,
+    which leaves a hole behind the narrower ones. And they draw the bar on whole pixels, so a form that ends in a piece
+    of bar of its own shows a step.
     """
-    variants, name = font["MATH"].table.MathVariants, font.getBestCmap().get(ord("√"))
-    if name is None:
+    sign = font.getBestCmap().get(ord("√"))
+    if sign is None:
         return
-    forms = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index(name)]
-    names = {record.VariantGlyph for record in forms.MathGlyphVariantRecord} - {name}
-    names |= {part.glyph for part in forms.GlyphAssembly.PartRecords} if forms.GlyphAssembly else set()
-    shapes, metrics = font["glyf"], font["hmtx"]
-    for tall in names:
-        advance, bearing = metrics[tall]
-        factor = width / advance
-        shapes[tall].coordinates.scale((factor, 1))
-        shapes[tall].recalcBounds(shapes)
-        metrics[tall] = (width, round(bearing * factor))
+    constants, variants = font["MATH"].table.MathConstants, font["MATH"].table.MathVariants
+    forms = variants.VertGlyphConstruction[variants.VertGlyphCoverage.glyphs.index(sign)]
+    forms.GlyphAssembly, forms.MathGlyphVariantRecord = None, []
+    for height in ROOT_HEIGHTS:
+        name = sign if not forms.MathGlyphVariantRecord else f"{sign}.{height}"
+        pen = TTGlyphPen(None)
+        first, *others = [(x, round(constants.AxisHeight.Value + (y - 0.5) * height)) for x, y in ROOT]
+        pen.moveTo(first)
+        for point in others:
+            pen.lineTo(point)
+        pen.closePath()
+        font["glyf"][name] = pen.glyph()
+        font["hmtx"][name] = (ROOT_WIDTH, min(x for x, _ in ROOT))
+        record = otTables.MathGlyphVariantRecord()
+        record.VariantGlyph, record.AdvanceMeasurement = name, height
+        forms.MathGlyphVariantRecord.append(record)
+    constants.RadicalVerticalGap.Value = ROOT_GAP
+    for rule in (constants.RadicalRuleThickness, constants.FractionRuleThickness):
+        rule.Value = THICKNESS
 
 
 def reduce(used: set[str]) -> tuple[bytes, set[str]]:
@@ -91,7 +113,7 @@ def reduce(used: set[str]) -> tuple[bytes, set[str]]:
     subsetter = subset.Subsetter(options)
     subsetter.populate(text="".join(sorted(used)))
     subsetter.subset(font)
-    narrow_radicals(font)
+    draw_radicals(font)
     font.flavor = "woff2"
     buffer = io.BytesIO()
     font.save(buffer)

@@ -53,6 +53,7 @@ def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], 
     """Prepare what the templates need."""
     body = context.get("body", "")
     body = re.sub(r' role="(?:list|doc-biblioentry)"', "", body)  # roles that docutils gives to lists that are none
+    body = body.replace(' aria-label="Toggle hidden content"', "")  # it hides that the summary says "Show the code"
     context["body"] = scrollable(body)
     context["sections"] = sections(context.get("toc", "")) if context.get("display_toc") else ""
     context["root_title"] = app.env.titles[app.config.root_doc].astext()
@@ -60,7 +61,7 @@ def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], 
     design = [getattr(f, "filename", str(f)) for f in context.get("css_files", [])]
     context["design_styles"] = [str(f).removeprefix("_static/") for f in design if "design" in str(f)]
     is_notebook = pagename in app.env.found_docs and str(app.env.doc2path(pagename)).endswith(".ipynb")
-    context["notebook"] = context.get("sourcename") if is_notebook else None
+    context["notebook"] = f"{pagename}.ipynb" if is_notebook else None  # bookext.published
     context["digest"] = lambda name: _digest(Path(app.srcdir), name)
     if doctree is not None:
         first = re.search(r"<p>(.*?)</p>", body, flags=re.DOTALL)
