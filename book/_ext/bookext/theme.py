@@ -13,6 +13,8 @@ from typing import Any
 from pygments.formatters import HtmlFormatter
 from sphinx.application import Sphinx
 
+from . import explorers
+
 HERE = Path(__file__).parent
 LIGHT, DARK = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 STYLES, SCRIPTS = ("pygments.css", "book.css"), ("book.js",)
@@ -72,8 +74,8 @@ def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], 
 
 
 def _digest(root: Path, name: str) -> str:
-    path = root / "book" / "_static" / name
-    data = path.read_bytes() if path.exists() else highlighting().encode()
+    places = [root / "book" / "_static" / name, *(path for path in explorers.assets() if path.name == name)]
+    data = next((path.read_bytes() for path in places if path.exists()), highlighting().encode())
     return hashlib.sha256(data).hexdigest()[:8]
 
 
