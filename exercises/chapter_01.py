@@ -82,7 +82,7 @@ def check_loss_of_averaging(answer: float) -> None:
     assert answer < 3, (
         "That is what the frequencies of the characters give. Which character is in the stream at every place?"
     )
-    assert answer > 2.4, "That is better than the bigram. Are the weights equal, and is d_ff = 0?"
+    assert answer > 2.36, "That is what learned weights reach. Are the weights equal, and is d_ff = 0?"
     assert answer < 2.55, "The bigram pays 2.455 nats, and the model can be that good. Did it train for 200 steps?"
 
 

@@ -38,9 +38,10 @@ def test_a_file_follows_the_rules(path):
     elements = list(root.iter())
     tags = {element.tag.removeprefix(SVG) for element in elements}
     assert tags <= TAGS, f"{tags - TAGS}: a diagram holds shapes and text, nothing that a page must not load"
-    assert root.get("class") == "attntut-diagram" and not {"width", "height"} & root.attrib.keys()
-    left, top, width, _ = map(float, root.get("viewBox").split())
+    assert root.get("class") == "attntut-diagram"
+    left, top, width, height = map(float, root.get("viewBox").split())
     assert (left, top) == (0, 0) and width <= WIDEST
+    assert (float(root.get("width")), float(root.get("height"))) == (width, height), "JupyterLab stretches it."
     assert root.find(f"{SVG}style").text.strip() == STYLE.strip(), "the style is that of book/diagrams/style.css"
     assert [e.get("class") for e in elements].count("d-card") == 1, "a ground to lie on where there is no page"
     styled = {"fill", "stroke", "color", "style", "font-family", "font-size"}
