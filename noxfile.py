@@ -99,8 +99,21 @@ def notebooks(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def lab(session: nox.Session) -> None:
-    """Open JupyterLab on the notebooks."""
-    run(session, "jupyter-lab", "--notebook-dir", str(ROOT / "notebooks"), *prepare(session))
+    """Open JupyterLab on the notebooks; its root is the repository, so that their links and drawings are found."""
+    options = prepare(session)
+    run(session, "jupyter-lab", f"--ServerApp.root_dir={ROOT}", "--LabApp.default_url=/lab/tree/notebooks", *options)
+
+
+@nox.session(venv_backend="none")
+def fresh(session: nox.Session) -> None:
+    """Run the copies to download, of chapter 2 or those named, where only torch and Jupyter are installed."""
+    run(session, "python", "tools/fresh.py", *prepare(session))
+
+
+@nox.session(venv_backend="none")
+def chaos(session: nox.Session) -> None:
+    """Run the chapters with nudged weights: would the verdicts stand on another machine? (``-- --seeds 3 05``)"""
+    run(session, "python", "tools/chaos.py", *prepare(session))
 
 
 @nox.session(venv_backend="none")
@@ -181,6 +194,9 @@ def build_site(session: nox.Session) -> None:
     stamp.write_text(package_digest(session))
     environment = {"ATTNTUT_EXPLORER": "static", "TQDM_DISABLE": "1"}
     run(session, "jupyter-book", "build", ".", "--all", "-W", "--keep-going", env=environment)
+    for old in SITE.glob("attntut-*.whl"):
+        old.unlink()
+    run(session, "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(SITE), ".")
     session.log(f"The book is here:  {SITE / 'index.html'}")
     session.log(f"Open it:           {(SITE / 'index.html').as_uri()}")
     session.log("Or serve it:       python -m http.server --directory _build/html")

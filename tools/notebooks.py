@@ -7,8 +7,9 @@
     python tools/notebooks.py --fresh           keep no old output, however similar
 
 Normalized means: identifiers of cells follow from their content, execution counts run from 1 to n, metadata are those
-that a reader needs, there is no widget and no data of an explorer, and a cell whose outputs are what they were, up to
-measured digits and a picture's noise, keeps the old ones.
+that a reader needs (a cell tagged ``hide-input`` is folded in JupyterLab, VS Code and Colab too), there is no widget
+and no data of an explorer, and a cell whose outputs are what they were, up to measured digits and a picture's noise,
+keeps the old ones.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ METADATA = {
 }
 KEPT_NOTEBOOK_METADATA = {"mystnb", "title", "authors"}
 KEPT_CELL_METADATA = {"tags", "mystnb", "nbgrader"}
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # JupyterLab and VS Code; Colab
 DROPPED_TYPES = {"application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"}
 EXPLORER = re.compile(
     r'\s*<(div|figure|section|attntut-explorer)\b[^>]*class="[^"]*attntut-explorer|\s*<attntut-explorer'
@@ -74,9 +76,9 @@ def normalize(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     count = 0
     for cell in notebook.cells:
         cell.source = "\n".join(line.rstrip() for line in cell.source.strip("\n").split("\n"))
-        cell.metadata = nbformat.from_dict(
-            {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA and value}
-        )
+        kept = {key: value for key, value in cell.metadata.items() if key in KEPT_CELL_METADATA and value}
+        folded = FOLDED if cell.cell_type == "code" and "hide-input" in kept.get("tags", []) else {}
+        cell.metadata = nbformat.from_dict({**kept, **folded})
         cell.id = _identifier(cell, seen)
         if cell.cell_type == "code":
             if cell.execution_count is not None:
@@ -174,6 +176,8 @@ def _same_data(kind: str, new: Any, old: Any, patterns: list[tuple[re.Pattern[st
         return same_picture(new, old)
     if isinstance(new, str) and isinstance(old, str):
         return _same_text(new, old, patterns)
+    if isinstance(new, list) and isinstance(old, list):
+        return len(new) == len(old) and all(_same_data(kind, a, b, patterns) for a, b in zip(new, old, strict=True))
     if isinstance(new, dict) and isinstance(old, dict) and new.keys() == old.keys():
         numbers = [(new[key], old[key]) for key in MEASURED if key in new]
         return bool(stable(new) == stable(old)) and all(_near(a, b) for a, b in numbers)
@@ -257,6 +261,8 @@ def update(path: Path, *, run: bool = True, fresh: bool = False) -> tuple[bool, 
     if not fresh:
         new = keep_unchanged(new, normalize(old))
     result = dumps(new)
+    if path.read_text(encoding="utf-8") != text:
+        raise RuntimeError(f"{path.name} was edited while it ran. What it gave was not written; run it again.")
     if result != text:
         path.write_text(result, encoding="utf-8", newline="\n")
     return result != text, seconds

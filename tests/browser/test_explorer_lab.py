@@ -1,7 +1,8 @@
-"""An explorer in JupyterLab: moving a control calls the function, for any value."""
+"""JupyterLab: an explorer, where moving a control calls the function for any value, and the chapters as they open."""
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -9,11 +10,16 @@ import sys
 import time
 import urllib.request
 from contextlib import closing
+from pathlib import Path
 
+import nbformat
 import pytest
+
+from tools.notebooks import find
 
 pytestmark = [pytest.mark.browser, pytest.mark.lab]
 
+ROOT = Path(__file__).resolve().parents[2]
 CODE = """
 import ipywidgets as widgets
 from attntut.explorer import Explorer, heat_map, number
@@ -30,20 +36,25 @@ Explorer(square, title="A square", alt="9", x=widgets.FloatSlider(value=3, min=0
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """JupyterLab on an empty folder with one notebook: the address of the notebook."""
+    """JupyterLab as ``nox -s lab`` starts it, on a copy of the chapters and of one notebook: the address of a file."""
     pytest.importorskip("jupyterlab", reason="JupyterLab is not installed: pip install jupyterlab")
     folder = tmp_path_factory.mktemp("lab")
     cell = {"cell_type": "code", "id": "one", "metadata": {}, "execution_count": None, "outputs": [], "source": CODE}
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook = {"cells": [cell], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
-    (folder / "book").mkdir()
-    (folder / "book" / "explorer.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    for name in ("book", "notebooks"):
+        shutil.copytree(ROOT / name, folder / "root" / name)
+    (folder / "root" / "notebooks" / "explorer.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
+    settings = folder / "settings" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"windowingMode": "none"}', encoding="utf-8")  # else cells out of sight are not in the page
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {k: v for k, v in os.environ.items() if k != "ATTNTUT_EXPLORER" and not k.startswith("JUPYTER_")}
     for name in ("CONFIG", "DATA", "RUNTIME"):
         environment[f"JUPYTER_{name}_DIR"] = str(folder / name.lower())
+    environment["JUPYTERLAB_SETTINGS_DIR"] = str(folder / "settings")
     arguments = [
         "--no-browser",
         f"--port={port}",
@@ -51,7 +62,7 @@ def lab(tmp_path_factory):
         "--IdentityProvider.token=",
         "--ip=127.0.0.1",
     ]
-    arguments += [f"--ServerApp.root_dir={folder / 'book'}", "--ServerApp.password=", "--allow-root"]
+    arguments += [f"--ServerApp.root_dir={folder / 'root'}", "--ServerApp.password=", "--allow-root"]
     arguments += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     log = (folder / "log").open("w")
     server = subprocess.Popen(
@@ -71,7 +82,7 @@ def lab(tmp_path_factory):
             pytest.fail(f"JupyterLab did not start: {(folder / 'log').read_text()[-2000:]}")
         if server.poll() is not None:
             pytest.fail(f"JupyterLab ended: {(folder / 'log').read_text()[-2000:]}")
-        yield f"{address}/doc/tree/explorer.ipynb?reset"
+        yield f"{address}/doc/tree/notebooks/{{}}?reset"
     finally:
         server.terminate()
         try:
@@ -82,15 +93,20 @@ def lab(tmp_path_factory):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def opened(context, address):
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.wait_for_selector(".jp-CodeCell .cm-content", state="attached")
+    page.get_by_text("| Idle").wait_for()  # else JupyterLab asks which kernel to run with
+    return page
+
+
 @pytest.fixture(scope="module")
 def page(browser, lab):
     """The notebook, with all cells run."""
     context = browser.new_context(viewport={"width": 1200, "height": 900})
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.goto(lab)
-    page.wait_for_selector(".jp-CodeCell .cm-content")
-    page.get_by_text("| Idle").wait_for()  # else JupyterLab asks which kernel to run with
+    page = opened(context, lab.format("explorer.ipynb"))
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_selector('[data-panel="Square"] .ax-value')
@@ -156,3 +172,51 @@ def test_it_follows_the_theme(page):
     page.evaluate("document.body.dataset.jpThemeLight = 'false'")
     assert page.evaluate(color) == "#56b4e9"
     page.evaluate("document.body.dataset.jpThemeLight = 'true'")
+
+
+# --- the chapters, as they are opened --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=find([]), ids=lambda path: path.stem)
+def chapter(request, browser, lab):
+    """A chapter that was not run yet, and the notebook that it shows."""
+    context = browser.new_context(viewport={"width": 1200, "height": 900})
+    page = opened(context, lab.format(request.param.name))
+    yield page, nbformat.read(request.param, 4)
+    context.close()
+
+
+def test_a_chapter_shows_no_raw_markup(chapter):
+    page, _ = chapter
+    text = "\n".join(page.locator(".jp-MarkdownOutput").all_inner_texts())
+    assert len(text) > 2000
+    assert not re.findall(r"\{\w+:?\w*\}`|:::|</?\w+>|\]\(|\*\*", text)
+
+
+def test_its_hints_are_folded(chapter):
+    page, notebook = chapter
+    hints = sum(cell.source.count("<details>") for cell in notebook.cells if cell.cell_type == "markdown")
+    assert page.locator(".jp-MarkdownOutput details").count() == hints > 0
+    assert page.locator(".jp-MarkdownOutput details[open]").count() == 0
+
+
+def test_cells_that_only_draw_are_folded(chapter):
+    page, notebook = chapter
+    folded = [cell for cell in notebook.cells if "hide-input" in cell.metadata.get("tags", [])]
+    assert page.locator(".jp-CodeCell .jp-InputPlaceholder").count() == len(folded)
+
+
+def test_its_drawings_and_figures_are_shown_and_fit(chapter):
+    page, _ = chapter
+    script = (
+        "all => all.filter(i => !i.complete || !i.naturalWidth || i.clientWidth > 760).map(i => [i.alt, i.clientWidth])"
+    )
+    assert page.locator(".jp-Notebook img").evaluate_all(script) == []
+
+
+def test_its_links_lead_to_files_that_are_there(chapter):
+    page, _ = chapter
+    script = "all => all.map(a => decodeURI(new URL(a.href).pathname)).filter(p => p.includes('/files/'))"
+    paths = page.locator(".jp-MarkdownOutput a[href]").evaluate_all(script)
+    assert paths, "JupyterLab found none of the files that the chapter links to."
+    assert [path for path in paths if not (ROOT / path.partition("/files/")[2]).exists()] == []

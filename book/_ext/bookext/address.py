@@ -2,6 +2,10 @@
 
 ``GITHUB_REPOSITORY`` ("owner/name") switches on the buttons (source, issue, Colab, Binder) and the site's own address;
 ``GITHUB_SERVER_URL`` and ``GITHUB_REF_NAME`` (the branch) are read too. Without it, no button points anywhere.
+``BOOK_URL`` is the site's address where Pages does not publish it.
+
+Colab opens notebooks of a repository only: it is led to the branch ``published``, to which the workflow pushes the
+copies that install what they need (see ``published``). Binder opens the repository itself, installed by ``.binder``.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from urllib.parse import quote
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ConfigError
+
+COPIES = "published"  # the branch of the copies
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Repository:
                 {
                     "label": "Open in Colab",
                     "icon": "run",
-                    "url": f"https://colab.research.google.com/github/{slug}/blob/{self.branch}/{where}",
+                    "url": f"https://colab.research.google.com/github/{slug}/blob/{COPIES}/{where}",
                 },
                 {
                     "label": "Open in Binder",
@@ -83,11 +89,21 @@ def from_environment(environment: Mapping[str, str]) -> Repository | None:
     )
 
 
+def site(environment: Mapping[str, str]) -> str:
+    """Return the address at which the book is published, with a slash at its end, or "".
+
+    >>> site({"BOOK_URL": "https://books.example/attention", "GITHUB_REPOSITORY": "someone/book"})
+    'https://books.example/attention/'
+    """
+    own, repository = environment.get("BOOK_URL", "").strip(), from_environment(environment)
+    if own and not re.match(r"(https?|file)://", own):
+        raise ConfigError(f"BOOK_URL must begin with https://, http:// or file://: got {own!r}.")
+    return own.rstrip("/") + "/" if own else repository.site if repository else ""
+
+
 def configure(app: Sphinx, config: Config) -> None:
     """Set the site's own address."""
-    repository = from_environment(os.environ)
-    if repository:
-        config.html_baseurl = repository.site
+    config.html_baseurl = site(os.environ) or config.html_baseurl
 
 
 def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
