@@ -67,14 +67,14 @@ class Evidence:
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """What stands in the four :data:`COLUMNS`."""
-        measured = number(self.measured)
+        measured = _signed(number(self.measured))
         if self.low is not None and self.high is not None:
-            measured += f" ± {number((self.high - self.low) / 2, digits=2)}"
-        said = {"predicted": number(self.predicted or 0), "expected": f"expected {self.tolerance}", "observed": "–"}
+            measured += f" ± {_signed(number((self.high - self.low) / 2, digits=2))}"
+        foreseen = _signed(number(self.predicted or 0))
+        said = {"predicted": foreseen, "expected": f"expected {self.tolerance}", "observed": "–"}
         unit, seeds = f" {self.unit}" if self.unit else "", f", {self.n} seeds" if self.n > 1 else ""
         predicted = said[self.kind] + (unit if self.kind != "observed" else "")
-        agreement = self._agreement() + seeds
-        return self.name, *(text.replace("-", "−") for text in (predicted, measured + unit, agreement))
+        return self.name, predicted, measured + unit, self._agreement() + seeds
 
     def _agreement(self) -> str:
         if self.explained:
@@ -148,7 +148,8 @@ def compare(
     mean, low, high = found["measured"], found["low"], found["high"]
     target = float(_numbers("predicted", predicted).item())
     inside = abs(mean - target) <= (bound * abs(target) if key == "rtol" else bound)
-    tolerance = "exactly" if bound == 0 else f"within {bound * 100:.3g} %" if key == "rtol" else f"within {bound:.3g}"
+    near = f"within {bound * 100:.3g} %" if key == "rtol" else f"within {_signed(f'{bound:.3g}')}"
+    tolerance = "exactly" if bound == 0 else near
     apart = math.isfinite(mean) and not inside and (low is None or not low <= target <= high)
     said = dict(kind="predicted", predicted=target, tolerance=tolerance, passed=inside, explained=differs)
     evidence = Evidence(**found, **said, unit=unit, claim=_claim(claim), supports=supports, when=when)
@@ -372,9 +373,15 @@ def _ends(lower_name: str, lower: float | None, upper_name: str, upper: float | 
 
 
 def _range_text(low: float, high: float) -> str:
+    ends = [_signed(f"{end:.4g}") for end in (low, high)]
     if high == math.inf:
-        return f"above {low:.4g}"
-    return f"below {high:.4g}" if low == -math.inf else f"between {low:.4g} and {high:.4g}"
+        return f"above {ends[0]}"
+    return f"below {ends[1]}" if low == -math.inf else f"between {ends[0]} and {ends[1]}"
+
+
+def _signed(text: str) -> str:
+    """A number with a true minus sign."""
+    return text.replace("-", "−")
 
 
 def _slug(name: str) -> str:
