@@ -5,14 +5,17 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from attntut._checks import check_choice, check_int, check_number, check_tensor
 
 EULER = 0.5772156649015329  # the mean of a standard Gumbel variable
+
+PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0", "BaddbmmBackward0", "MvBackward0", "DotBackward0")
 
 ROLES: Mapping[str, tuple[str, ...]] = {
     "query": ("*.query.weight",),
@@ -348,6 +351,84 @@ def numbers_kept(function: Callable[[], object]) -> int:
         output = function()  # held until all is counted, so that no address is used twice
     del output
     return sum(kept.values())
+
+
+def gradient_by_distance(read: Callable[[Tensor], Tensor], x: Tensor, *, seed: int = 0) -> Tensor:
+    r"""How strongly the last output depends on each token, ordered by how far back the token stands.
+
+    .. math:: g(\Delta) = \lVert \nabla_{x_{n-\Delta}}\, u^\top y_n \rVert , \qquad u \sim \mathcal{N}(0, I)
+
+    Args:
+        read: maps ``(B, n, d)`` to outputs ``(B, n, d_out)``, or to the last one alone, ``(B, 1, d_out)``.
+        x: ``(B, n, d)``.
+        seed: of the directions :math:`u`, one a sequence.
+
+    Returns:
+        ``(n,)``, the mean over the sequences; entry 0 is the last token itself.
+
+    Example:
+        A running sum feels every token alike, and a window of two ends at distance 1:
+
+        >>> sums = gradient_by_distance(lambda x: x.cumsum(dim=1), torch.randn(1, 4, 3))
+        >>> pairs = gradient_by_distance(lambda x: x + x.roll(1, dims=1), torch.randn(1, 4, 3))
+        >>> sums / sums[0], pairs / pairs[0]
+        (tensor([1., 1., 1., 1.]), tensor([1., 1., 0., 0.]))
+    """
+    x = check_tensor("x", x, ndim=3).detach().clone().requires_grad_()
+    last = read(x)[:, -1]  # (B, d_out)
+    direction = torch.randn(last.shape, generator=torch.Generator().manual_seed(seed)).to(last)
+    (gradient,) = torch.autograd.grad(last, x, direction)
+    return gradient.norm(dim=-1).mean(dim=0).flip(0)
+
+
+def products_in_a_row(output: Tensor) -> int:
+    """How many products of matrices had to wait for one another: what no parallel machine can shorten.
+
+    It is the longest chain of products in the graph that torch keeps for the backward pass. A layer that torch runs as
+    one operation (``nn.LSTM``, fused attention) is one node of that graph and hides its products.
+
+    Args:
+        output: what a forward pass gave, with inputs or weights that require a gradient.
+
+    Example:
+        >>> W = torch.ones(2, 2, requires_grad=True)
+        >>> products_in_a_row(W @ W + W @ W), products_in_a_row(W @ (W @ W))
+        (1, 2)
+    """
+    if check_tensor("output", output).grad_fn is None:
+        raise ValueError("output must come from something that requires a gradient: it has no graph.")
+    lengths: dict[Any, int] = {}
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:  # depth first, without recursion: a chain may be longer than Python's stack
+        node = waiting[-1]
+        before = [previous for previous, _ in node.next_functions if previous is not None]
+        missing = [previous for previous in before if previous not in lengths]
+        if missing:
+            waiting += missing
+        else:
+            longest = max((lengths[previous] for previous in before), default=0)
+            lengths[waiting.pop()] = longest + (node.name() in PRODUCTS)
+    return lengths[output.grad_fn]
+
+
+def multiply_adds(build: Callable[[], Callable[[Tensor], object]], *shape: int) -> int:
+    """How many multiplications with an addition a layer takes: those of its products of matrices.
+
+    Torch counts them on the device ``meta``, where a tensor has a shape and no numbers, so nothing is computed.
+
+    Args:
+        build: makes the layer.
+        shape: of its input.
+
+    Example:
+        >>> multiply_adds(lambda: torch.nn.Linear(3, 4), 10, 3)
+        120
+    """
+    with torch.device("meta"):
+        layer, x = build(), torch.empty(*shape)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(x)
+    return counter.get_total_flops() // 2
 
 
 def _composite_norm(x: Tensor) -> Tensor:

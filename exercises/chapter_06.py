@@ -1,4 +1,4 @@
-"""Solutions and checks of the exercises of chapter 6, *Keeping the variance*."""
+"""Solutions and checks of the exercises of chapter 6, *The Gaussian*."""
 
 import math
 
@@ -7,242 +7,197 @@ from exercise import Exercise
 from torch import Tensor
 
 
-def check_factors(answer: tuple[tuple[float, float], tuple[float, float]]) -> None:
-    def close(pair: tuple[float, float], wanted: tuple[float, float]) -> bool:
-        return all(math.isclose(a, b, rel_tol=0.02) for a, b in zip(pair, wanted, strict=True))
-
-    lecun, xavier = answer
-    assert not close(lecun, (1, 2)), "The question is about the variance. What did you take the root of?"
-    assert not close(lecun, (4, 1)), "Which of the two fans does a signal on its way forward sum over?"
-    assert close(lecun, (1, 4)), "LeCun's σ² is 1/64. What are 64 σ² and 256 σ²?"
-    assert not close(xavier, (1.6, 0.4)), "Xavier's pair is right, but which factor belongs to the way forward?"
-    assert close(xavier, (0.4, 1.6)), "Xavier's σ² is 2/(64 + 256). Does your pair average to 1?"
+def check_gpt2(answer: tuple[float, float]) -> None:
+    std, sigma = answer
+    assert not math.isclose(std, 768**2 * 0.02**4, rel_tol=0.02), "Is this the variance or the standard deviation?"
+    assert not math.isclose(std, 64 * 0.02**2, rel_tol=0.02), "Did the width of a head not cancel?"
+    assert math.isclose(std, 768 * 0.02**2, rel_tol=0.02), "What is d σ² for d = 768?"
+    assert math.isclose(sigma, 1 / math.sqrt(768), rel_tol=0.02), "For which σ is d σ² = 1?"
 
 
-def check_value_path(answer: float) -> None:
-    assert not math.isclose(answer, 1 / math.sqrt(6), rel_tol=0.02), "Is this the factor of the variance?"
-    assert not math.isclose(answer, 1 / 4, rel_tol=0.02), (
-        "The output projection is not in the packed matrix. What is it?"
+def check_query_sigma(answer: float) -> None:
+    wanted = math.sqrt(3 * 128) / (128 * 9)
+    assert not math.isclose(answer, 9 * wanted, rel_tol=0.02), (
+        "The inputs are three times too large, twice. Where are they?"
     )
-    assert not math.isclose(answer, 1 / 9, rel_tol=0.02), "The value matrix is no nn.Linear. Which rule has drawn it?"
-    assert not math.isclose(answer, 1 / 3, rel_tol=0.02), (
-        "Is the value matrix Xavier's for its own fans, or for the packed?"
+    assert not math.isclose(answer, 3 * wanted, rel_tol=0.02), "Do only the queries see the large inputs?"
+    assert not math.isclose(answer, 1 / (3 * math.sqrt(128)), rel_tol=0.02), "Is σ_k the same as σ_q here?"
+    assert math.isclose(answer, wanted, rel_tol=0.02), "What is 9 d σ_q σ_k, with σ_k² = 1/(3d)?"
+
+
+def check_doubling(answer: tuple[float, float, float]) -> None:
+    logits, branch, next_logits = answer
+    assert math.isclose(logits, 4, rel_tol=0.02), "How many matrices stand between a token and the logits of block 1?"
+    assert math.isclose(branch, 4, rel_tol=0.02), "How many matrices stand between a token and the branch of block 1?"
+    assert not math.isclose(next_logits, 4, rel_tol=0.02), "What do the queries and keys of block 2 read?"
+    assert not math.isclose(next_logits, 16, rel_tol=0.02), (
+        "The stream is four times as large. Do only the queries, or only the keys, read it?"
     )
-    assert math.isclose(answer, 1 / 6, rel_tol=0.02), "What is d² σ_v² σ_o², with σ_v² = 1/(2d) and σ_o² = 1/(3d)?"
-
-
-def check_shared_keys(answer: float) -> None:
-    wanted = math.sqrt(1.6)
-    assert not math.isclose(answer, 1.6, rel_tol=0.02), "Is this the variance or the standard deviation?"
-    assert not math.isclose(answer, 1, rel_tol=0.02), (
-        "Xavier's rule looks at both fans. What is the fan-out of the keys?"
+    assert math.isclose(next_logits, 64, rel_tol=0.02), (
+        "What do its own matrices contribute, and what the stream, twice?"
     )
-    assert not math.isclose(answer, wanted / 2, rel_tol=0.02), "A key matrix reads 2048 numbers. Which d goes with σ_k?"
-    assert math.isclose(answer, wanted, rel_tol=0.02), "What is d² σ_q² σ_k², with σ_k² = 2/(2048 + 512)?"
 
 
-@torch.no_grad()
-def fill_blocks(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
-    for block in weight.split(sizes):
-        bound = math.sqrt(6 / (block.shape[0] + block.shape[1]))
-        block.uniform_(-bound, bound, generator=generator)
-    return weight
+def fill(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    bound = math.sqrt(3) * sigma
+    return torch.nn.init.uniform_(weight, -bound, bound, generator=generator)
 
 
-@torch.no_grad()
-def fill_packed(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
-    return torch.nn.init.xavier_uniform_(weight, generator=generator)
+def fill_to_sigma(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    return torch.nn.init.uniform_(weight, -sigma, sigma, generator=generator)
 
 
-@torch.no_grad()
-def fill_equal_parts(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
-    for block in weight.chunk(len(sizes)):
-        torch.nn.init.xavier_normal_(block, generator=generator)
-    return weight
+def fill_positive(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    return torch.nn.init.uniform_(weight, 0, math.sqrt(12) * sigma, generator=generator)
 
 
-@torch.no_grad()
-def fill_square(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
-    return weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
+def fill_gaussian(weight: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    return torch.nn.init.normal_(weight, std=sigma, generator=generator)
 
 
-@torch.no_grad()
-def fill_bound_for_std(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
-    for block in weight.split(sizes):
-        bound = math.sqrt(2 / (block.shape[0] + block.shape[1]))
-        block.uniform_(-bound, bound, generator=generator)
-    return weight
-
-
-@torch.no_grad()
-def fill_globally(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
-    for block in weight.split(sizes):
-        torch.nn.init.xavier_normal_(block)
-    return weight
-
-
-def check_fill_blocks(answer) -> None:
-    for sizes, fan_in, hint in [
-        ([128, 128, 128], 128, "Is the fan-out that of one projection?"),
-        ([256, 64, 64], 256, "With shared keys the blocks have different fans. Which are they?"),
-    ]:
-        before, weight, again = (
-            torch.random.get_rng_state(),
-            torch.zeros(sum(sizes), fan_in),
-            torch.zeros(sum(sizes), fan_in),
-        )
-        answer(weight, sizes, torch.Generator().manual_seed(0))
-        answer(again, sizes, torch.Generator().manual_seed(0))
-        torch.random.set_rng_state(before)
-        assert torch.equal(weight, again), "The same generator gave other numbers. Which one was used?"
-        for size, block in zip(sizes, weight.split(sizes), strict=True):
-            wanted, got = math.sqrt(2 / (fan_in + size)), block.std().item()
-            assert not math.isclose(got * math.sqrt(3), wanted, rel_tol=0.03), (
-                f"A block of {size} rows is √3 too narrow. What is the standard deviation of U(−a, a)?"
-            )
-            assert math.isclose(got, wanted, rel_tol=0.03), (
-                f"A block of {size} rows out of {sum(sizes)} has a standard deviation of {got:.4f} for {wanted:.4f}. {hint}"
-            )
-        assert abs(weight.mean().item()) < 0.003, "The mean is not 0. Where does your distribution begin?"
-
-
-def check_positions(answer: tuple[float, float]) -> None:
-    xavier, he = answer
-    assert not xavier < he, "Xavier's accuracy comes first. Did you exchange the two?"
-    assert not he > 0.5, "He's models have no LayerNorm in this race, and did not learn before. Which norm did you run?"
-    assert not xavier < 0.56, (
-        "Xavier's accuracy is where it was. Do your positions still have a standard deviation of 1 when the model is "
-        "returned, or does initialize_ draw them again?"
+def check_uniform(answer) -> None:
+    function, accuracies = answer
+    weight = torch.empty(200, 200)
+    function(weight, 0.5, torch.Generator().manual_seed(0))
+    assert abs(weight.mean().item()) < 0.02, "The mean is not 0. Where does the interval begin?"
+    assert math.isclose(weight.std().item(), 0.5, rel_tol=0.02), (
+        "The standard deviation is not σ. What is that of U(−a, a)?"
     )
-    assert 0.6 < xavier < 0.92 and 0.08 < he < 0.45, "Are these the means over five seeds, after 50 steps?"
+    assert weight.abs().max() < 0.9, "A uniform distribution has an end. Where is that of yours?"
+    again = torch.empty(200, 200)
+    function(again, 0.5, torch.Generator().manual_seed(0))
+    assert torch.equal(weight, again), "The same generator gave other numbers. Is it used?"
+    top, over = accuracies
+    assert top - over > 0.15, "At σ√d = 8 the Gaussian had lost much. Has your σ reached the query and key matrices?"
+    assert 0.6 < top < 0.9 and 0.3 < over < 0.6, (
+        "Are these the means over eight seeds, after 100 steps, of σ√d = 1 and 8 in query and key?"
+    )
 
 
-def _left_by_the_cut(cut: float) -> float:
-    density = math.exp(-(cut**2) / 2) / math.sqrt(2 * math.pi)
-    return math.sqrt(1 - 2 * cut * density / math.erf(cut / math.sqrt(2)))
+def sigma_for(entropy: float, n: int, d_model: int) -> float:
+    rows = torch.randn(4000, n, generator=torch.Generator().manual_seed(0))
+    low, high = 0.0, 50.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        weights = torch.softmax(middle * rows, dim=-1)
+        too_flat = torch.special.entr(weights).sum(dim=-1).mean() > entropy
+        low, high = (middle, high) if too_flat else (low, middle)
+    return math.sqrt(middle / d_model)
 
 
-@torch.no_grad()
-def fill_truncated(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
-    sigma = weight.shape[1] ** -0.5 / _left_by_the_cut(cut)
-    return torch.nn.init.trunc_normal_(weight, 0, sigma, -cut * sigma, cut * sigma, generator=generator)
+def by_the_formula(entropy: float, n: int, d_model: int) -> float:
+    return math.sqrt(math.sqrt(2 * (math.log(n) - entropy)) / d_model)
 
 
-@torch.no_grad()
-def fill_uncorrected(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
-    sigma = weight.shape[1] ** -0.5
-    return torch.nn.init.trunc_normal_(weight, 0, sigma, -cut * sigma, cut * sigma, generator=generator)
+def returns_the_std(entropy: float, n: int, d_model: int) -> float:
+    return d_model * sigma_for(entropy, n, d_model) ** 2
 
 
-@torch.no_grad()
-def fill_for_two(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
-    sigma = weight.shape[1] ** -0.5 / 0.8796
-    return torch.nn.init.trunc_normal_(weight, 0, sigma, -cut * sigma, cut * sigma, generator=generator)
+def divides_by_the_width(entropy: float, n: int, d_model: int) -> float:
+    return d_model * sigma_for(entropy, n, d_model) ** 2 / d_model
 
 
-@torch.no_grad()
-def fill_with_absolute_cut(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
-    return torch.nn.init.trunc_normal_(weight, 0, weight.shape[1] ** -0.5, -cut, cut, generator=generator)
+def check_sigma_for(answer) -> None:
+    def reached(n: int, d_model: int, entropy: float) -> float:
+        sigma = answer(entropy, n, d_model)
+        rows = torch.randn(20000, n, generator=torch.Generator().manual_seed(1)) * d_model * sigma**2
+        return torch.special.entr(torch.softmax(rows, dim=-1)).sum(dim=-1).mean().item()
+
+    easy = math.log(256) - 0.5
+    got = reached(256, 64, easy)
+    assert abs(got - easy) < 0.03, (
+        f"With 256 tokens and width 64 the formula holds, but the entropy is {got:.2f} for {easy:.2f}. Does d σ² give σ_s, and is σ what you return?"
+    )
+    got = reached(64, 256, easy - 1.5)
+    assert abs(got - easy + 1.5) < 0.03, (
+        f"The entropy is {got:.2f} for {easy - 1.5:.2f} at another width. How does d_model enter?"
+    )
+    got = reached(16, 64, 1.2)
+    assert abs(got - 1.2) < 0.03, f"With 16 tokens the entropy is {got:.2f} for 1.2. What does ln n − σ²/2 leave out?"
 
 
-@torch.no_grad()
-def fill_with_clamp(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
-    sigma = weight.shape[1] ** -0.5 / _left_by_the_cut(cut)
-    return weight.normal_(0, sigma, generator=generator).clamp_(-cut * sigma, cut * sigma)
-
-
-@torch.no_grad()
-def fill_untruncated(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
-    return weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
-
-
-def check_truncated(answer) -> None:
-    for cut in (2.0, 0.5, 1.0, 4.0):
-        weight = torch.zeros(800, 400)
-        answer(weight, cut, torch.Generator().manual_seed(0))
-        sigma = 1 / 20 / _left_by_the_cut(cut)
-        assert weight.abs().max() <= cut * sigma * 1.001, (
-            f"With a cut of {cut} there are entries beyond it. Is your bound in multiples of the σ before the cut?"
-        )
-        at_the_end = (weight.abs() > 0.999 * cut * sigma).double().mean()
-        assert at_the_end < 0.01, (
-            "Many entries lie exactly on the bound. Does a truncated Gaussian keep its tails there?"
-        )
-        got = weight.std().item()
-        assert math.isclose(got, 1 / 20, rel_tol=0.01), (
-            f"With a cut of {cut} and a fan-in of 400 the standard deviation is {got:.4f} for 0.05. What has the cut taken away?"
-        )
-        assert weight.abs().max() >= min(cut, 3.0) * sigma * 0.95, "Is your cut nearer than it was asked to be?"
+def check_one_cause(answer: tuple[dict[str, float], str]) -> None:
+    accuracy, cause = answer
+    names = {"1", "8", "residual_scale", "frozen"}
+    assert set(accuracy) == names, f"Which of {sorted(names)} is missing, or which is too many?"
+    assert all(0.2 < value < 0.75 for value in accuracy.values()), (
+        "Are these accuracies after 100 steps at a rate of 0.02, with positions that start at a fiftieth?"
+    )
+    gain = {name: value - accuracy["1"] for name, value in accuracy.items()}
+    assert gain["8"] > 0.05, "Value and output at 8 were better. Were the positions made small in both groups?"
+    assert gain["frozen"] > 0.05, "Have W_v and W_o kept their values? And do all other weights still learn?"
+    assert gain["residual_scale"] < 0.1, "Only the branch should be large. At which scale were W_v and W_o drawn?"
+    assert cause in ("branch", "step"), "Which of the two is it, 'branch' or 'step'?"
+    assert cause == "step", "Which change alone does what the factor 8 did: a large branch, or weights that stay?"
 
 
 EXERCISES = [
     Exercise(
         "6.1",
-        solution=((1, 4), (0.4, 1.6)),
-        check=check_factors,
+        solution=(0.307, 0.0361),
+        check=check_gpt2,
         wrong={
-            "fans exchanged": ((4, 1), (1.6, 0.4)),
-            "standard deviations": ((1, 2), (0.632, 1.265)),
-            "Xavier exchanged": ((1, 4), (1.6, 0.4)),
-            "Xavier as for a square matrix": ((1, 4), (1, 1)),
+            "the variance": (0.0944, 0.0361),
+            "width of a head": (0.0256, 0.125),
+            "std of Xavier's 2/(5d)": (0.307, math.sqrt(2 / 5 / 768)),
         },
     ),
     Exercise(
         "6.2",
-        solution=1 / 6,
-        check=check_value_path,
+        solution=math.sqrt(3 * 128) / (128 * 9),
+        check=check_query_sigma,
         wrong={
-            "standard deviation": 1 / math.sqrt(6),
-            "output packed too": 1 / 4,
-            "both nn.Linear": 1 / 9,
-            "value not packed": 1 / 3,
-            "both Xavier": 1.0,
+            "inputs forgotten": math.sqrt(3 * 128) / 128,
+            "inputs once": math.sqrt(3 * 128) / (128 * 3),
+            "both σ equal": 1 / (3 * math.sqrt(128)),
+            "σ_k² taken as 1/d": 1 / (9 * math.sqrt(128)),
         },
     ),
     Exercise(
         "6.3",
-        solution=math.sqrt(1.6),
-        check=check_shared_keys,
+        solution=(4, 4, 64),
+        check=check_doubling,
         wrong={
-            "the variance": 1.6,
-            "as if not shared": 1.0,
-            "width of the keys for d": math.sqrt(1.6) / 2,
-            "LeCun backward": 2.0,
+            "one matrix each": (2, 2, 8),
+            "the branch through one matrix": (4, 2, 16),
+            "the stream forgotten": (4, 4, 4),
+            "the stream once": (4, 4, 16),
+            "variances": (16, 16, 4096),
         },
     ),
     Exercise(
         "6.4",
-        solution=fill_blocks,
-        check=check_fill_blocks,
+        solution=(fill, [0.77, 0.49]),
+        check=check_uniform,
         wrong={
-            "the trap": fill_packed,
-            "equal parts": fill_equal_parts,
-            "all as square": fill_square,
-            "bound for std": fill_bound_for_std,
-            "the global generator": fill_globally,
+            "a = σ": (fill_to_sigma, [0.71, 0.64]),
+            "positive only": (fill_positive, [0.76, 0.42]),
+            "still the Gaussian": (fill_gaussian, [0.78, 0.48]),
+            "σ did not change": (fill, [0.77, 0.77]),
         },
     ),
     Exercise(
         "6.5",
-        solution=(0.79, 0.22),
-        check=check_positions,
+        solution=sigma_for,
+        check=check_sigma_for,
         wrong={
-            "drawn again by initialize_": (0.41, 0.13),
-            "with pre-LN": (0.77, 0.81),
-            "exchanged": (0.22, 0.79),
-            "percent": (79.0, 22.0),
+            "by the formula": by_the_formula,
+            "returns σ_s": returns_the_std,
+            "no square root": divides_by_the_width,
         },
     ),
     Exercise(
         "6.6",
-        solution=fill_truncated,
-        check=check_truncated,
+        solution=({"1": 0.40, "8": 0.57, "residual_scale": 0.44, "frozen": 0.60}, "step"),
+        check=check_one_cause,
         wrong={
-            "not corrected": fill_uncorrected,
-            "corrected for a cut at 2 only": fill_for_two,
-            "absolute cut": fill_with_absolute_cut,
-            "clamped": fill_with_clamp,
-            "no cut": fill_untruncated,
+            "the branch": ({"1": 0.40, "8": 0.57, "residual_scale": 0.44, "frozen": 0.60}, "branch"),
+            "positions left as they were": ({"1": 0.72, "8": 0.73, "residual_scale": 0.70, "frozen": 0.72}, "step"),
+            "weights enlarged with the branch": (
+                {"1": 0.40, "8": 0.57, "residual_scale": 0.57, "frozen": 0.60},
+                "step",
+            ),
+            "one run missing": ({"1": 0.40, "8": 0.57, "frozen": 0.60}, "step"),
         },
     ),
 ]

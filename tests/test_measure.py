@@ -128,6 +128,33 @@ def test_numbers_kept_of_an_attention_by_hand():
     assert measure.numbers_kept(lambda: q.detach() @ k.detach().mT) == 0
 
 
+def test_the_gradient_by_distance_of_a_linear_recurrence_falls_by_its_factor():
+    def read(x):  # h = 0.5 h + x
+        h = x[:, 0]
+        for t in range(1, x.shape[1]):
+            h = 0.5 * h + x[:, t]
+        return h[:, None]
+
+    felt = measure.gradient_by_distance(read, torch.randn(3, 6, 4, generator=seeded(0)), seed=1)
+    close(felt / felt[0], [0.5**distance for distance in range(6)])
+
+
+def test_products_in_a_row_are_counted_along_the_longest_chain():
+    W = torch.eye(3, requires_grad=True)
+    x = torch.ones(5, 3)
+    for _ in range(3000):  # more than Python's stack
+        x = torch.tanh(x @ W)
+    assert measure.products_in_a_row(x) == 3000
+    assert measure.products_in_a_row(torch.softmax(x @ W @ x.T, dim=-1) @ x + x) == 3003
+    assert measure.products_in_a_row(2 * W) == 0
+
+
+def test_multiply_adds_are_those_of_the_products():
+    n, d = 6, 4
+    assert measure.multiply_adds(lambda: torch.nn.LSTM(d, d, batch_first=True), 1, n, d) == 8 * n * d**2
+    assert measure.multiply_adds(lambda: torch.nn.Conv1d(d, d, 5, padding=2), 1, d, n) == 5 * n * d**2
+
+
 def test_update_size_by_hand():
     close(measure.update_size(torch.zeros(2, 2), torch.tensor([[1.0, 1], [1, 3]])), math.sqrt(3))
 
@@ -158,6 +185,8 @@ def test_update_size_by_hand():
             ValueError,
             r"got \(3, 2\) with 2, and \(1, 2\) with 1",
         ),
+        (lambda: measure.gradient_by_distance(lambda x: x, torch.ones(3, 2)), ValueError, "x must have 3 dimensions"),
+        (lambda: measure.products_in_a_row(torch.ones(2)), ValueError, "output must come from something that requires"),
         (lambda: measure.update_size(torch.ones(2), torch.ones(3)), ValueError, r"one shape: got \(2,\) and \(3,\)"),
     ],
 )
