@@ -222,6 +222,30 @@ def to_images(patches: Tensor) -> Tensor:
     return rows.reshape(N, across * patch, across * patch)
 
 
+def shuffle_tokens(inputs: Tensor, *, seed: int, keep: int = 0) -> Tensor:
+    """Put the tokens of every input in a random order of its own: the bag stays, its order goes.
+
+    Args:
+        inputs: ``(N, T, …)``.
+        seed: of the orders.
+        keep: how many tokens at the beginning stay where they are.
+
+    Returns:
+        The same tokens, in the shape of ``inputs``.
+
+    Example:
+        >>> shuffle_tokens(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), seed=0, keep=1)
+        tensor([[1, 3, 4, 2],
+                [5, 7, 6, 8]])
+    """
+    check_tensor("inputs", inputs, min_ndim=2, floating=False)
+    check_int("keep", keep, low=0, high=inputs.shape[1])
+    place = torch.rand(inputs.shape[:2], generator=seeded(seed))  # (N, T)
+    place[:, :keep] = torch.arange(keep) - keep  # before all others
+    order = place.argsort(dim=1).to(inputs.device)
+    return inputs.gather(1, order.view(*order.shape, *[1] * (inputs.ndim - 2)).expand_as(inputs))
+
+
 def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: float = 0.1) -> Data:
     """Shakespeare's *Hamlet*, one token a character; the target of each is the next one.
 

@@ -4,21 +4,18 @@ import torch
 from exercise import Exercise
 from torch import Tensor, nn
 
-from attntut import MultiHeadAttention
+from attntut import MultiHeadAttention, TransformerBlock, TransformerConfig
 
 
-def check_parameters(answer: tuple[int, int]) -> None:
-    eight, sixteen = answer
+def check_costs(answer: tuple[int, int, int, int]) -> None:
+    eight, sixteen, weights_of_eight, weights_of_sixteen = answer
     assert eight == sixteen, "Twice as many heads, each half as wide. What happens to the size of the four matrices?"
     assert eight != 3 * (512**2 + 512), "What joins the heads again?"
     assert eight != 4 * 512**2, "Does each of the four maps have a bias?"
     assert eight == 4 * (512**2 + 512), "What is the shape of each of the four matrices, whatever the number of heads?"
-
-
-def check_ranks(answer: tuple[int, int]) -> None:
-    one, together = answer
-    assert one == 4, "How wide is a head, and how many rows has its W_q?"
-    assert together == 64, "Sixteen matrices of that rank, each from other rows. How large can the rank of the sum be?"
+    assert weights_of_eight != weights_of_sixteen, "Does a map of a narrow head have fewer rows or columns?"
+    assert weights_of_eight == 8 * 1024**2, "How many queries meet how many keys, and in how many heads?"
+    assert weights_of_sixteen == 16 * 1024**2, "How many maps do sixteen heads have?"
 
 
 def check_places(answer: tuple[list[int], list[int]]) -> None:
@@ -27,21 +24,57 @@ def check_places(answer: tuple[list[int], list[int]]) -> None:
     assert causal == [], "The mask lets each place see another bag. How many a and b does each one see?"
 
 
-def split_heads(x: Tensor, n_heads: int) -> Tensor:
-    B, T, d = x.shape
-    return x.view(B, T, n_heads, d // n_heads).transpose(1, 2)
+def post_ln(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.attention_norm(x + block.attention(x))
+    return block.feed_forward_norm(x + block.feed_forward(x))
 
 
-def check_split(answer) -> None:
-    x = torch.arange(2 * 3 * 8.0).view(2, 3, 8)
-    heads = answer(x, 4)
-    assert heads.shape == (2, 4, 3, 2), "Which four sizes are asked for, and in which order?"
-    for h in range(4):
-        expected = x[:, :, 2 * h : 2 * h + 2]
-        assert heads[:, h].sum() == expected.sum(), (
-            "Which columns belong to this head? Do other tokens or columns come in?"
+def pre_ln(block: nn.Module, x: Tensor) -> Tensor:
+    x = x + block.attention(block.attention_norm(x))
+    return x + block.feed_forward(block.feed_forward_norm(x))
+
+
+def norm_of_the_branch(block: nn.Module, x: Tensor) -> Tensor:
+    x = x + block.attention_norm(block.attention(x))
+    return x + block.feed_forward_norm(block.feed_forward(x))
+
+
+def norms_on_both_sides(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.attention_norm(x + block.attention(block.attention_norm(x)))
+    return block.feed_forward_norm(x + block.feed_forward(block.feed_forward_norm(x)))
+
+
+def norms_exchanged(block: nn.Module, x: Tensor) -> Tensor:
+    x = block.feed_forward_norm(x + block.attention(x))
+    return block.attention_norm(x + block.feed_forward(x))
+
+
+def one_norm_at_the_end(block: nn.Module, x: Tensor) -> Tensor:
+    x = x + block.attention(x)
+    return block.feed_forward_norm(x + block.feed_forward(x))
+
+
+def check_post_ln(answer) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = dict(n_classes=2, d_input=4, d_model=8, n_heads=2)
+        block = TransformerBlock(TransformerConfig(**shape))
+        wanted = TransformerBlock(TransformerConfig(**shape, norm="post"))
+        for norm in (block.attention_norm, block.feed_forward_norm):  # trained norms are not alike
+            nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+        wanted.load_state_dict(block.state_dict())
+        x = 3 * torch.randn(2, 5, 8) + 1
+    with torch.no_grad():
+        y, right = answer(block, x), wanted(x)
+        assert y.shape == x.shape, "Does the stream keep its shape?"
+        assert not torch.allclose(y, block(x), atol=1e-4), "This is pre-LN still. What does a branch read in post-LN?"
+        assert not torch.allclose(y, norms_exchanged(block, x), atol=1e-4), "Which norm belongs to which branch?"
+        assert not torch.allclose(y, norm_of_the_branch(block, x), atol=1e-4), (
+            "Here the branch goes through the norm, and the stream past it. Which sum should be normalized?"
         )
-        assert torch.equal(heads[:, h], expected), "Does each token keep its own row in each head?"
+        assert torch.allclose(y, right, atol=1e-4), (
+            "How many norms does x pass on its way through the block, and where does each of them stand?"
+        )
 
 
 def best_share(a: float, b: float) -> float:
@@ -120,23 +153,19 @@ def check_equivariance(answer) -> None:
 EXERCISES = [
     Exercise(
         "3.1",
-        solution=(1_050_624, 1_050_624),
-        check=check_parameters,
+        solution=(1_050_624, 1_050_624, 8_388_608, 16_777_216),
+        check=check_costs,
         wrong={
-            "no output matrix": (787_968, 787_968),
-            "no biases": (1_048_576, 1_048_576),
-            "grows with the heads": (1_050_624, 2_101_248),
-            "one matrix": (262_656, 262_656),
+            "no output matrix": (787_968, 787_968, 8_388_608, 16_777_216),
+            "no biases": (1_048_576, 1_048_576, 8_388_608, 16_777_216),
+            "grows with the heads": (1_050_624, 2_101_248, 8_388_608, 16_777_216),
+            "one matrix": (262_656, 262_656, 8_388_608, 16_777_216),
+            "maps are free": (1_050_624, 1_050_624, 1_048_576, 1_048_576),
+            "one map more": (1_050_624, 1_050_624, 1_048_576, 2_097_152),
         },
     ),
     Exercise(
         "3.2",
-        solution=(4, 64),
-        check=check_ranks,
-        wrong={"number of heads": (16, 64), "full rank": (64, 64), "the sum gains nothing": (4, 4)},
-    ),
-    Exercise(
-        "3.3",
         solution=([0, 2, 3], []),
         check=check_places,
         wrong={
@@ -147,17 +176,19 @@ EXERCISES = [
         },
     ),
     Exercise(
-        "3.4",
-        solution=split_heads,
-        check=check_split,
+        "3.3",
+        solution=post_ln,
+        check=check_post_ln,
         wrong={
-            "one view": lambda x, h: x.view(x.shape[0], h, x.shape[1], -1),
-            "heads interleaved": lambda x, h: x.view(*x.shape[:2], -1, h).permute(0, 3, 1, 2),
-            "not transposed": lambda x, h: x.view(*x.shape[:2], h, -1),
+            "pre-LN": pre_ln,
+            "norm of the branch": norm_of_the_branch,
+            "norms on both sides": norms_on_both_sides,
+            "norms exchanged": norms_exchanged,
+            "one norm at the end": one_norm_at_the_end,
         },
     ),
     Exercise(
-        "3.5",
+        "3.4",
         solution=best_share,
         check=check_share,
         wrong={
@@ -167,7 +198,7 @@ EXERCISES = [
         },
     ),
     Exercise(
-        "3.6",
+        "3.5",
         solution=is_equivariant,
         check=check_equivariance,
         wrong={

@@ -110,6 +110,15 @@ def test_images_come_back_from_patches(patch):
 # characters
 
 
+def test_shuffled_tokens_are_the_same_bag_in_another_order():
+    x = torch.arange(2 * 50 * 3).view(2, 50, 3)
+    y = module.shuffle_tokens(x, seed=0, keep=2)
+    assert torch.equal(y[:, :2], x[:, :2])
+    assert torch.equal(y.sort(dim=1).values, x), "Does each token keep its own numbers, and its own input?"
+    assert not torch.equal(y[0] - x[0], y[1] - x[1]), "Every input has an order of its own."
+    assert torch.equal(module.shuffle_tokens(x[..., 0], seed=0, keep=2), y[..., 0])
+
+
 def test_the_text_is_the_play_and_nothing_else():
     text = files("attntut").joinpath("corpus/hamlet.txt").read_bytes()
     assert b"To be, or not to be,--that is the question:--" in text
