@@ -24,7 +24,7 @@ def check_itself(answer: float) -> None:
 def check_two_pairs(answer: float) -> None:
     assert not math.isclose(answer, 1 / 2, abs_tol=1e-3), "It guesses one of two. What if the two values are the same?"
     assert not math.isclose(answer, 1 / 8, abs_tol=1e-3), "It has seen which values occur. Why guess among all eight?"
-    assert math.isclose(answer, 9 / 16, abs_tol=1e-3), (
+    assert math.isclose(answer, 9 / 16, abs_tol=5e-3), (
         "How likely are equal values, and how often is it right if they differ?"
     )
 
@@ -82,8 +82,8 @@ def check_loss_of_averaging(answer: float) -> None:
     assert answer < 3, (
         "That is what the frequencies of the characters give. Which character is in the stream at every place?"
     )
-    assert answer > 2.36, "That is what learned weights reach. Are the weights equal, and is d_ff = 0?"
-    assert answer < 2.55, "The bigram pays 2.455 nats, and the model can be that good. Did it train for 200 steps?"
+    assert answer > 2.42, "That is what learned weights reach. Are the weights equal, and is d_ff = 0?"
+    assert answer < 2.55, "The bigram pays 2.442 nats, and the model can be that good. Did it train for 200 steps?"
 
 
 def check_gain(answer: float) -> None:
@@ -132,7 +132,7 @@ EXERCISES = [
         "1.5",
         solution=2.47,
         check=check_loss_of_averaging,
-        wrong={"learned weights": 2.35, "unigram": 3.24, "untrained": math.log(65)},
+        wrong={"learned weights": 2.35, "learned, d_ff = 0": 2.375, "unigram": 3.24, "untrained": math.log(65)},
     ),
     Exercise(
         "1.6",

@@ -38,8 +38,11 @@ def softmax(logits: Tensor) -> Tensor:
 def check_softmax(answer) -> None:
     large = answer(torch.tensor([1000.0, 1001.0]))
     assert large.isfinite().all(), "exp(1000) is infinite in float32. What may you subtract from all logits first?"
-    small = torch.tensor([[-1000.0, -1001.0], [5.0, 5.0]])
-    assert answer(small).isfinite().all(), "Now every exponential is 0. Do you subtract the right thing?"
+    right = torch.tensor([0.2689, 0.7311])  # 1/(1 + e) and e/(1 + e)
+    assert torch.allclose(large, right, atol=1e-3), "The two differ by 1. Does your softmax still see that?"
+    small = answer(torch.tensor([[-1000.0, -1001.0], [5.0, 5.0]]))
+    assert small.isfinite().all(), "Now every exponential is 0. Do you subtract the right thing?"
+    assert torch.allclose(small[0], right.flip(0), atol=1e-3), "What is left of a difference of 1 among small logits?"
     rows = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)) * 50
     assert torch.allclose(answer(rows).sum(dim=-1), torch.ones(4, 3)), "Which dimension sums to 1?"
     assert torch.allclose(answer(rows), torch.softmax(rows, dim=-1), atol=1e-6), "Are both steps there, exp and divide?"

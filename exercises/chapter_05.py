@@ -59,6 +59,19 @@ def draw_without_seed(roles: list[str], d_model: int, seed: int) -> dict[str, Te
     return {role: torch.randn(d_model, d_model, generator=generator) / math.sqrt(d_model) for role in roles}
 
 
+def draw_next_seed(roles: list[str], d_model: int, seed: int) -> dict[str, Tensor]:
+    return {role: draw([role], d_model, seed + index)[role] for index, role in enumerate(roles)}
+
+
+def draw_for_one_width(roles: list[str], d_model: int, seed: int) -> dict[str, Tensor]:
+    return {role: matrix * math.sqrt(d_model) / 8 for role, matrix in draw(roles, d_model, seed).items()}
+
+
+def draw_uniform(roles: list[str], d_model: int, seed: int) -> dict[str, Tensor]:
+    generator, bound = torch.Generator().manual_seed(seed), math.sqrt(3 / d_model)
+    return {role: torch.empty(d_model, d_model).uniform_(-bound, bound, generator=generator) for role in roles}
+
+
 def draw_variance_for_std(roles: list[str], d_model: int, seed: int) -> dict[str, Tensor]:
     return {role: matrix / math.sqrt(d_model) for role, matrix in draw(roles, d_model, seed).items()}
 
@@ -83,10 +96,17 @@ def check_draw(answer) -> None:
     other = answer(roles, 64, 4)
     torch.random.set_rng_state(before)
     assert not torch.equal(first["query"], other["query"]), "Another seed gave the same matrix. Is the seed used?"
+    assert not torch.equal(first["key"], other["query"]), (
+        "A role of one seed equals another role of the next seed. Is that not the trap again?"
+    )
+    assert first["query"].abs().max() > 3 / 8, "No weight is three standard deviations out. Is it a Gaussian?"
     std = torch.stack(list(first.values())).std().item()
     assert math.isclose(std, 1 / 8, rel_tol=0.05), (
         "The variance is 1/d_model. What is the standard deviation for width 64?"
     )
+    wide = answer(["query"], 256, 3)["query"]
+    torch.random.set_rng_state(before)
+    assert math.isclose(wide.std().item(), 1 / 16, rel_tol=0.05), "What is the standard deviation for width 256?"
 
 
 def swap_heads(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
@@ -112,6 +132,10 @@ def swap_single_rows(query, key, value, output, i: int, j: int, n_heads: int) ->
     return swap_heads(query, key, value, output, i, j, query.shape[0])
 
 
+def reverse_heads(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
+    return swap_heads(query, key, value, output, 0, n_heads - 1, n_heads)
+
+
 def swap_in_place(query, key, value, output, i: int, j: int, n_heads: int) -> list[Tensor]:
     for old, new in zip((query, key, value, output), swap_heads(query, key, value, output, i, j, n_heads), strict=True):
         old.copy_(new)
@@ -129,12 +153,13 @@ def check_swap(answer) -> None:
         return heads.transpose(0, 1).reshape(5, 12) @ output.T
 
     kept = [w.clone() for w in weights]
-    swapped = list(answer(*weights, 0, 2, 3))
+    swapped = list(answer(*weights, 0, 1, 3))
     assert all(torch.equal(a, b) for a, b in zip(weights, kept, strict=True)), (
         "What became of the matrices that came in?"
     )
     assert not torch.equal(swapped[0], kept[0]), "The first head's queries are where they were. Which rows are a head?"
-    assert torch.equal(swapped[0][0:4], kept[0][8:12]), "Head 2 begins at row 8 here. Which rows have you moved?"
+    assert torch.equal(swapped[0][0:4], kept[0][4:8]), "Head 1 begins at row 4 here. Which rows have you moved?"
+    assert torch.equal(swapped[0][8:12], kept[0][8:12]), "Head 2 should stay where it is. Why has it moved?"
     assert torch.allclose(layer(*swapped), layer(*kept)), (
         "The function has changed. The output matrix reads the heads: are they its rows or its columns?"
     )
@@ -178,6 +203,9 @@ EXERCISES = [
             "the global generator": draw_globally,
             "no seed": draw_without_seed,
             "variance for std": draw_variance_for_std,
+            "seed + 1, + 2, …": draw_next_seed,
+            "one width": draw_for_one_width,
+            "uniform": draw_uniform,
         },
     ),
     Exercise(
@@ -190,6 +218,7 @@ EXERCISES = [
             "nothing": swap_nothing,
             "one unit each": swap_single_rows,
             "in place": swap_in_place,
+            "reversed": reverse_heads,
         },
     ),
 ]
