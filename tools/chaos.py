@@ -37,7 +37,7 @@ from tools.notebooks import ENVIRONMENT, THREADS, find  # noqa: E402
 
 SIZE = 1e-6
 NEAR = 0.1  # less room than this is worth a look
-NUMBER = r"[-+]?[\d.]+(?:e[-+]?\d+)?"
+NUMBER = r"-?[\d.]+(?:e[-+]?\d+)?"
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def room(record: dict[str, Any]) -> float:
     >>> round(room(gain), 2)
     4.0
     """
-    bounds = [float(text) for text in re.findall(NUMBER, record["tolerance"])]
+    bounds = [float(text) for text in re.findall(NUMBER, record["tolerance"].replace("−", "-"))]
     mean, half = record["measured"], 0.0 if record["low"] is None else (record["high"] - record["low"]) / 2
     if record["kind"] == "predicted":
         percent = record["tolerance"].endswith("%")
