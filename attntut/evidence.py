@@ -67,14 +67,17 @@ class Evidence:
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """What stands in the four :data:`COLUMNS`."""
-        measured = _signed(number(self.measured))
+        measured, foreseen = (self._number(value) for value in (self.measured, self.predicted or 0))
         if self.low is not None and self.high is not None:
             measured += f" ± {_signed(number((self.high - self.low) / 2, digits=2))}"
-        foreseen = _signed(number(self.predicted or 0))
         said = {"predicted": foreseen, "expected": f"expected {self.tolerance}", "observed": "–"}
         unit, seeds = f" {self.unit}" if self.unit else "", f", {self.n} seeds" if self.n > 1 else ""
         predicted = said[self.kind] + (unit if self.kind != "observed" else "")
         return self.name, predicted, measured + unit, self._agreement() + seeds
+
+    def _number(self, value: float) -> str:
+        whole = self.tolerance == "exactly" and float(value).is_integer()  # counts that agree exactly, in full
+        return _signed(f"{value:.0f}" if whole else number(value))
 
     def _agreement(self) -> str:
         if self.explained:

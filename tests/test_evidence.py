@@ -142,6 +142,11 @@ def test_a_table_aligns_its_columns_and_keeps_its_records():
     assert json.loads(json.dumps(kept)) == kept and [record["kind"] for record in kept] == ["predicted", "observed"]
 
 
+def test_a_count_that_agrees_exactly_is_shown_in_full():
+    assert compare("parameters", 16640, 16640, atol=0).cells[1:3] == ("16640", "16640")
+    assert compare("parameters", 16640, 16640, rtol=0.1).cells[1] == "16600"
+
+
 def test_html_is_escaped():
     shown = Records((compare('<b>"x"&', 1, 1, rtol=0.1),))._repr_mimebundle_()["text/html"]
     assert "<b>" not in shown
