@@ -101,6 +101,15 @@ def reversal_only(layer, x: Tensor) -> bool:
     return _reordered(layer, x, torch.arange(x.shape[1] - 1, -1, -1))
 
 
+def two_tokens_only(layer, x: Tensor) -> bool:
+    return _reordered(layer, x, torch.tensor([1, 0, *range(2, x.shape[1])]))
+
+
+def nearly(layer, x: Tensor) -> bool:
+    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(0))
+    return torch.allclose(layer(x[:, order]), layer(x)[:, order], atol=0.1)
+
+
 def shift_only(layer, x: Tensor) -> bool:
     return _reordered(layer, x, torch.arange(x.shape[1]).roll(1))
 
@@ -130,6 +139,15 @@ class _Placed(nn.Module):
         return x + torch.linspace(-1, 1, x.shape[1])[:, None]
 
 
+class _Faint(nn.Module):
+    """Adds a little to the token in the middle."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        mark = torch.zeros(x.shape[1], 1)
+        mark[x.shape[1] // 2] = 0.02
+        return x + mark
+
+
 def check_equivariance(answer) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -147,6 +165,10 @@ def check_equivariance(answer) -> None:
         assert not answer(_Placed(), x), "This layer adds a vector of the place. Did the tokens change places at all?"
         assert not answer(_Smooth(), x), (
             "This convolution commutes with reversals and shifts. Which other orders are there?"
+        )
+        assert not answer(_Faint(), x), (
+            "This layer treats one token in the middle a little differently. Which tokens moved, and how far apart may "
+            "results lie?"
         )
 
 
@@ -204,6 +226,8 @@ EXERCISES = [
         wrong={
             "reversal only": reversal_only,
             "shift only": shift_only,
+            "two tokens only": two_tokens_only,
+            "nearly equal": nearly,
             "invariance": invariant,
             "to the last bit": to_the_last_bit,
         },

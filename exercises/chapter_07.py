@@ -1,4 +1,4 @@
-"""Solutions and checks of the exercises of chapter 6, *Keeping the variance*."""
+"""Solutions and checks of the exercises of chapter 7, *Keeping the variance*."""
 
 import math
 
@@ -106,15 +106,19 @@ def check_fill_blocks(answer) -> None:
         assert abs(weight.mean().item()) < 0.003, "The mean is not 0. Where does your distribution begin?"
 
 
-def check_positions(answer: tuple[float, float]) -> None:
-    xavier, he = answer
-    assert not xavier < he, "Xavier's accuracy comes first. Did you exchange the two?"
-    assert not he > 0.5, "He's models have no LayerNorm in this race, and did not learn before. Which norm did you run?"
-    assert not xavier < 0.56, (
-        "Xavier's accuracy is where it was. Do your positions still have a standard deviation of 1 when the model is "
-        "returned, or does initialize_ draw them again?"
+def check_head_start(answer: tuple[float, float]) -> None:
+    early, late = answer
+    assert max(abs(early), abs(late)) <= 1, "Is an accuracy a share or a percentage?"
+    assert early > 0, (
+        "Which of the two reads more digits? The gap is the loud positions' accuracy minus the quiet ones'."
     )
-    assert 0.6 < xavier < 0.92 and 0.08 < he < 0.45, "Are these the means over five seeds, after 50 steps?"
+    assert not early < late, "The gap after 40 steps comes first. Did you exchange the two, or give accuracies?"
+    assert not early > 0.6, "Is this a gap, or the accuracy of one of the two?"
+    assert not early < 0.2, (
+        "After 40 steps the gap is larger. Does the quieter model have positions of 0.02, and the other of 1?"
+    )
+    assert not late > 0.2, "After 400 steps most of the gap is gone. Did the second race have ten times as many steps?"
+    assert late > -0.05, "Is the second number a gap after 400 steps, the same way round as the first?"
 
 
 def _left_by_the_cut(cut: float) -> float:
@@ -224,13 +228,15 @@ EXERCISES = [
     ),
     Exercise(
         "7.5",
-        solution=(0.79, 0.22),
-        check=check_positions,
+        solution=(0.37, 0.06),
+        check=check_head_start,
         wrong={
-            "drawn again by initialize_": (0.41, 0.13),
-            "with pre-LN": (0.77, 0.81),
-            "exchanged": (0.22, 0.79),
-            "percent": (79.0, 22.0),
+            "exchanged": (0.06, 0.37),
+            "40 steps twice": (0.37, 0.37),
+            "the accuracies": (0.76, 0.92),
+            "no positions against 0.02": (0.01, 0.0),
+            "quiet minus loud": (-0.37, -0.06),
+            "percent": (37.0, 6.0),
         },
     ),
     Exercise(
