@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from attntut._checks import check_choice, check_int, check_number, check_tensor
 
 EULER = 0.5772156649015329  # the mean of a standard Gumbel variable
+WIDEST = 96.0  # standard deviation of logits up to which the integral of gaussian_entropy is exact
 
 PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0", "BaddbmmBackward0", "MvBackward0", "DotBackward0")
 
@@ -77,7 +78,9 @@ def gaussian_entropy(std: float, n: int) -> float:
     The first is the derivative of :math:`\ln \sum_j e^{\sigma z_j}`; the second holds because standard Gumbel variables
     :math:`g_j` added to logits make their maximum a logarithm of a sum, plus a Gumbel variable whose mean is Euler's
     :math:`\gamma`. The maximum of independent numbers has a distribution that is a power, so one integral remains. For
-    small :math:`\sigma` the entropy is :math:`\ln n - \sigma^2 / 2 + \sigma^2 / (2n) + \dots`
+    small :math:`\sigma` the entropy is :math:`\ln n - \sigma^2 / 2 + \sigma^2 / (2n) + \dots` For large :math:`\sigma`
+    only two keys that nearly tie share a row, and such rows are as rare as :math:`1/\sigma`. So above 96, where the
+    steps of the integral would be wider than a Gumbel variable, the entropy at 96 is scaled by :math:`96/\sigma`.
 
     Args:
         std: the standard deviation :math:`\sigma` of the logits.
@@ -88,7 +91,9 @@ def gaussian_entropy(std: float, n: int) -> float:
         (2.773, 2.357, 0.405)
     """
     check_int("n", n)
-    sigma = torch.tensor(check_number("std", std, low=0), dtype=torch.float64, requires_grad=True)
+    if check_number("std", std, low=0) > WIDEST:
+        return gaussian_entropy(WIDEST, n) * WIDEST / std
+    sigma = torch.tensor(float(std), dtype=torch.float64, requires_grad=True)
     z = torch.linspace(-9, 9, 901, dtype=torch.float64)
     x = torch.linspace(-9 * std - 10, 9 * std + 40, 601, dtype=torch.float64)
     gumbel = (-(sigma * z - x[:, None]).clamp(max=100).exp()).exp()  # P(σz + g ≤ x | z), (points, points)

@@ -201,7 +201,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks between an embedding and a linear read-out.
+    """A stack of blocks between an embedding and a linear readout.
 
     Args:
         config: the shape.

@@ -43,6 +43,15 @@ def test_the_entropy_of_equal_logits_is_the_logarithm_of_their_number():
     assert measure.gaussian_entropy(small, 12) == pytest.approx(math.log(12) - small**2 * 11 / 24, abs=small**4)
 
 
+@pytest.mark.parametrize("n", [2, 16, 256])
+@pytest.mark.parametrize("std", [90, 128, 1024])
+def test_the_entropy_of_very_large_logits_falls_like_one_over_their_scale(n, std):
+    logits = std * torch.randn(400_000 // n, n, generator=seeded(2), dtype=torch.float64)
+    entropies = measure.attention_entropy(logits.softmax(dim=-1))
+    error = entropies.std().item() / math.sqrt(len(entropies))
+    assert abs(measure.gaussian_entropy(std, n) - entropies.mean().item()) < 4 * error + 0.001
+
+
 def test_participation_is_the_variance_left_after_averaging():
     weights = torch.tensor([[0.5, 0.25, 0.25]])
     close(measure.participation(weights), [0.375])

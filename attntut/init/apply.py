@@ -32,7 +32,7 @@ def initialize_(
     """Initialize a model by a scheme of the catalogue, in place.
 
     Every projection is drawn by its role and by its own fans, also where the model packs several into one tensor,
-    keeps them transposed, shares keys and values between heads, or ties its read-out to its embedding (which is drawn
+    keeps them transposed, shares keys and values between heads, or ties its readout to its embedding (which is drawn
     once, as an embedding). Unless the scheme says otherwise, biases become 0 and norms the identity; learnable gains
     stay. The row of an embedding that stands for padding becomes 0. Frozen parameters are initialized too.
 

@@ -73,7 +73,7 @@ def wang(weight: Weight) -> Law:
     .. math:: \sigma_o = \sigma_2 = \frac{2}{L\sqrt d}, \qquad \text{all others } \sqrt{\frac{2}{5d}}
 
     Black et al. (2022) trained GPT-NeoX-20B from it. No derivation was published: with 1/L, the 2L branches add up to
-    a variance that falls with the depth. Tables and read-outs get the small init as well, as in the code.
+    a variance that falls with the depth. Tables and readouts get the small init as well, as in the code.
 
     Args:
         weight: any weight.
@@ -147,7 +147,7 @@ def _fixup_gain(weight: Weight) -> float:
 def fixup(weight: Weight) -> Law:
     r"""Zero at the end of each branch, and little before it: residual learning without a norm.
 
-    .. math:: W = 0 \text{ for } W_o, W_2 \text{ and the read-out}, \qquad
+    .. math:: W = 0 \text{ for } W_o, W_2 \text{ and the readout}, \qquad
               W \sim \text{Xavier} \cdot B^{-1/(2m-2)} \text{ before}
 
     B is the number of branches of the whole model, :math:`2L`, or :math:`2L_e + 3L_d` with a decoder; m is the number
@@ -357,7 +357,7 @@ def rezero(weight: Weight) -> Law:
 
     The Jacobian of the whole stack is the identity. At the first step only the α move, since the gradient of what is
     inside a branch has the factor α. Bachlechner et al. (2021); their code shares one α between the two branches of a
-    block, here each has its own. They drop the norms: x alone reaches the read-out, at the scale of the embedding.
+    block, here each has its own. They drop the norms: x alone reaches the readout, at the scale of the embedding.
 
     Args:
         weight: any weight.

@@ -336,7 +336,7 @@ def t5(weight: Weight) -> Law:
 
     The logits start at standard deviation 1, as Xavier's do. Steps that ignore the size of a weight, such as Adam's,
     then move them √d_head times as far as if the factor stood in the forward pass; Adafactor, which T5 was trained
-    with, scales its steps by the weights. Tokens are N(0, 1), relative positions N(0, 1/d), and a read-out
+    with, scales its steps by the weights. Tokens are N(0, 1), relative positions N(0, 1/d), and a readout
     N(0, 1/d), which is what T5's shared embedding is after its factor :math:`d^{-1/2}`.
 
     Example:
@@ -365,11 +365,11 @@ def _vit_jax_bias(weight: Weight) -> Law:
     cite="dosovitskiy2021image",
     source="google-research/vision_transformer, vit_jax/models_vit.py",
     year=2021,
-    why="The Vision Transformer as it was trained: Xavier, and a read-out of 0, so that the first loss is ln(classes).",
+    why="The Vision Transformer as it was trained: Xavier, and a readout of 0, so that the first loss is ln(classes).",
     bias=_vit_jax_bias,
 )
 def vit_jax(weight: Weight) -> Law:
-    r"""Xavier uniform for each projection by itself, and a read-out of zeros.
+    r"""Xavier uniform for each projection by itself, and a readout of zeros.
 
     .. math:: a = \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}, \qquad W_\text{readout} = 0
 

@@ -23,7 +23,7 @@ def normal(weight: Weight, *, std: float = 0.02) -> Law:
     The logits' standard deviation grows in proportion to ``d_model``: with σ = 0.02 it is 0.31 at 768 and 1.6 at 4096.
     "Since layernorm is used extensively throughout the model, a simple weight initialization of N(0, 0.02) was
     sufficient", write Radford et al. (2018), whose model has width 768. Tables are drawn with the same σ, and so are
-    embeddings and read-outs.
+    embeddings and readouts.
 
     Args:
         weight: any weight; its place does not matter.

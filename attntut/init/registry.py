@@ -122,7 +122,7 @@ def outside(weight: Weight) -> Law | None:
     """The usual law of what is outside the blocks; None inside them, where the scheme has its say.
 
     N(0, 0.02²) for tables (token embeddings, positions), as in BERT and GPT-2; N(0, 1/fan_in) for matrices (embeddings
-    of real-valued tokens, read-outs), which keeps the variance.
+    of real-valued tokens, readouts), which keeps the variance.
 
     Example:
         >>> from attntut.init.weight import weights

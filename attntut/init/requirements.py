@@ -90,7 +90,7 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         lambda d_head: {"weight_multiplier": "fan_in"},
     ),
     "readout scale": Requirement(
-        "the read-out must shrink with the width, or the outputs' updates grow with it",
+        "the readout must shrink with the width, or the outputs' updates grow with it",
         ("readout_scale",),
     ),
     "learning rates by role": Requirement(

@@ -39,7 +39,7 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
     1/9.
 
     Args:
-        weight: any weight; tables are N(0, 0.02²), and the read-out is Gaussian too.
+        weight: any weight; tables are N(0, 0.02²), and the readout is Gaussian too.
         gain: the singular values.
 
     Example:

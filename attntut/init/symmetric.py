@@ -24,7 +24,7 @@ def zeros(weight: Weight) -> Law:
 
     The gradient of each factor of a product contains the other factors. If both factors are 0, so are both gradients:
     queries against keys, values against outputs, one feed-forward matrix against the other. One zero factor would be
-    harmless (:func:`zero_query`, :func:`zero_output`). Embeddings, positions and read-out are drawn as usual, so that
+    harmless (:func:`zero_query`, :func:`zero_output`). Embeddings, positions and readout are drawn as usual, so that
     what does not move is the blocks.
 
     Rumelhart, Hinton & Williams (1986) describe the problem.
@@ -53,7 +53,7 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
     A matrix reads one number of a token, the sum of its channels, and writes it to every channel. Heads see the same,
     get the same gradient, and never part. Behind a LayerNorm even that number is gone: a normalized token sums to 0, so
     that every query, key and value is 0, whatever ``value`` is. Rumelhart, Hinton & Williams (1986) describe the
-    problem. Embeddings, positions and read-out are drawn as usual.
+    problem. Embeddings, positions and readout are drawn as usual.
 
     Args:
         weight: which weight; only inside the blocks is it constant.

@@ -113,7 +113,7 @@ def weights(
         n_layers: number of blocks.
         layer: the block that is meant, from 1.
         d_ff: inner width of the feed-forward branch; ``4·d_model`` by default.
-        vocab_size, seq_len, n_classes: sizes of the embedding, the positions and the read-out.
+        vocab_size, seq_len, n_classes: sizes of the embedding, the positions and the readout.
 
     Returns:
         Role to weight, in the order of :data:`ROLES`.

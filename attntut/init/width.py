@@ -36,17 +36,17 @@ def mup(weight: Weight, *, zero_query: bool = False, zero_readout: bool = True) 
               W_\text{readout} = 0 \text{ or } \mathcal{N}\left(0, \frac{1}{d^2}\right), \qquad
               s = \frac{q^\top k}{d_h}
 
-    Yang et al. (2022), table 3, the form without multipliers: hidden matrices and the read-out learn with Adam at a
+    Yang et al. (2022), table 3, the form without multipliers: hidden matrices and the readout learn with Adam at a
     rate that falls like 1/width, all else at a fixed one. After a few steps queries and keys are correlated, and their
     product grows with :math:`d_h`, not its root: hence the logits' factor. Tables are N(0, 1).
 
-    The package ``mup`` writes the same read-out with a multiplier 1/width, a larger weight and a fixed rate. Its
+    The package ``mup`` writes the same readout with a multiplier 1/width, a larger weight and a fixed rate. Its
     example draws :math:`W_2` with variance 1/d, not 1/(4d): a constant, which the width does not see.
 
     Args:
         weight: any weight.
         zero_query: query weights 0, so that attention starts uniform at every width (appendix D.2 of the paper).
-        zero_readout: read-out 0, so that the output starts at 0 at every width.
+        zero_readout: readout 0, so that the output starts at 0 at every width.
 
     Example:
         >>> from attntut.init import schemes
@@ -78,7 +78,7 @@ def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict
 
     Returns:
         Two groups, ``{"params": […], "lr": …}``, for :class:`torch.optim.Adam` or ``AdamW``: the slow one first.
-        Each parameter is in exactly one. A read-out tied to the embedding counts as embedding, and needs a multiplier
+        Each parameter is in exactly one. A readout tied to the embedding counts as embedding, and needs a multiplier
         1/width in the forward pass instead.
 
     Example:

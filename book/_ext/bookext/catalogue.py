@@ -51,7 +51,7 @@ ROLES = {
     "feed_forward_out": "feed-forward out",
     "embedding": "embedding",
     "position": "positions",
-    "readout": "read-out",
+    "readout": "readout",
 }
 MARK = 'class="catalogue-filter"'
 GAPS = re.compile(r",?\s*\\q?quad\s*(?![^{]*\})")
