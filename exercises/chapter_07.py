@@ -75,6 +75,13 @@ def fill_bound_for_std(weight: Tensor, sizes: list[int], generator: torch.Genera
 
 
 @torch.no_grad()
+def fill_reseeding(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
+    for block in weight.split(sizes):
+        torch.nn.init.xavier_normal_(block, generator=torch.Generator().manual_seed(0))
+    return weight
+
+
+@torch.no_grad()
 def fill_globally(weight: Tensor, sizes: list[int], generator: torch.Generator) -> Tensor:
     for block in weight.split(sizes):
         torch.nn.init.xavier_normal_(block)
@@ -104,6 +111,8 @@ def check_fill_blocks(answer) -> None:
                 f"A block of {size} rows out of {sum(sizes)} has a standard deviation of {got:.4f} for {wanted:.4f}. {hint}"
             )
         assert abs(weight.mean().item()) < 0.003, "The mean is not 0. Where does your distribution begin?"
+        last, one_before = weight.split(sizes)[-1:-3:-1]
+        assert not torch.equal(last, one_before), "Two blocks hold the same numbers. How often does a generator start?"
 
 
 def check_head_start(answer: tuple[float, float]) -> None:
@@ -160,11 +169,24 @@ def fill_untruncated(weight: Tensor, cut: float, generator: torch.Generator) -> 
     return weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
 
 
+@torch.no_grad()
+def fill_truncated_globally(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
+    sigma = weight.shape[1] ** -0.5 / _left_by_the_cut(cut)
+    return torch.nn.init.trunc_normal_(weight, 0, sigma, -cut * sigma, cut * sigma)
+
+
+@torch.no_grad()
+def fill_for_one_width(weight: Tensor, cut: float, generator: torch.Generator) -> Tensor:
+    sigma = 1 / 20 / _left_by_the_cut(cut)
+    return torch.nn.init.trunc_normal_(weight, 0, sigma, -cut * sigma, cut * sigma, generator=generator)
+
+
 def check_truncated(answer) -> None:
-    for cut in (2.0, 0.5, 1.0, 4.0):
-        weight = torch.zeros(800, 400)
+    for cut, fan_in in ((2.0, 400), (0.5, 225), (1.0, 400), (4.0, 900)):
+        weight, again = torch.zeros(800, fan_in), torch.zeros(800, fan_in)
         answer(weight, cut, torch.Generator().manual_seed(0))
-        sigma = 1 / 20 / _left_by_the_cut(cut)
+        wanted = fan_in**-0.5
+        sigma = wanted / _left_by_the_cut(cut)
         assert weight.abs().max() <= cut * sigma * 1.001, (
             f"With a cut of {cut} there are entries beyond it. Is your bound in multiples of the σ before the cut?"
         )
@@ -173,10 +195,14 @@ def check_truncated(answer) -> None:
             "Many entries lie exactly on the bound. Does a truncated Gaussian keep its tails there?"
         )
         got = weight.std().item()
-        assert math.isclose(got, 1 / 20, rel_tol=0.01), (
-            f"With a cut of {cut} and a fan-in of 400 the standard deviation is {got:.4f} for 0.05. What has the cut taken away?"
+        assert math.isclose(got, wanted, rel_tol=0.01), (
+            f"With a cut of {cut} and a fan-in of {fan_in} the standard deviation is {got:.4f} for {wanted:.4f}. "
+            "What has the cut taken away?"
         )
+        assert weight.mean().abs() < 0.02 * wanted, "The mean is not 0. Is the cut the same on both sides?"
         assert weight.abs().max() >= min(cut, 3.0) * sigma * 0.95, "Is your cut nearer than it was asked to be?"
+        answer(again, cut, torch.Generator().manual_seed(0))
+        assert torch.equal(weight, again), "The same generator gave other numbers. Is it used?"
 
 
 EXERCISES = [
@@ -219,6 +245,7 @@ EXERCISES = [
         solution=fill_blocks,
         check=check_fill_blocks,
         wrong={
+            "a new generator a block": fill_reseeding,
             "the trap": fill_packed,
             "equal parts": fill_equal_parts,
             "all as square": fill_square,
@@ -244,6 +271,8 @@ EXERCISES = [
         solution=fill_truncated,
         check=check_truncated,
         wrong={
+            "the global generator": fill_truncated_globally,
+            "one width": fill_for_one_width,
             "not corrected": fill_uncorrected,
             "corrected for a cut at 2 only": fill_for_two,
             "absolute cut": fill_with_absolute_cut,
