@@ -27,7 +27,7 @@ def check_needle(answer: tuple[float, float]) -> None:
         "The sum over the hay grows 32-fold. By how much does its logarithm?"
     )
     assert not math.isclose(rise, 5, rel_tol=0.02), "Which logarithm undoes the exponential of the softmax?"
-    assert math.isclose(rise, math.log(32767 / 1023), abs_tol=0.02), "What is ln(n − 1) + σ²/2 at the two lengths?"
+    assert math.isclose(rise, math.log(32767 / 1023), abs_tol=0.02), "What is ln(n − 1) + σ_s²/2 at the two lengths?"
     assert not math.isclose(factor, 32, rel_tol=0.02), "The needle has half of the sum itself. Does that half grow too?"
     assert math.isclose(factor, 16.5, rel_tol=0.02), "Needle 1, hay 1 gives ½. What does needle 1, hay 32 give?"
 
