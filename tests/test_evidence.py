@@ -60,7 +60,7 @@ def test_a_direction_must_hold_for_the_whole_interval():
 
 def test_no_difference_is_a_margin_on_both_sides():
     assert expect("no difference", [0.01, -0.01, 0.0], above=-0.05, below=0.05).passed
-    with pytest.raises(Disagreement, match="between −0.05 and 0.05"):
+    with pytest.raises(Disagreement, match=r"between −0\.05 and 0\.05"):
         expect("a difference hidden by noise", [0.2, -0.2, 0.0], above=-0.05, below=0.05)
 
 

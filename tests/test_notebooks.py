@@ -30,13 +30,7 @@ NOT_MEASURED = re.compile(  # formulas, the article's and the book's own numberi
     r"\$\$?.*?\$\$?|\[[^\]]*\]\([^)]*\)|[Ee]xercise \d\.\d|^\|[^\n]*\]\(https?:[^\n]*|^\*\*Exercise.*",
     re.DOTALL | re.MULTILINE,
 )
-READ_OFF = {  # numbers that no cell prints: an explorer's, or a formula's that stands beside them
-    "03": {"0.53", "2.2", "2.75"},  # the explorer's cosine and entropies
-    "04": {"2.3", "3.6"},  # Φ(m)ⁿ = ½ at n = 64 and 4096
-    "05": {"0.0442"},  # 2^−4.5, a step of the slider
-    "06": {"0.0442"},  # the same
-    "07": {"2.77"},  # ln 16
-}
+READ_OFF = {"04": {"2.3", "3.6"}}  # numbers that no cell prints, of a formula beside them: Φ(m)ⁿ = ½ at n = 64 and 4096
 
 
 def unsupported(notebook: nbformat.NotebookNode) -> list[str]:
