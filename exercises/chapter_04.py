@@ -59,6 +59,15 @@ def forgets_the_root(query: Tensor, key: Tensor, value: Tensor, n_trained: int) 
     return torch.softmax(factor * (query @ key.mT), dim=-1) @ value
 
 
+def never_below_one(query: Tensor, key: Tensor, value: Tensor, n_trained: int) -> Tensor:
+    return attend(query, key, value, min(n_trained, key.shape[-2]))
+
+
+def cube_root(query: Tensor, key: Tensor, value: Tensor, n_trained: int) -> Tensor:
+    factor = (key.shape[-2] / n_trained) ** (1 / 3)
+    return torch.nn.functional.scaled_dot_product_attention(factor * query, key, value)
+
+
 def ordinary(query: Tensor, key: Tensor, value: Tensor, n_trained: int) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value)
 
@@ -78,6 +87,10 @@ def check_attend(answer) -> None:
     longer = answer(query, key, value, 8)
     assert torch.allclose(longer, sdpa(2 * query, key, value), atol=1e-5), (
         "64 = 8²: the logits should be doubled. Which of the two logarithms is on top?"
+    )
+    shorter = answer(query, key[:, :16], value[:, :16], 64)
+    assert torch.allclose(shorter, sdpa(2 / 3 * query, key[:, :16], value[:, :16]), atol=1e-5), (
+        "16 keys instead of 64: the factor is ln 16 / ln 64 = 2/3. Do you clip it, or take another function of n?"
     )
     alone = answer(query, key[:, :1], value[:, :1], 64)
     assert torch.allclose(alone, value[:, :1].expand_as(alone), atol=1e-6), "What is the mean of a single value?"
@@ -123,6 +136,8 @@ EXERCISES = [
             "counts queries": counts_queries,
             "forgets the root": forgets_the_root,
             "no factor": ordinary,
+            "never below one": never_below_one,
+            "cube root": cube_root,
         },
     ),
     Exercise(
