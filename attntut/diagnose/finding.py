@@ -89,7 +89,7 @@ FAULTS: Mapping[str, Fault] = {
         "a softmax of NaN or +∞ is NaN, and so is all that follows",
         "{where} Look for an overflow in half precision, a division by zero, or a step that was too large; "
         "torch.autograd.detect_anomaly names the operation in the backward pass.",
-        STEPS + "#the-measurement-what-large-logits-do-to-a-softmax",
+        STEPS + "#forward-one-key-takes-all",
     ),
     "mask hides everything": Fault(
         ERROR,
@@ -161,7 +161,7 @@ FAULTS: Mapping[str, Fault] = {
         "the Jacobian diag(p) − ppᵀ of such a row is below 2·0.99·0.01 ≈ 0.02: most queries learn nothing",
         "The entropy is {entropy} of {most} nats. Check the scale of the inputs and of W_q and W_k; in training, "
         "try a lower learning rate, warm-up or QK-norm.",
-        STEPS + "#the-measurement-what-large-logits-do-to-a-softmax",
+        STEPS + "#saturation-a-few-rows-decide",
     ),
     "gradients vanishing": Fault(
         WARNING,
@@ -187,7 +187,7 @@ FAULTS: Mapping[str, Fault] = {
         "a post-norm one not at all",
         "Over {blocks} blocks the variance has grown {total}-fold, and gradients grow with it. Put a norm before each "
         'branch, take a scheme that does without (initialize_(model, "t_fixup")), or scale the branches by 1/√L.',
-        VARIANCE + "#the-two-other-paths-through-a-block",
+        VARIANCE + "#when-he-is-wrong",
     ),
     "depth scaling absent": Fault(
         NOTE,
