@@ -146,7 +146,8 @@ def test_cells_are_short(notebook):
 def test_lines_of_code_fit_the_column(notebook):
     """At 76 columns nothing is cut off, neither in the book nor in JupyterLab."""
     code = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    wide = [line for source in code for line in source.splitlines() if len(line) > COLUMNS]
+    printed = [output.get("text", "") for output in outputs(notebook)]
+    wide = [line for source in code + printed for line in source.splitlines() if len(line) > COLUMNS]
     assert not wide, f"{len(wide)} lines of code are wider than {COLUMNS} columns, the widest: {max(wide, key=len)!r}"
 
 
