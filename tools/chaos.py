@@ -27,6 +27,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
         runs: list[dict[str, list[Any]]] = []
         for threads in counts:
             with concurrent.futures.ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // threads)) as pool:
-                args = (path, threads, options.size)
-                runs += pool.map(lambda seed, args=args: run_apart(args[0], seed, *args[1:]), seeds)
+                runs += pool.map(partial(run_apart, path, threads=threads, size=options.size), seeds)
         steady &= report(path.stem, runs, everything=options.all)
     return int(not steady)
 

@@ -157,8 +157,13 @@ class Number(Panel):
     @property
     def text(self) -> str:
         """The number and its unit, as shown; then the prediction, if there is one."""
-        measured = f"{self.value.show(0)} {self.unit}".strip()
-        return measured if self.predicted is None else f"{measured}, predicted {self.predicted.show(0)}"
+        return ", ".join(self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The number and its unit; and, if there is one, the prediction with its name."""
+        predicted = [] if self.predicted is None else [f"predicted {self.predicted.show(0)}"]
+        return [f"{self.value.show(0)} {self.unit}".strip(), *predicted]
 
     def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
         meta, data = _put(_meta(self, "unit"), {}, "value", self.value)

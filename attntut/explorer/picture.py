@@ -79,11 +79,11 @@ def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[s
         x = 0.02 + k % columns / columns
         line = y - k // columns * 0.46 / height
         top.text(x, line, name, va="top", fontsize=9, color="#555")
-        measured, _, predicted = panel.text.partition(", predicted ")
+        measured, *predicted = panel.parts
         shown = top.text(x, line - 0.17 / height, measured, va="top", fontsize=12.5, fontweight="bold")
-        if predicted:
+        for text in predicted:
             beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "fontsize": 10, "color": "#333"}
-            top.add_artist(Annotation(f"predicted {predicted}", (1, 0.5), xycoords=shown, va="center", **beside))
+            top.add_artist(Annotation(text, (1, 0.5), xycoords=shown, va="center", **beside))
 
 
 def _in_a_row(numbers: Mapping[str, Number]) -> int:

@@ -55,9 +55,7 @@ class Record:
         values = {key: value for key, value in asdict(self).items() if key not in ("page", "anchor")}
         if self.measured is None:
             return [self.name, "", "", ""]
-        return [
-            text.replace("-", "−") if i in (1, 2) else text for i, text in enumerate(Evidence(**values, slug="").cells)
-        ]
+        return list(Evidence(**values, slug="").cells)
 
 
 class _Rows(HTMLParser):
