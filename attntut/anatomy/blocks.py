@@ -1,0 +1,73 @@
+"""The repeated blocks of a model, found in one place: elements of one class in a list of modules that hold attention."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One of the blocks of a stack.
+
+    Attributes:
+        name: dotted name of the module; empty where there are no blocks.
+        stack: dotted name of the list that it is in.
+        layer: its number, from 1.
+        n_layers: how many blocks the stack has.
+    """
+
+    name: str = ""
+    stack: str = ""
+    layer: int = 1
+    n_layers: int = 1
+
+
+def find_blocks(module: nn.Module, attention: Iterable[str]) -> dict[str, Block]:
+    """The blocks of every stack of a model, by name: at least two of one class in a list, one of which holds attention.
+
+    Args:
+        module: the model.
+        attention: names of the modules that attention runs in.
+
+    Example:
+        >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 3, enable_nested_tensor=False)
+        >>> [(each.name, each.layer) for each in find_blocks(encoder, ["layers.0.self_attn"]).values()]
+        [('layers.0', 1), ('layers.1', 2), ('layers.2', 3)]
+    """
+    inside = {prefix for name in attention for prefix in prefixes(name)}
+    blocks: dict[str, Block] = {}
+    for name, container in module.named_modules():
+        if not isinstance(container, LISTS):
+            continue
+        of_class: dict[type, list[str]] = defaultdict(list)
+        for key, child in container.named_children():
+            of_class[type(child)].append(f"{name}.{key}" if name else key)
+        for members in of_class.values():
+            if len(members) > 1 and not inside.isdisjoint(members):
+                blocks |= {path: Block(path, name, i, len(members)) for i, path in enumerate(members, start=1)}
+    return blocks
+
+
+def block_of(blocks: dict[str, Block], name: str) -> Block:
+    """The innermost block around a parameter or module.
+
+    >>> block_of({"h.0": Block("h.0", "h", 1, 2)}, "h.0.attention").name
+    'h.0'
+    """
+    return next((blocks[each] for each in prefixes(name) if each in blocks), Block())
+
+
+def prefixes(name: str) -> list[str]:
+    """A dotted name and those of the modules around it, from the inside out, the model itself left out.
+
+    >>> prefixes("h.0.attention")
+    ['h.0.attention', 'h.0', 'h']
+    """
+    path = name.split(".")
+    return [".".join(path[:depth]) for depth in range(len(path), 0, -1)] if name else []

@@ -1,0 +1,363 @@
+"""The autograd graph of one forward pass, read: which matrix multiplies what, and what becomes of the result."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
+
+Node = Any  # torch.autograd.graph.Node: what made a tensor
+
+# Nodes that multiply: the positions of the two factors among their inputs.
+PRODUCTS = {
+    "MmBackward0": (0, 1),
+    "BmmBackward0": (0, 1),
+    "AddmmBackward0": (1, 2),
+    "BaddbmmBackward0": (1, 2),
+    "ConvolutionBackward0": (0, 1),
+    "GroupedMmBackward0": (0, 1),
+}
+LOOKUPS = {"EmbeddingBackward0", "IndexSelectBackward0", "IndexBackward0", "GatherBackward0"}
+SOFTMAX = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
+FUSED = re.compile(r"ScaledDotProduct\w*Backward\d|FlexAttention\w*Backward")
+# What moves entries, and changes none.
+LAYOUT = re.compile(
+    r"(T|Transpose|Permute|View|UnsafeView|ReshapeAlias|Reshape|Expand|Unsqueeze|Squeeze|Select|Slice|Split|"
+    r"SplitWithSizes|Unbind|Chunk|Narrow|Clone|ToCopy|Alias|Movedim|AsStrided|Unfold|Contiguous)Backward\d"
+)
+
+
+class Edge(NamedTuple):
+    """One of the outputs of a node: a tensor of the forward pass."""
+
+    node: Node
+    output: int
+
+    @property
+    def shape(self) -> torch.Size:
+        if is_leaf(self.node):
+            return self.node.variable.shape
+        return torch.Size(self.node._input_metadata[self.output].shape)
+
+
+@dataclass(eq=False)
+class Product:
+    """A parameter at work: a product with it, or a lookup in it.
+
+    Attributes:
+        node: of the graph.
+        weight: what was multiplied with, as the product got it (perhaps transposed, sliced or copied).
+        parameters: names of the parameters that it is made of.
+        reads: the other factor; None where it needs no gradient (data).
+        is_table: whether rows are looked up.
+        weight_first: whether the parameter is the left factor.
+        channels: the dimension of the result that runs over ``fan_out``.
+    """
+
+    node: Node = field(repr=False)
+    weight: Edge = field(repr=False)
+    parameters: tuple[str, ...]
+    reads: Edge | None = field(repr=False)
+    is_table: bool = False
+    weight_first: bool = False
+    channels: int = -1
+
+    @property
+    def result(self) -> Edge:
+        return Edge(self.node, 0)
+
+
+@dataclass(eq=False)
+class Heard:
+    """One call of attention: where its operands come from, and where its output goes.
+
+    Attributes:
+        node: that made the output (a fused kernel, or the product of weights and values).
+        entry: that received the logits (a softmax, or the fused kernel itself).
+        scores: product of queries and keys; None inside a fused kernel.
+        query, key, value: operands; None for what needs no gradient.
+        scale: of a fused kernel, where it is known.
+    """
+
+    node: Node = field(repr=False)
+    entry: Node = field(repr=False)
+    scores: Node | None = field(repr=False)
+    query: Edge | None = field(repr=False)
+    key: Edge | None = field(repr=False)
+    value: Edge | None = field(repr=False)
+    value_operand: int = 2
+    scale: float | None = None
+
+
+Sink = tuple[str, Any]
+"""Where a tensor goes: ``("product", Product)``, ``("query" | "key" | "value" | "logits", Heard)`` or ``("end", None)``."""
+
+
+def is_leaf(node: Node) -> bool:
+    """Whether this is a parameter, or an input that asks for a gradient."""
+    return hasattr(node, "variable")
+
+
+class Graph:
+    """Everything that led to some tensors.
+
+    Args:
+        outputs: the tensors.
+        parameters: ``id`` of each parameter to its name.
+    """
+
+    def __init__(self, outputs: Iterable[Tensor], parameters: Mapping[int, str]) -> None:
+        self.names = parameters
+        self.roots = {node: None for each in outputs if (node := each.grad_fn) is not None}
+        self.order: list[Node] = []  # what a node needs comes before it
+        self.users: dict[Node, list[tuple[Node, int]]] = {}
+        self._sort()
+        self.products: dict[Node, Product] = {}
+        self._weights: dict[Node, tuple[str, ...] | None] = {}  # parameters that a node is made of; None: more than that
+        for node in self.order:
+            self._classify(node)
+        self.attentions: list[Heard] = []
+        self.by_operand: dict[tuple[Node, int], Sink] = {}
+        self._find_attentions()
+        self._sources: dict[Node, frozenset[Any]] = {}
+        for node in self.order:
+            self._sources[node] = self._gather_sources(node)
+        self._sinks: dict[Node, frozenset[Sink]] = {}
+        for node in reversed(self.order):
+            self._sinks[node] = self._gather_sinks(node)
+
+    # ---- what is asked
+
+    def sources(self, edge: Edge | None) -> frozenset[Any]:
+        """The nearest products and attentions that a tensor is made of."""
+        return frozenset() if edge is None else self._sources[edge.node]
+
+    def sinks(self, node: Node) -> frozenset[Sink]:
+        """The nearest products, attentions and ends that the output of a node goes to."""
+        return self._sinks[node]
+
+    # ---- how it is made
+
+    def _sort(self) -> None:
+        done: set[Node] = set()
+        stack: list[tuple[Node, Iterator[Any]]] = []
+        for root in self.roots:
+            if root not in done:
+                done.add(root)
+                stack.append((root, iter(root.next_functions)))
+            while stack:
+                node, rest = stack[-1]
+                for child, _ in rest:
+                    if child is not None and child not in done:
+                        done.add(child)
+                        stack.append((child, iter(child.next_functions)))
+                        break
+                else:
+                    stack.pop()
+                    self.order.append(node)
+                    for index, (child, _) in enumerate(node.next_functions):
+                        if child is not None:
+                            self.users.setdefault(child, []).append((node, index))
+
+    def _classify(self, node: Node) -> None:
+        """Find out whether a node is a product with a parameter, or makes one out of parameters."""
+        if is_leaf(node):
+            name = self.names.get(id(node.variable))
+            self._weights[node] = (name,) if name is not None else None
+            return
+        kind, inputs = node.name(), node.next_functions
+        if kind in PRODUCTS:
+            self._weights[node] = None
+            factors = [inputs[position] for position in PRODUCTS[kind]]
+            made_of = [self._weights.get(each) if each is not None else None for each, _ in factors]
+            which = self._which(kind, factors, made_of)
+            if which is not None:
+                other = factors[1 - which]
+                channels = 1 if kind == "ConvolutionBackward0" else -1 if which else -2
+                self.products[node] = Product(
+                    node,
+                    Edge(*factors[which]),
+                    made_of[which] or (),
+                    None if other[0] is None else Edge(*other),
+                    weight_first=not which,
+                    channels=channels,
+                )
+            return
+        known = [self._weights.get(each) for each, _ in inputs if each is not None]
+        if kind in LOOKUPS and inputs and inputs[0][0] is not None and known[0]:
+            if kind == "EmbeddingBackward0" or _is_table(node, inputs[0]):
+                self._weights[node] = None
+                self.products[node] = Product(node, Edge(*inputs[0]), known[0], None, is_table=True)
+                return
+        self._weights[node] = None
+        if known and all(known):
+            self._weights[node] = tuple(dict.fromkeys(name for names in known if names for name in names))
+
+    def _which(self, kind: str, factors: list[Any], made_of: list[tuple[str, ...] | None]) -> int | None:
+        """Which of two factors is the parameter; None if neither is."""
+        if kind in ("ConvolutionBackward0", "GroupedMmBackward0"):
+            return 1 if made_of[1] else None
+        if made_of[0] and made_of[1]:
+            moved = [self._only_moved(each) for each, _ in factors]
+            return 0 if moved[0] and not moved[1] else 1
+        return next((index for index in (1, 0) if made_of[index]), None)
+
+    def _only_moved(self, node: Node) -> bool:
+        while not is_leaf(node):
+            if not LAYOUT.fullmatch(node.name()):
+                return False
+            node = node.next_functions[0][0]
+            if node is None:
+                return False
+        return True
+
+    def _find_attentions(self) -> None:
+        for node in self.order:
+            kind = node.name()
+            if FUSED.match(kind):
+                edges = [None if each is None else Edge(each, output) for each, output in node.next_functions]
+                if len(edges) >= 3:
+                    heard = Heard(node, node, None, *edges[:3], scale=getattr(node, "_saved_scale", None))
+                    self.attentions.append(heard)
+                    for index, role in enumerate(("query", "key", "value")):
+                        self.by_operand[node, index] = (role, heard)
+                    for index in range(3, len(edges)):
+                        self.by_operand[node, index] = ("logits", heard)
+            elif kind in SOFTMAX:
+                self._written_out(node)
+
+    def _written_out(self, softmax: Node) -> None:
+        """An attention of separate operations around a softmax, if this is one."""
+        scores = self._back_to_product(softmax)
+        mix = self._forward_to_product(softmax)
+        if scores is None or mix is None:
+            return
+        node, operand = mix
+        first, second = PRODUCTS[node.name()]
+        value_operand = second if operand == first else first
+        left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
+        query, key = (left, right) if self._rows_are_queries(softmax, left, right) else (right, left)
+        heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand), value_operand)
+        self.attentions.append(heard)
+        swapped = query is right and left is not right
+        for position, role in zip(PRODUCTS[scores.name()], ("key", "query") if swapped else ("query", "key"), strict=True):
+            self.by_operand.setdefault((scores, position), (role, heard))
+        self.by_operand[softmax, 0] = ("logits", heard)
+        self.by_operand[node, value_operand] = ("value", heard)
+
+    def _back_to_product(self, softmax: Node) -> Node | None:
+        """The first product of two computed tensors that the logits are made of."""
+        found, seen, stack = [], {softmax}, [softmax]
+        while stack:
+            for node, _ in stack.pop().next_functions:
+                if node is None or node in seen or is_leaf(node):
+                    continue
+                seen.add(node)
+                if node in self.products or node.name() in SOFTMAX or FUSED.match(node.name()):
+                    continue
+                if node.name() in PRODUCTS and "Convolution" not in node.name():
+                    found.append(node)
+                else:
+                    stack.append(node)
+        return min(found, key=lambda node: node._sequence_nr(), default=None)
+
+    def _forward_to_product(self, softmax: Node) -> tuple[Node, int] | None:
+        """The product of the weights with the values, and which of its inputs the weights are."""
+        seen, stack = {softmax}, [softmax]
+        while stack:
+            for user, index in self.users.get(stack.pop(), ()):
+                if user in seen or user in self.products or user.name() in SOFTMAX:
+                    continue
+                seen.add(user)
+                if user.name() in PRODUCTS and "Convolution" not in user.name():
+                    return user, index
+                if len(seen) < 256:
+                    stack.append(user)
+        return None
+
+    def _rows_are_queries(self, softmax: Node, left: Edge | None, right: Edge | None) -> bool:
+        """Whether the left factor of the scores holds the queries: one key touches one row of it, or many."""
+        if left is None or right is None:
+            return True
+        logits = _edge(softmax, 0)
+        assert logits is not None
+        dim = softmax._saved_dim
+        gradient = torch.zeros(logits.shape)
+        gradient.select(dim if dim < len(logits.shape) else -1, 0).fill_(1.0)
+        try:
+            touched = gradients([logits], [left, right], [gradient])
+        except RuntimeError:
+            return True
+        rows = [0.0 if each is None else (each != 0).any(-1 - i).float().mean().item() for i, each in enumerate(touched)]
+        return rows[0] >= rows[1]
+
+    def _gather_sources(self, node: Node) -> frozenset[Any]:
+        """What counts as the source of this node's output."""
+        if node in self.products:
+            return frozenset([self.products[node]])
+        heard = next((sink for (each, _), (role, sink) in self._attention_nodes(node) if role == "value"), None)
+        if heard is not None:
+            return frozenset([heard])
+        return frozenset().union(*(self._sources[each] for each, _ in node.next_functions if each is not None))
+
+    def _attention_nodes(self, node: Node) -> Iterator[tuple[tuple[Node, int], Sink]]:
+        for index in range(len(node.next_functions)):
+            if (node, index) in self.by_operand:
+                yield (node, index), self.by_operand[node, index]
+
+    def _gather_sinks(self, node: Node) -> frozenset[Sink]:
+        found: set[Sink] = {("end", None)} if node in self.roots else set()
+        for user, index in self.users.get(node, ()):
+            if (user, index) in self.by_operand:
+                found.add(self.by_operand[user, index])
+            elif user in self.products:
+                product = self.products[user]
+                if product.reads is not None and node is product.reads.node:
+                    found.add(("product", product))
+            else:
+                found |= self._sinks[user]
+        return frozenset(found)
+
+
+def gradients(outputs: list[Edge], inputs: list[Edge], weights: list[Tensor]) -> tuple[Tensor | None, ...]:
+    """Gradients between tensors of the graph, which stays usable; None where there is no path.
+
+    Args:
+        outputs, inputs: from where to where.
+        weights: the gradient at each of ``outputs``.
+    """
+    like = [_metadata(edge) for edge in outputs]
+    given = [each.to(dtype=dtype, device=device) for each, (dtype, device) in zip(weights, like, strict=True)]
+    return torch.autograd.grad(
+        [_gradient_edge(edge) for edge in outputs],
+        [_gradient_edge(edge) for edge in inputs],
+        grad_outputs=given,
+        allow_unused=True,
+        retain_graph=True,
+    )
+
+
+def _gradient_edge(edge: Edge) -> GradientEdge | Tensor:
+    return edge.node.variable if is_leaf(edge.node) else GradientEdge(edge.node, edge.output)
+
+
+def _metadata(edge: Edge) -> tuple[torch.dtype, torch.device]:
+    if is_leaf(edge.node):
+        return edge.node.variable.dtype, edge.node.variable.device
+    metadata = edge.node._input_metadata[edge.output]
+    return metadata.dtype, metadata.device
+
+
+def _edge(node: Node, index: int) -> Edge | None:
+    child, output = node.next_functions[index]
+    return None if child is None else Edge(child, output)
+
+
+def _is_table(node: Node, source: tuple[Node, int]) -> bool:
+    """Whether rows of a matrix are looked up, as opposed to one block of a stack of matrices being taken."""
+    return len(Edge(*source).shape) == 2

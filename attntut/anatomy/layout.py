@@ -1,0 +1,144 @@
+"""A projection inside a parameter: a ``(fan_out, fan_in)`` matrix that shares its memory, however it is packed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Levels = tuple[tuple[int, int], ...]
+"""Nested strides, the outermost first: ``((4, 48), (16, 1))`` is 0 … 15, 48 … 63, 96 …"""
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """A ``(fan_out, fan_in)`` matrix in the memory of a parameter.
+
+    Args:
+        view: shares the parameter's memory; its first dimensions together are the rows, the others the columns.
+        row_dims: how many of its dimensions are rows.
+
+    Example:
+        Queries, keys and values of two heads in turn, as GPT-NeoX packs them; the keys:
+
+        >>> packed = torch.arange(12.0).repeat_interleave(4).view(12, 4)  # (2 heads · 3 · 2, 4)
+        >>> key = Matrix(packed.view(2, 3, 2, 4)[:, 1], row_dims=2)
+        >>> key.read()[:, 0]
+        tensor([2., 3., 8., 9.])
+        >>> key.write_(torch.zeros(4, 4))
+        >>> packed[:, 0]
+        tensor([ 0.,  1.,  0.,  0.,  4.,  5.,  6.,  7.,  0.,  0., 10., 11.])
+    """
+
+    view: Tensor
+    row_dims: int = 1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(fan_out, fan_in)``."""
+        return math.prod(self.view.shape[: self.row_dims]), math.prod(self.view.shape[self.row_dims :])
+
+    def read(self) -> Tensor:
+        """The matrix: a view where strides allow it, else a copy."""
+        return self.view.reshape(self.shape)
+
+    def write_(self, matrix: Tensor) -> None:
+        """Put these numbers into the parameter."""
+        with torch.no_grad():
+            self.view.copy_(matrix.reshape(self.view.shape))
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the memory itself is one strided matrix, so that :meth:`read` can be written to."""
+        return self.read().data_ptr() == self.view.data_ptr()
+
+    def rows(self, numbers: Sequence[int]) -> Matrix | None:
+        """Some of the rows, in this order; None where they do not lie evenly in memory."""
+        return self._part(numbers, of_rows=True)
+
+    def columns(self, numbers: Sequence[int]) -> Matrix | None:
+        """Some of the columns, in this order; None where they do not lie evenly in memory."""
+        return self._part(numbers, of_rows=False)
+
+    def _part(self, numbers: Sequence[int], *, of_rows: bool) -> Matrix | None:
+        view, split = self.view, self.row_dims
+        chosen = slice(None, split) if of_rows else slice(split, None)
+        offsets = [0]
+        for size, stride in zip(view.shape[chosen], view.stride()[chosen], strict=True):
+            offsets = [offset + i * stride for offset in offsets for i in range(size)]
+        levels = nested([offsets[number] for number in numbers])
+        if levels is None:
+            return None
+        size, stride = ([level[which] for level in levels] for which in (0, 1))
+        if of_rows:
+            shape, strides = [*size, *view.shape[split:]], [*stride, *view.stride()[split:]]
+        else:
+            shape, strides = [*view.shape[:split], *size], [*view.stride()[:split], *stride]
+        start = view.storage_offset() + offsets[numbers[0]]
+        return Matrix(view.as_strided(shape, strides, start), len(size) if of_rows else split)
+
+
+def nested(offsets: Sequence[int]) -> Levels | None:
+    """Nested strides that give these offsets from the first on, in this order; None if there are none.
+
+    >>> nested([0, 1, 6, 7, 12, 13])
+    ((3, 6), (2, 1))
+    >>> nested([0, 1, 3]) is None
+    True
+    """
+    if len(offsets) == 1:
+        return ((1, 1),)
+    stride = offsets[1] - offsets[0]
+    run = next((i for i in range(1, len(offsets)) if offsets[i] - offsets[i - 1] != stride), len(offsets))
+    if run == len(offsets):
+        return ((run, stride),)
+    if len(offsets) % run:
+        return None
+    heads = offsets[::run]
+    if any(offsets[i] - heads[i // run] != (i % run) * stride for i in range(len(offsets))):
+        return None
+    outer = nested(heads)
+    return None if outer is None else (*outer, (run, stride))
+
+
+def find_matrix(parameter: Tensor, codes: Tensor, shape: tuple[int, int, int], *, weight_first: bool) -> Matrix | None:
+    """Where the entries of a factor ``(batch, rows, columns)`` of a product lie in a parameter.
+
+    Args:
+        parameter: any shape.
+        codes: of the parameter's shape: for each entry 1 + its number in the factor, 0 where it is not in there.
+        shape: of the factor.
+        weight_first: whether its columns, not its rows, are summed over.
+
+    Returns:
+        The matrix; the outputs of a batch stand below each other. None if the factor is no mere rearrangement.
+    """
+    used = codes.nonzero()
+    batch, first, second = shape
+    if len(used) != batch * first * second:
+        return None
+    low, high = used.amin(0), used.amax(0)
+    box = tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))
+    inside = codes[box]
+    if inside.numel() != len(used):
+        return None
+    numbers = inside - 1
+    steps = [
+        int((numbers.select(dim, 1) - numbers.select(dim, 0)).flatten()[0]) if size > 1 else 0
+        for dim, size in enumerate(inside.shape)
+    ]
+    expected = numbers.flatten()[0] + sum(
+        step * torch.arange(size, device=codes.device).view(-1, *[1] * (inside.ndim - 1 - dim))
+        for dim, (step, size) in enumerate(zip(steps, inside.shape, strict=True))
+    )
+    if not torch.equal(expected.expand_as(numbers).to(numbers.dtype), numbers):
+        return None
+    view = parameter.detach()[box]
+    # A step of a whole row of the factor changes the row; a step of a whole matrix, the batch.
+    is_sum = {dim: (step < second) == weight_first if 0 < step < first * second else False for dim, step in enumerate(steps)}
+    out = sorted((d for d in range(view.ndim) if not is_sum[d]), key=lambda d: -steps[d])
+    into = sorted((d for d in range(view.ndim) if is_sum[d]), key=lambda d: -steps[d])
+    return Matrix(view.permute(*out, *into), len(out))

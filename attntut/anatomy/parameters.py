@@ -1,0 +1,255 @@
+"""Every parameter of a model into one of five drawers: projections, norms, biases, gains, and what is to be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from attntut.anatomy.layout import Matrix
+from attntut.anatomy.listen import Anatomy, Part, siblings
+from attntut.anatomy.names import KEEP, PACKED, CallerPatterns, Layout, known_roles
+from attntut.anatomy.weight import ATTENTION
+
+TABLES = ("embedding", "position")
+
+
+class Drawers:
+    """Sorts the parameters of a model: by what the caller says, else by what was heard, else by name.
+
+    Args:
+        module: the model.
+        patterns: the caller's.
+        heard: what listening told, if anybody listened.
+
+    Attributes:
+        parts: the projections.
+        norms, biases, gains, kept: as in :class:`~attntut.anatomy.view.ModelView`.
+        matrices: names of all parameters with two or more dimensions.
+        unknown: those among them without a role, or whose place in memory is not known, each with a description.
+    """
+
+    def __init__(self, module: nn.Module, patterns: CallerPatterns, heard: Anatomy | None = None) -> None:
+        self.module, self.patterns, self.heard = module, patterns, heard or Anatomy()
+        self.parts: list[Part] = []
+        self.norms: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        self.biases: dict[str, Tensor] = {}
+        self.gains: dict[str, nn.Parameter] = {}
+        self.kept: list[str] = []
+        self.matrices: list[str] = []
+        self.unknown: dict[str, str] = {}
+        self._done: set[int] = set()
+        names: dict[int, list[str]] = {}  # a tied parameter has several
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        given = {each[0]: patterns.match(each) for each in names.values()}
+        parameters = dict(module.named_parameters())
+        for name, parameter in parameters.items():
+            if (match := given[name]) is not None and KEEP in match[0]:
+                self._take(parameter)
+                self.kept.append(name)
+            if parameter.ndim > 1:
+                self.matrices.append(name)
+        patterns.check_used(self.matrices)
+        for name, parameter in parameters.items():  # a matrix takes its bias along
+            if id(parameter) not in self._done and (is_norm(self._owner(name)) or parameter.ndim > 1):
+                self._sort(names[id(parameter)], given[name], parameter)
+        self._learn_from_siblings(parameters)
+        for name, parameter in parameters.items():
+            if id(parameter) not in self._done:
+                if name.endswith("bias") or name in self.heard.biases:
+                    self.biases[name] = parameter.detach()
+                else:
+                    self.gains[name] = parameter
+
+    def _sort(self, names: list[str], given: tuple[tuple[str, ...], Layout] | None, parameter: nn.Parameter) -> None:
+        name = names[0]
+        owner, own_name = self._owner(name), name.rpartition(".")[2]
+        if is_norm(owner):
+            if own_name in ("weight", "bias"):
+                scale, shift = (self._take(getattr(owner, each, None)) for each in ("weight", "bias"))
+                self.norms[name.rpartition(".")[0]] = scale, shift
+            return
+        if any(each in self.heard.biases or each in self.heard.gains for each in names):
+            return
+        self._take(parameter)
+        if own_name in ("bias_k", "bias_v"):  # one more key and value for all to see: torch calls them biases
+            self.biases[name] = parameter.detach()
+            return
+        heard = next((self.heard.parts[each] for each in names if each in self.heard.parts), [])
+        if given is not None and not (heard and _is_plain(given[1]) and {part.role for part in heard} == set(given[0])):
+            self.parts += self._split(name, parameter, *given)
+            return
+        if heard and all(part.matrix is not None for part in heard):
+            for part in heard:
+                self._take_bias(part)
+                self.parts.append(part._replace(padding=getattr(owner, "padding_idx", None)))
+            return
+        known = {each: known_roles(ancestors(self.module, each)) for each in names}
+        name = next((each for each in names if known[each] == ("embedding",)), name)
+        roles = known[name] or next(filter(None, known.values()), ())
+        if heard:
+            self.unknown[name] = f"{name} {tuple(parameter.shape)}: {heard[0].role}, but {heard[0].why}"
+        elif roles:
+            self.parts += self._split(name, parameter, roles, Layout(name))
+        else:
+            self.unknown[name] = f"{name} {tuple(parameter.shape)}"
+
+    def _learn_from_siblings(self, parameters: dict[str, nn.Parameter]) -> None:
+        """What was not used, an expert that no token chose, plays the part of its like in another block."""
+        known: dict[tuple[str, torch.Size], list[Part]] = {}
+        for part in self.parts:
+            if part.attention is None and part.parameter in self.heard.parts:
+                key = siblings(self.module, part.parameter), parameters[part.parameter].shape
+                if all(each.parameter == part.parameter for each in known.get(key, [])):
+                    known.setdefault(key, []).append(part)
+        for name in list(self.unknown):
+            parameter = parameters[name]
+            like = known.get((siblings(self.module, name), parameter.shape), [])
+            if like and self.unknown[name] == f"{name} {tuple(parameter.shape)}":
+                del self.unknown[name]
+                for part in like:
+                    view = part.matrix.view  # type: ignore[union-attr]
+                    here = parameter.detach().as_strided(
+                        view.shape, view.stride(), view.storage_offset() - parameters[part.parameter].storage_offset()
+                    )
+                    self.parts.append(
+                        part._replace(parameter=name, matrix=Matrix(here, part.matrix.row_dims), bias=None)  # type: ignore[union-attr]
+                    )
+
+    def _take_bias(self, part: Part) -> None:
+        if part.bias is not None:
+            for each in self.module.parameters():
+                if each.untyped_storage().data_ptr() == part.bias.view.untyped_storage().data_ptr():
+                    self._take(each, again=True)
+
+    def _split(self, name: str, parameter: nn.Parameter, roles: tuple[str, ...], layout: Layout) -> Iterator[Part]:
+        path, _, own_name = name.rpartition(".")
+        owner, attention = self._owner(name), path.rpartition(".")[0] if own_name == "weight" else path
+        if roles == PACKED and getattr(self.module.get_submodule(attention), "is_cross_attention", False):
+            roles = ("key", "value")  # GPT-2 asks with another matrix
+        separate = own_name in ("q_proj_weight", "k_proj_weight", "v_proj_weight")  # torch's, with kdim or vdim
+        of_torch = separate or own_name == "in_proj_weight"
+        bias = None
+        if of_torch or own_name == "weight":
+            bias = self._take(getattr(owner, "in_proj_bias" if of_torch else "bias", None), again=separate)
+        for number, (matrix, is_table) in enumerate(_as_matrices(name, parameter, owner, roles, layout)):
+            width = matrix.shape[0]
+            sizes = layout.sizes or (width // len(roles) // layout.groups,) * len(roles)
+            if sum(sizes) * layout.groups != width:
+                raise ValueError(
+                    f"{name} must hold {len(roles)} projections of one size ({', '.join(roles)}): got shape "
+                    f"{tuple(parameter.shape)}. Say how they share it: Layout({name!r}, sizes=…, groups=…)."
+                )
+            slots = PACKED if separate else roles
+            for role, rows in zip(roles, _turns(sizes, layout.groups), strict=True):
+                part = matrix if len(roles) == 1 else matrix.rows(rows)
+                shift = None
+                if bias is not None and number == 0 and layout.stacked is None:
+                    column = Matrix(bias.view(-1, 1))
+                    start = slots.index(role) * width
+                    shift = column.rows(range(start, start + width) if separate else rows)
+                yield Part(
+                    role,
+                    name,
+                    part,
+                    shift,
+                    attention if role in ATTENTION else None,
+                    0,
+                    is_table,
+                    padding=getattr(owner, "padding_idx", None),
+                )
+
+    def _owner(self, name: str) -> nn.Module:
+        return self.module.get_submodule(name.rpartition(".")[0])
+
+    def _take(self, parameter: object, *, again: bool = False) -> Tensor | None:
+        """The parameter's data, if it is one and no drawer has it."""
+        if not isinstance(parameter, nn.Parameter) or (id(parameter) in self._done and not again):
+            return None
+        self._done.add(id(parameter))
+        return parameter.detach()
+
+
+def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """The modules around a parameter or module from the inside out, each with the name as seen from there.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2))
+    >>> [(name, type(each).__name__) for name, each in ancestors(model, "0.weight")]
+    [('weight', 'Linear'), ('0.weight', 'Sequential')]
+    """
+    path = name.split(".")
+    for depth in range(len(path) - 1, -1, -1):
+        yield ".".join(path[depth:]), module.get_submodule(".".join(path[:depth]))
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes: one of torch's, or one whose class says so and that has no matrix.
+
+    >>> is_norm(nn.RMSNorm(8)), is_norm(nn.Linear(8, 8))
+    (True, False)
+    """
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase):
+        return True
+    return "norm" in type(module).__name__.lower() and all(each.ndim < 2 for each in module.parameters())
+
+
+def listing(items: Collection[str], limit: int = 8) -> str:
+    """The first of the items, and how many more there are.
+
+    >>> listing(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return (", ".join([*items][:limit]) or "none") + more
+
+
+def _is_plain(layout: Layout) -> bool:
+    return layout.sizes is None and layout.groups == 1 and layout.stacked is None and not layout.transposed
+
+
+def _turns(sizes: Sequence[int], groups: int) -> Iterator[list[int]]:
+    """The rows of each role where all of them take turns.
+
+    >>> list(_turns((2, 1), groups=2))
+    [[0, 1, 3, 4], [2, 5]]
+    """
+    start, period = 0, sum(sizes)
+    for size in sizes:
+        yield [group * period + start + row for group in range(groups) for row in range(size)]
+        start += size
+
+
+def _as_matrices(
+    name: str, parameter: nn.Parameter, owner: nn.Module, roles: tuple[str, ...], layout: Layout
+) -> Iterator[tuple[Matrix, bool]]:
+    """The parameter as ``(fan_out, fan_in)`` matrices, each with whether its rows are looked up."""
+    data = parameter.detach()
+    kinds = {kind.__name__ for kind in type(owner).__mro__}
+    is_raw = name.rpartition(".")[2] != "weight"
+    if layout.stacked is not None:
+        if data.ndim != 3:
+            raise ValueError(f"{name} must have three dimensions to be stacked: got shape {tuple(data.shape)}.")
+        # a stack of heads holds (heads, fan_in, d_head), as y = x @ w: its output matrix (heads, d_head, fan_out)
+        if layout.stacked == "experts":
+            yield from ((Matrix(each.mT if layout.transposed else each), False) for each in data)
+        elif roles[0] == "output":
+            each = data if layout.transposed else data.transpose(1, 2)  # (heads, fan_out, d_head)
+            yield Matrix(each.transpose(0, 1), 1), False
+        else:
+            yield Matrix(data if layout.transposed else data.transpose(1, 2), 2), False
+        return
+    if "Embedding" in kinds or (is_raw and roles[0] in TABLES):
+        yield Matrix(data.reshape(-1, data.shape[-1]).mT), True
+    elif "Conv1D" in kinds or layout.transposed:  # Hugging Face's Conv1D keeps its matrix transposed
+        yield Matrix(data.mT), False
+    elif "_ConvNd" in kinds:
+        yield Matrix(data.flatten(1)), False
+    elif data.ndim != 2:
+        raise ValueError(
+            f"{name} must be a matrix to have the role {' + '.join(roles)}: got shape {tuple(data.shape)}. "
+            f'Say how it is stacked, Layout({name!r}, stacked="heads"), or leave it alone, roles={{"keep": {name!r}}}.'
+        )
+    else:
+        yield Matrix(data), False

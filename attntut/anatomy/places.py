@@ -1,0 +1,191 @@
+"""Where a projection stands: its block, its stack, its heads; and what the architecture around it is like."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from attntut._checks import check_int
+from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.listen import Anatomy, Part
+from attntut.anatomy.parameters import ancestors
+from attntut.anatomy.weight import BRANCH, Weight
+
+HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")
+CROSS = ("cross", "encdec", "encoder_attn")
+# Where the norm stands in blocks that do not say so themselves.
+NORM_OF_BLOCK = {
+    "BertLayer": "post",
+    "GPT2Block": "pre",
+    "T5Block": "pre",
+    "LlamaDecoderLayer": "pre",
+    "ViTLayer": "pre",
+}
+
+
+class Places:
+    """Tells where each parameter of a model stands.
+
+    Args:
+        module: the model.
+        parts: its projections.
+        heard: what listening told.
+        n_heads: number of heads, where neither listening nor an attention module tells.
+
+    Attributes:
+        unsure: what could not be found out, in words.
+    """
+
+    def __init__(self, module: nn.Module, parts: Sequence[Part], heard: Anatomy, n_heads: int | None) -> None:
+        self.module, self.heard = module, heard
+        self.unsure: list[str] = []
+        queries = {part.attention: part for part in reversed(parts) if part.role == "query" and part.attention is not None}
+        names = [*dict.fromkeys([*heard.attention, *reversed(queries)])]
+        latent = {part.attention: part for part in parts if part.role == "latent"}
+        self.heads: dict[str, int] = {}
+        self.width: dict[str, int] = {}
+        self.d_head: dict[str, int] = {}
+        for name in names:
+            part = queries.get(name) or next((each for each in parts if each.attention == name), None)
+            if part is None or part.matrix is None:
+                continue
+            self.heads[name] = self._heads(name, part, n_heads)
+            narrow = latent.get(name)
+            from_latent = narrow is not None and narrow.matrix.shape[0] == part.matrix.shape[1]  # type: ignore[union-attr]
+            self.width[name] = (narrow if from_latent else part).matrix.shape[1]  # type: ignore[union-attr]
+            self.d_head[name] = part.matrix.shape[0] // self.heads[name]
+        self.blocks = find_blocks(module, names)
+        self.passes = {name: self._passes(name, parts) for name in names}
+        self.stack = {name: self._stack(name) for name in names}
+        depth: dict[str, int] = {"encoder": 0, "decoder": 0}
+        for name, stack in self.stack.items():
+            depth[stack] = max(depth[stack], self._depth(name))
+        self.depth = depth
+        self.has_both = all(depth.values())
+
+    def _passes(self, name: str, parts: Sequence[Part]) -> int:
+        """How often the stream comes through an attention: blocks that share their weights count each time."""
+        return max((self.heard.passes.get(part.parameter, 1) for part in parts if part.attention == name), default=1)
+
+    def _depth(self, name: str) -> int:
+        return block_of(self.blocks, name).n_layers * self.passes[name]
+
+    def weight(
+        self, parameter: str, role: str, shape: tuple[int, int], attention: str | None, is_table: bool
+    ) -> Weight:
+        """The description of one projection."""
+        near = max(self.heads, key=lambda name: shared(name, parameter))  # the attention module next to it
+        attention = near if attention not in self.heads or attention is None else attention
+        inside = role in BRANCH
+        block = block_of(self.blocks, parameter)
+        stack = self.stack[attention] if inside or not self.has_both else self._outer_stack(parameter)
+        return Weight(
+            role,
+            fan_in=shape[1],
+            fan_out=shape[0],
+            d_model=self.width[attention],
+            n_heads=self.heads[attention],
+            d_head=self.d_head[attention],
+            layer=block.layer if inside else 1,
+            n_layers=block.n_layers * self.passes[attention] if inside else self.depth[stack],
+            stack=stack,
+            n_encoder=self.depth["encoder"] if self.has_both else 0,
+            n_decoder=self.depth["decoder"] if self.has_both else 0,
+            is_cross=role in BRANCH[:4] and self._is_cross(attention),
+            is_table=is_table,
+        )
+
+    def traits(self) -> dict[str, Any]:
+        """What is known of the architecture, by the names of :class:`~attntut.TransformerConfig`."""
+        found = [self._traits(name) for name in self.heads]
+        return {
+            field: found[0].get(field) if all(each.get(field) == found[0].get(field) for each in found) else None
+            for field in {field: None for each in found for field in each}
+        }
+
+    def _traits(self, name: str) -> dict[str, Any]:
+        return self.heard.traits.get(name, {}) | self._declared(name)
+
+    def _declared(self, name: str) -> dict[str, Any]:
+        """What the modules around an attention say of themselves."""
+        attention = self.module.get_submodule(name)
+        own = self.d_head[name] ** -0.5 if _is_a(attention, "MultiheadAttention") else None
+        scale = next(
+            (s for each in ("scale", "scaling") if isinstance(s := getattr(attention, each, None), float)), own
+        )
+        for _, module in ancestors(self.module, f"{name}."):
+            config = getattr(module, "config", None)
+            if _is_a(module, "TransformerBlock") and dataclasses.is_dataclass(config):
+                return dataclasses.asdict(config) | {"scale": scale}  # type: ignore[arg-type]
+            norm = next((norm for block, norm in NORM_OF_BLOCK.items() if _is_a(module, block)), None)
+            if isinstance(getattr(module, "norm_first", None), bool):
+                norm = "pre" if module.norm_first else "post"
+            if norm:
+                return {"norm": norm, "residual": True, "residual_scale": 1.0, "skip_scale": 1.0, "scale": scale}
+        return {"scale": self.heard.scale.get(name) if scale is None else scale}
+
+    def _heads(self, name: str, query: Part, given: int | None) -> int:
+        """How many heads: as heard, as given, or as the module or its configuration says."""
+        if query.n_heads and query.role == "query":
+            return query.n_heads
+        around = [
+            source for _, each in ancestors(self.module, f"{name}.") for source in (each, getattr(each, "config", None))
+        ]
+        found = (getattr(source, key, None) for source in around for key in HEADS)
+        heads = given if given is not None else next((value for value in found if isinstance(value, int)), None)
+        width = query.matrix.shape[0]  # type: ignore[union-attr]
+        if heads is None:
+            self.unsure.append(
+                f"The number of heads of {name or type(self.module).__name__} is not known: it has none of the "
+                f"attributes {', '.join(HEADS)}. Give it as n_heads=…; all queries together are {width} wide."
+            )
+            return 1
+        if width % check_int("n_heads", heads):
+            self.unsure.append(
+                f"n_heads must divide the width of the queries: got n_heads={heads}, "
+                f"and {query.parameter} writes {width}."
+            )
+            return 1
+        return heads
+
+    def _stack(self, name: str) -> str:
+        attention = self.module.get_submodule(name)
+        if self._is_cross(name) or any(getattr(attention, each, False) is True for each in ("is_causal", "is_decoder")):
+            return "decoder"
+        path = name.split(".")
+        for depth in range(len(path), -1, -1):
+            module = self.module.get_submodule(".".join(path[:depth]))
+            label = f"{type(module).__name__} {path[depth - 1] if depth else ''}".lower()
+            if ("decoder" in label) != ("encoder" in label):
+                return "decoder" if "decoder" in label else "encoder"
+        return "encoder"
+
+    def _outer_stack(self, parameter: str) -> str:
+        return "decoder" if "decoder" in parameter.split(".") else "encoder"
+
+    def _is_cross(self, name: str) -> bool:
+        attention = self.module.get_submodule(name)
+        parent_name, _, own = name.rpartition(".")
+        in_torch = own == "multihead_attn" and _is_a(self.module.get_submodule(parent_name), "TransformerDecoderLayer")
+        labels = f"{type(attention).__name__} {own} {parent_name.rpartition('.')[2]}".lower()
+        if name in self.heard.traits:
+            return name in self.heard.cross
+        flag = getattr(attention, "is_cross_attention", False) is True
+        return flag or in_torch or any(word in labels for word in CROSS)
+
+
+def _is_a(module: nn.Module, kind: str) -> bool:
+    return any(each.__name__ == kind for each in type(module).__mro__)
+
+
+def shared(a: str, b: str) -> int:
+    """How many components two dotted names begin with together."""
+    count = 0
+    for left, right in zip(a.split("."), b.split("."), strict=False):
+        if left != right:
+            break
+        count += 1
+    return count

@@ -1,0 +1,241 @@
+"""A model seen by role: every projection as one ``(fan_out, fan_in)`` matrix, however the model stores it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attntut.anatomy.layout import Matrix
+from attntut.anatomy.listen import Anatomy, Ears
+from attntut.anatomy.names import CallerPatterns, RolePatterns
+from attntut.anatomy.parameters import Drawers, listing
+from attntut.anatomy.places import Places, shared
+from attntut.anatomy.weight import ATTENTION, PARTS, Weight
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """One projection of a model.
+
+    Attributes:
+        weight: its role and place, as a scheme sees it.
+        matrix: ``(fan_out, fan_in)`` in the memory of the parameter.
+        parameter: the parameter's dotted name.
+        bias: the part of a bias that belongs to it, sharing memory; None if there is none.
+        attention: dotted name of the attention module that it belongs to; None for other roles.
+        padding: the row of an embedding that stands for padding and stays 0.
+        role: what it does: its role, or one of :data:`~attntut.anatomy.weight.PARTS`.
+    """
+
+    weight: Weight
+    matrix: Matrix = field(repr=False)
+    parameter: str
+    bias: Tensor | None = field(default=None, repr=False)
+    attention: str | None = None
+    padding: int | None = None
+    role: str = ""
+
+    @property
+    def view(self) -> Tensor:
+        """The matrix: it shares the parameter's memory where strides allow that (``matrix.is_matrix``), else a copy."""
+        return self.matrix.read()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The four projections of one attention module; None for one that it does not have, or that is not known."""
+
+    name: str
+    module: nn.Module = field(repr=False)
+    query: Entry | None = None
+    key: Entry | None = None
+    value: Entry | None = None
+    output: Entry | None = None
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """Everything in a model that an initialization touches, or leaves on purpose.
+
+    Attributes:
+        module: the model.
+        entries: its projections, in the order of its parameters.
+        attention: the projections of each attention module together, in the order of the forward pass.
+        norms: scale and shift of each norm (either may be None), by the norm's name.
+        biases: biases that belong to no projection, by name.
+        gains: learnable factors (ReZero's, LayerScale's …), by name: left as they are, unless a scheme sets them.
+        kept: parameters that the caller wants left alone, by name.
+        traits: what is known of the architecture, by the names of :class:`~attntut.TransformerConfig`.
+        unknown: parameters of two or more dimensions without a role or a known place, each with a description.
+        unsure: what else could not be found out, in words.
+    """
+
+    module: nn.Module = field(repr=False)
+    entries: tuple[Entry, ...]
+    attention: tuple[Attention, ...]
+    norms: Mapping[str, tuple[Tensor | None, Tensor | None]] = field(repr=False)
+    biases: Mapping[str, Tensor] = field(repr=False)
+    gains: Mapping[str, nn.Parameter] = field(repr=False)
+    kept: tuple[str, ...]
+    traits: Mapping[str, Any]
+    unknown: Mapping[str, str] = field(default_factory=dict)
+    unsure: tuple[str, ...] = ()
+
+    def by_role(self, *roles: str) -> tuple[Entry, ...]:
+        """The projections with one of these roles."""
+        return tuple(entry for entry in self.entries if entry.role in roles)
+
+
+def view(
+    module: nn.Module, *, inputs: Any = None, roles: RolePatterns | None = None, n_heads: int | None = None
+) -> ModelView:
+    """Find out what each parameter of a model is for, and refuse a model in which that is not clear.
+
+    Args:
+        module: any model that contains attention.
+        inputs: what it is called with (a tuple: its arguments; a mapping: its keyword arguments): it is then run once,
+            and roles are found by listening. A Hugging Face model brings inputs of its own. Without inputs, roles are
+            found by name, in ``attntut``'s and torch's modules and the families of BERT, GPT-2, T5, Llama and ViT.
+        roles: for what is not found: role to pattern or patterns of parameter names, as in :mod:`fnmatch`. A tuple of
+            roles means that they are packed into one matrix in that order; a :class:`~attntut.anatomy.Layout` says how.
+            ``"keep"`` leaves parameters alone.
+        n_heads: number of heads, where neither listening nor the attention module tells.
+
+    Returns:
+        The view; nothing is changed.
+
+    Raises:
+        TypeError: ``module`` is no module.
+        ValueError: there is no attention in it; a parameter of two or more dimensions has no known role, or no known
+            place in memory; a pattern matches nothing; or the number of heads is not known.
+
+    Example:
+        >>> seen = view(nn.MultiheadAttention(8, num_heads=2))
+        >>> [(entry.weight.role, entry.weight.shape, entry.parameter) for entry in seen.entries]
+        [('query', (8, 8), 'in_proj_weight'), ('key', (8, 8), 'in_proj_weight'), ('value', (8, 8), 'in_proj_weight'),
+         ('output', (8, 8), 'out_proj.weight')]
+    """
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module: got {type(module).__name__}.")
+    seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
+    if not seen.attention:
+        matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
+        raise ValueError(
+            f"module must contain attention, and none is known in {type(module).__name__}. Give what it is called "
+            f'with, inputs=…, or the names, roles={{"query": "*.q_lin.weight", …}}. Its matrices: {listing(matrices)}.'
+        )
+    if seen.unknown:
+        raise ValueError(
+            f"Every matrix must have a role, and none is known for {listing(seen.unknown.values())}. Give what the "
+            f'model is called with, inputs=…, or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or leave '
+            'it alone, roles={"keep": …}.'
+        )
+    if seen.unsure:
+        raise ValueError(seen.unsure[0])
+    return seen
+
+
+def look(
+    module: nn.Module,
+    *,
+    heard: Anatomy | None = None,
+    roles: RolePatterns | None = None,
+    n_heads: int | None = None,
+) -> ModelView:
+    """What is known of a model, and what is not: as :func:`view`, but nothing unknown is refused.
+
+    Args:
+        module: the model.
+        heard: what listening told (:class:`~attntut.anatomy.listen.Ears`).
+        roles, n_heads: as in :func:`view`.
+
+    Example:
+        >>> model = nn.Sequential(nn.MultiheadAttention(8, num_heads=2), nn.Bilinear(8, 8, 8))
+        >>> seen = look(model)
+        >>> [entry.role for entry in seen.entries], list(seen.unknown)
+        (['query', 'key', 'value', 'output'], ['1.weight'])
+    """
+    heard = heard or Anatomy()
+    drawers = Drawers(module, CallerPatterns(roles), heard)
+    parts = [part for part in drawers.parts if part.matrix is not None]
+    places = Places(module, parts, heard, n_heads)
+    entries = tuple(
+        Entry(
+            places.weight(part.parameter, _drawn_as(part.role), part.matrix.shape, part.attention, part.is_table),  # type: ignore[union-attr]
+            part.matrix,  # type: ignore[arg-type]
+            part.parameter,
+            None if part.bias is None else part.bias.view[..., 0],
+            part.attention,
+            part.padding,
+            part.role,
+        )
+        for part in (parts if places.heads else ())
+    )
+    return ModelView(
+        module,
+        entries,
+        tuple(_gather(module, entries, list(places.heads))),
+        drawers.norms,
+        drawers.biases,
+        drawers.gains,
+        tuple(drawers.kept),
+        places.traits() if places.heads else {},
+        drawers.unknown,
+        tuple(places.unsure),
+    )
+
+
+def listen(module: nn.Module, inputs: Any = None) -> Anatomy | None:
+    """Run a model once, in evaluation mode, and listen; None without inputs, or where it does not run with its own.
+
+    Args:
+        module: the model.
+        inputs: as in :func:`view`.
+    """
+    own = inputs is None
+    if own:
+        inputs = getattr(module, "dummy_inputs", None)
+        if not isinstance(inputs, Mapping):
+            return None
+    from attntut.diagnose.restore import untouched  # TODO
+
+    try:
+        with untouched(module, inputs), Ears(module) as ears, torch.enable_grad():
+            module.eval()
+            return ears.hear(call(module, inputs))
+    except Exception:
+        if own:
+            return None
+        raise
+
+
+def call(module: nn.Module, inputs: Any) -> Any:
+    """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return module(**inputs)
+    return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
+
+
+def _drawn_as(role: str) -> str:
+    """The role by whose law a matrix is drawn: what a branch has beside its six is drawn like its first."""
+    return "feed_forward_in" if role in PARTS else role
+
+
+def _gather(module: nn.Module, entries: tuple[Entry, ...], names: list[str]) -> Iterator[Attention]:
+    found: dict[str, dict[str, Entry]] = {name: {} for name in names}
+    for entry in entries:
+        if entry.role in ATTENTION and entry.attention in found:
+            have = found[entry.attention].get(entry.role)
+            if have is None or have.view.numel() < entry.view.numel():  # a rotary key stands beside the key
+                found[entry.attention][entry.role] = entry
+    for entry in entries:
+        if entry.role in ATTENTION and entry.attention not in found:  # BERT keeps the output beside the module
+            free = [name for name, each in found.items() if entry.role not in each]
+            if free:
+                found[max(free, key=lambda name: shared(name, entry.parameter))][entry.role] = entry
+    for name, each in found.items():
+        yield Attention(name, module.get_submodule(name), **each)
