@@ -9,20 +9,22 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from attntut.init.laws import Constant, Law
-from attntut.init.patterns import RolePatterns
+from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.view import Entry, ModelView, view
+from attntut.init.laws import Constant, IndependentLaw, Law, Normal
 from attntut.init.registry import find_scheme
 from attntut.init.requirements import check_requirements
-from attntut.init.roles import Entry, ModelView, view
 from attntut.init.scheme import Scheme
 
 Module = TypeVar("Module", bound=nn.Module)
+ADAPTERS = ("adapter_in", "adapter_out")
 
 
 def initialize_(
     module: Module,
     scheme: str | Scheme,
     *,
+    inputs: Any = None,
     generator: torch.Generator | None = None,
     roles: RolePatterns | None = None,
     n_heads: int | None = None,
@@ -34,14 +36,17 @@ def initialize_(
     Every projection is drawn by its role and by its own fans, also where the model packs several into one tensor,
     keeps them transposed, shares keys and values between heads, or ties its readout to its embedding (which is drawn
     once, as an embedding). Unless the scheme says otherwise, biases become 0 and norms the identity; learnable gains
-    stay. The row of an embedding that stands for padding becomes 0. Frozen parameters are initialized too.
+    stay. The row of an embedding that stands for padding becomes 0. Frozen matrices are initialized too; frozen tables
+    (sinusoidal positions) stay as they are. Gates and the narrow matrices of latent attention are drawn like the matrix
+    that a branch begins with; of an adapter, the first matrix is N(0, 1/fan_in) and the second 0 (Hu et al. 2021).
 
     Args:
         module: as in :func:`view`.
         scheme: a name in :func:`schemes`.
+        inputs: what the model is called with, to find the roles of any model by listening: as in :func:`view`.
         generator: where the random numbers come from; torch's global generator by default, which is left alone if one
             is given.
-        roles: patterns for names that are not known, as in :func:`view`.
+        roles: patterns for what is not found, as in :func:`view`.
         n_heads: number of heads, where the model does not tell.
         force: apply the scheme although the model lacks what it requires; or the requirement (or requirements) to
             overlook.
@@ -53,8 +58,8 @@ def initialize_(
     Raises:
         TypeError: ``module`` is no module, or ``generator`` no generator.
         ValueError: an unknown scheme or option; a requirement that is not met; a model as in :func:`view`; a parameter
-            that is not floating-point, has no memory (meta device), or lies on another device than ``generator``.
-            The model is then as it was.
+            that is not floating-point, has no memory of its own (meta device, sharded, quantized, parametrized), or
+            lies on another device than ``generator``. The model is then as it was.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(d_model=64, nhead=4)
@@ -65,14 +70,14 @@ def initialize_(
     found = find_scheme(scheme)
     found.check_options(options)
     _check_generator(generator)
-    seen = view(module, roles=roles, n_heads=n_heads)
+    seen = view(module, inputs=inputs, roles=roles, n_heads=n_heads)
     _check_parameters(seen, generator)
-    first = seen.attention[0].query.weight
+    first = next(entry.weight for entry in seen.entries if entry.attention is not None)
     check_requirements(found, seen.traits, options, n_layers=first.n_layers, d_head=first.d_head, force=force)
     plan = list(_plan(found, seen, options))
     with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
-        for tensor, law in plan:
-            law.fill_(tensor, generator)
+        for target, law in plan:
+            _draw(target, law, generator)
         for entry in seen.entries:
             if entry.padding is not None:
                 entry.view[:, entry.padding] = 0
@@ -83,9 +88,14 @@ def initialize_(
     return module
 
 
-def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[tuple[Tensor, Law]]:
+def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[tuple[Entry | Tensor, Law]]:
     for entry in seen.entries:
-        yield entry.view, _law(scheme, entry, scheme.law(entry.weight, **options))
+        if is_kept(seen, entry):
+            continue
+        if entry.role in ADAPTERS:
+            yield entry, Normal(entry.weight.fan_in**-0.5) if entry.role == "adapter_in" else Constant(0.0)
+        else:
+            yield entry, _law(scheme, entry, scheme.law(entry.weight, **options))
         if entry.bias is not None:
             yield entry.bias, _law(scheme, entry, scheme.bias(entry.weight, **options))
     for weight, bias in seen.norms.values():
@@ -95,6 +105,22 @@ def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[
             yield bias, Constant(0.0)
     for bias in seen.biases.values():
         yield bias, Constant(0.0)
+
+
+def is_kept(seen: ModelView, entry: Entry) -> bool:
+    """Whether an entry is a frozen table: positions that were computed, not drawn, and are not to be learned."""
+    return entry.weight.is_table and not seen.module.get_parameter(entry.parameter).requires_grad
+
+
+def _draw(target: Entry | Tensor, law: Law, generator: torch.Generator | None) -> None:
+    if isinstance(target, Tensor):
+        law.fill_(target, generator)
+    elif target.matrix.is_matrix:
+        law.fill_(target.view, generator)
+    elif isinstance(law, IndependentLaw | Constant):
+        law.fill_(target.matrix.view, generator)
+    else:
+        target.matrix.write_(law.fill_(torch.empty_like(target.view, memory_format=torch.contiguous_format), generator))
 
 
 def _law(scheme: Scheme, entry: Entry, law: object) -> Law:
