@@ -190,7 +190,8 @@ def mimetic(weight: Weight, *, query_key: float = 0.7, value_output: float = 0.4
     value's root goes to either side. So a head's :math:`W_q^\top W_k` is the best approximation of rank ``d_head``
     only: of the identity's trace, one head of four keeps 45 %. Values and outputs are fitted once for all heads, in
     full rank, with −I. Cross-attention, feed-forward network and the rest are :func:`~attntut.init.plain.vit`. The
-    paper's vision models have sinusoidal positions. Implementations disagree on which pair has 0.7 and which 0.4.
+    paper's vision models have sinusoidal positions. Implementations disagree on which pair has 0.7 and which 0.4, and
+    some draw Z uniformly.
 
     Args:
         query_key: the factor of the query-key pair, 0.7 in the formula.
