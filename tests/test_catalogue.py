@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -81,7 +82,7 @@ def test_a_wrong_prediction_is_noticed(changes, messages):
 def test_a_wrong_draw_is_noticed(monkeypatch, factor):
     right = schemes()["xavier_normal"]
     wrong = replace(right, function=scaled(factor), predicts=lambda weight: right.std(weight))
-    monkeypatch.setitem(registry._SCHEMES, "xavier_normal", wrong)
+    monkeypatch.setitem(registry.SCHEMES, "xavier_normal", wrong)
     assert any("the role query" in problem for problem in drawn.draw(wrong).problems)
 
 
@@ -128,7 +129,8 @@ def test_the_chapters_treat_schemes_that_exist():
 
 def test_every_family_has_a_summary():
     for family in registry.FAMILIES:
-        assert len(catalogue._summary(family)) > 20, f"attntut/init/{family}.py should begin by saying what it holds."
+        summary = (import_module(f"attntut.init.{family}").__doc__ or "").split("\n\n")[0]
+        assert len(summary) > 20, f"attntut/init/{family}.py should begin by saying what it holds."
 
 
 def test_a_reference_to_the_code_leads_to_the_function():

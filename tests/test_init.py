@@ -1,5 +1,6 @@
 """The machinery of `attntut.init`: laws, the register, one call that plans before it writes, and what it refuses."""
 
+import dataclasses
 import math
 
 import pytest
@@ -8,10 +9,10 @@ from torch import nn
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig
 from attntut.device import seeded
-from attntut.init import Weight, initialize_, registry, schemes, view
+from attntut.init import Scheme, Weight, initialize_, registry, schemes, view
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
 from attntut.init.parameters import is_norm, listing
-from attntut.init.registry import find_scheme, outside, scheme
+from attntut.init.registry import find_scheme, law_outside_blocks, scheme
 from attntut.init.requirements import REQUIREMENTS, check_requirements
 from attntut.init.weight import ROLES, weights
 
@@ -46,7 +47,7 @@ def changed(module: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
 @pytest.fixture
 def register(monkeypatch):
     """A copy of the register that the test may add to."""
-    monkeypatch.setattr(registry, "_SCHEMES", dict(registry._SCHEMES))
+    monkeypatch.setattr(registry, "SCHEMES", dict(registry.SCHEMES))
 
 
 # --- laws
@@ -108,6 +109,7 @@ def test_of_std_undoes_the_cut():
         (lambda: weights(8, 2, d_ff=0), "d_ff must be an integer ≥ 1"),
         (lambda: scheme(**DATA | {"family": "fans"}), "family must be one of.*Did you mean 'fan'"),
         (lambda: scheme(**DATA | {"source": " "}), "source must say something"),
+        (lambda: scheme(**DATA | {"year": None}), "year must be given where cite has none: got cite=''"),
         (lambda: scheme(**DATA, requires=("post-ln",)), "requires must be one of.*Did you mean 'post-LN'"),
         (
             lambda: scheme(**DATA)(schemes()["xavier_normal"].function),
@@ -140,7 +142,7 @@ def test_the_register_is_in_order_and_read_only():
 def test_one_function_makes_a_scheme(register):
     @scheme(**DATA, requires=("post-LN", "unscaled logits"), architecture=lambda n_layers: {"skip_scale": n_layers / 2})
     def mine(weight: Weight, *, std: float = 0.5) -> Law:
-        return outside(weight) or Normal(std * weight.layer)
+        return law_outside_blocks(weight) or Normal(std * weight.layer)
 
     added = schemes()["mine"]
     assert added.options == {"std": 0.5}
@@ -149,6 +151,34 @@ def test_one_function_makes_a_scheme(register):
     assert set(prediction.std) == set(ROLES) and prediction.std["query"] == 0.5
     assert math.isclose(prediction.logit_std, 1.0 * math.sqrt(4) * 16 * 0.5**2)
     assert math.isclose(added.predict(16, 4, layer=1, scale=-0.1).logit_std, 0.1 * math.sqrt(4) * 16 * 0.5**2)
+
+
+def test_help_shows_what_the_decorator_says(register):
+    @scheme(**DATA | {"cite": "who1999what", "year": None}, requires=("post-LN", "unscaled logits"))
+    def mine(weight: Weight) -> Law:
+        """Zero, or nearly.
+
+        More about it.
+
+        Example:
+            >>> 1
+        """
+        return Normal(0.1)
+
+    assert mine.__doc__ == (
+        "Zero, or nearly.\n\n.. math:: W = 0\n\nTo test.\n\nSource: nowhere.\n\nRequires: post-LN, unscaled logits.\n\n"
+        "More about it.\n\nExample:\n    >>> 1\n"
+    )
+    assert schemes()["mine"].year == 1999, "By default, that of the work cited."
+
+
+def test_a_scheme_that_is_given_is_used_as_it_is():
+    """Also when another of its name is registered, or none is."""
+    wider = dataclasses.replace(schemes()["normal"], function=lambda weight: Constant(0.5))
+    assert find_scheme(wider) is wider
+    mine = Scheme(name="mine", function=lambda weight: Constant(0.25), requires=(), **DATA)
+    for given, value in ((wider, 0.5), (mine, 0.25)):
+        assert (initialize_(MultiHeadAttention(8, 2), given).query.weight == value).all()
 
 
 def test_the_predicted_logits_of_what_all_entries_share(register):
@@ -304,6 +334,13 @@ def test_a_tuple_of_roles_is_packed_in_that_order():
         assert each.bias.data_ptr() == model["qkv"].bias[8 * place :].data_ptr()
 
 
+def test_two_attentions_in_one_model_are_told_apart_by_their_patterns():
+    roles = ROLES_OF_OTHER | {("query", "key", "value"): "head.weight", "readout": ()}  # three rows, one a role
+    seen = view(Other(n_heads=0), roles=roles, n_heads=1)
+    assert [each.weight.role for each in seen.entries if each.parameter == "head.weight"] == ["query", "key", "value"]
+    assert [each.weight.fan_out for each in seen.by_role("key")] == [8, 1]
+
+
 def test_what_is_kept_is_kept():
     model = initialize_(nn.TransformerEncoderLayer(8, 2, 12), "normal")
     for parameter in model.parameters():
@@ -342,7 +379,6 @@ def test_what_is_kept_is_kept():
             "wave must be a matrix.*readout",
         ),
         ({"keep": "wave"}, 2, "module must contain attention, and none is known in Other"),
-        (ROLES_OF_OTHER | {("query", "key", "value"): "head.weight", "readout": ()}, 2, None),
         (
             ROLES_OF_OTHER | {("query", "key"): "head.weight", "readout": ()},
             2,
@@ -353,9 +389,6 @@ def test_what_is_kept_is_kept():
 def test_patterns_that_cannot_be_meant(roles, n_heads, message):
     model = Other(n_heads=0)
     before = state(model)
-    if message is None:
-        view(model, roles=roles, n_heads=1)
-        return
     with pytest.raises(ValueError, match=message):
         initialize_(model, "normal", roles=roles, n_heads=n_heads)
     assert not changed(model, before)
@@ -519,4 +552,4 @@ def test_sub_ln_is_a_kind_of_pre_ln_and_not_the_other_way_round():
 
 def test_what_is_not_known_is_not_taken_for_granted():
     with pytest.raises(ValueError, match="norm unknown, or none"):
-        check_requirements(schemes()["t_fixup"], {}, {}, n_layers=2, d_head=4)
+        check_requirements("t_fixup", ["no norm"], {}, {"norm": "none"}, {})

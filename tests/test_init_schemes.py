@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from attntut import MultiHeadAttention, Transformer, TransformerConfig, seeded
 from attntut.init import initialize_, schemes, view
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
-from attntut.init.structured import _spectrum
 from attntut.init.weight import BRANCH, Weight, weights
 from attntut.measure import logit_statistics
 from tests.init_expected import (
@@ -158,7 +157,8 @@ def test_every_scheme_explains_itself(name):
     scheme = schemes()[name]
     doc = scheme.function.__doc__ or ""
     assert ">>> " in doc, "Show it at work."
-    assert str(scheme.year) in doc + scheme.source or scheme.cite, "Say where it is from."
+    assert doc.count(scheme.formula) == doc.count(scheme.source) == 1, "The decorator brings them; do not repeat them."
+    assert str(scheme.year) in scheme.cite + scheme.source, "Say what else is of that year than the work cited."
     for option in scheme.function.__kwdefaults__ or ():
         assert f"{option}:" in doc, f"The option {option} is not explained."
 
@@ -311,17 +311,18 @@ def test_identity_attention_gives_every_token_the_mean():
     torch.testing.assert_close(attention(x), x.mean(1, keepdim=True).expand_as(x))
 
 
-@pytest.mark.parametrize("share", [1, 1 / 2, 1 / 4, 1 / 8])
-def test_the_spectrum_of_a_noisy_identity(share):
+@pytest.mark.parametrize("n_heads", [1, 2, 4, 8])
+def test_the_predictions_of_mimetic_are_those_of_a_noisy_identity(n_heads):
     """Against the singular values of one wide matrix; of all of them, the mean is 5/4 and the mean square 2."""
     d = 512
+    prediction = schemes()["mimetic"].predict(d, n_heads, query_key=1.0)
+    predicted = prediction.std["query"] ** 2 * d, prediction.logit_std  # mean and root mean square of the largest
     noise = torch.randn(d, d, generator=seeded(0), dtype=torch.float64) / math.sqrt(d)
     for sign in (1, -1):
-        largest = torch.linalg.svdvals(noise + sign * torch.eye(d))[: round(share * d)]
-        assert _spectrum(share) == pytest.approx(
-            (largest.mean().item(), largest.square().mean().sqrt().item()), rel=5e-3
-        )
-    assert _spectrum(1) == pytest.approx((5 / 4, math.sqrt(2)), rel=1e-4)
+        largest = torch.linalg.svdvals(noise + sign * torch.eye(d))[: d // n_heads]
+        assert predicted == pytest.approx((largest.mean().item(), largest.square().mean().sqrt().item()), rel=5e-3)
+    if n_heads == 1:
+        assert predicted == pytest.approx((5 / 4, math.sqrt(2)), rel=1e-4)
 
 
 def mimetic_misfit(attention: MultiHeadAttention) -> str | None:

@@ -12,21 +12,17 @@ from attntut.init.weight import BRANCH_OUT, Weight
     formula=r"W_{ij} \sim \mathcal{N}(0, \sigma^2), \qquad \sigma = 0.02",
     cite="radford2018improving",
     source="Radford et al. (2018), model specifications",
-    year=2018,
     why="One number, good for the width it was found at; the scale of the signal then depends on the width.",
 )
 def normal(weight: Weight, *, std: float = 0.02) -> Law:
     r"""A Gaussian of the same width for every matrix.
 
-    .. math:: W_{ij} \sim \mathcal{N}(0, \sigma^2) \quad\Rightarrow\quad \sigma_s = d\,\sigma^2
-
-    The logits' standard deviation grows in proportion to ``d_model``: with σ = 0.02 it is 0.31 at 768 and 1.6 at 4096.
-    "Since layernorm is used extensively throughout the model, a simple weight initialization of N(0, 0.02) was
-    sufficient", write Radford et al. (2018), whose model has width 768. Tables are drawn with the same σ, and so are
-    embeddings and readouts.
+    The logits' standard deviation is d σ², in proportion to ``d_model``: with σ = 0.02 it is 0.31 at 768 and 1.6 at
+    4096. "Since layernorm is used extensively throughout the model, a simple weight initialization of N(0, 0.02) was
+    sufficient", says the source, whose model has width 768. Tables are drawn with the same σ, and so are embeddings and
+    readouts.
 
     Args:
-        weight: any weight; its place does not matter.
         std: the σ of the formula. The paper's "N(0, 0.02)" is this number, not its square.
 
     Example:
@@ -42,20 +38,16 @@ def normal(weight: Weight, *, std: float = 0.02) -> Law:
     formula=r"W_{ij} \sim \mathcal{U}(-a, a), \qquad a = 0.1, \qquad \sigma = a / \sqrt{3}",
     cite="vaswani2018tensor2tensor",
     source="Vaswani et al. (2018): tensor2tensor, utils/optimize.py, initializer 'uniform'",
-    year=2018,
     why="The usual choice of the recurrent years; kept as an option beside the fan rules that replaced it.",
 )
 def uniform(weight: Weight, *, bound: float = 0.1) -> Law:
     r"""Uniform between −a and a for every matrix.
-
-    .. math:: W_{ij} \sim \mathcal{U}(-a, a), \qquad \sigma = a / \sqrt 3
 
     The bound is √3 times the standard deviation; taking one for the other makes the logits three times too large or too
     small. The bound ±0.1 is that of the initializer ``"uniform"`` in tensor2tensor; its Transformer uses
     :func:`~attntut.init.fan.xavier_uniform`.
 
     Args:
-        weight: any weight; its place does not matter.
         bound: the a of the formula.
 
     Example:
@@ -74,21 +66,18 @@ def uniform(weight: Weight, *, bound: float = 0.1) -> Law:
     ),
     cite="devlin2019bert",
     source="tf.keras.initializers.TruncatedNormal, as in BERT; torch.nn.init.trunc_normal_ cuts elsewhere",
-    year=2019,
     why="No outlier among the first weights, at the price of a standard deviation that is not the one you wrote.",
 )
 def trunc_normal(weight: Weight, *, std: float = 0.02, cut: float = 2.0, corrected: bool = False) -> Law:
     r"""A Gaussian whose tails are drawn again.
 
-    .. math:: \text{std} = \sigma\sqrt{1 - \frac{2 c\,\varphi(c)}{2\,\Phi(c) - 1}} = 0.880\,\sigma \text{ for } c = 2
-
-    Three conventions share the name. TensorFlow's and Keras's ``TruncatedNormal`` cut at 2σ and leave it at that: 12 %
-    less spread, 23 % smaller logits. The variance-scaling initializers of Keras and JAX, and timm's ``lecun_normal_``,
-    divide by 0.880 first (``corrected=True``). :func:`torch.nn.init.trunc_normal_` cuts at the *absolute* numbers ±2,
-    which at σ = 0.02 is 100 σ, and does nothing (``cut=2 / std``).
+    Three conventions share the name. TensorFlow's and Keras's ``TruncatedNormal`` cut at 2σ and leave it at that:
+    0.880 σ is left (:class:`~attntut.init.laws.TruncNormal`), 12 % less spread, 23 % smaller logits. The
+    variance-scaling initializers of Keras and JAX, and timm's ``lecun_normal_``, divide by 0.880 first
+    (``corrected=True``). :func:`torch.nn.init.trunc_normal_` cuts at the *absolute* numbers ±2, which at σ = 0.02 is
+    100 σ, and does nothing (``cut=2 / std``).
 
     Args:
-        weight: any weight; its place does not matter.
         std: the σ before the cut, or with ``corrected`` the standard deviation after it.
         cut: c, in multiples of σ.
         corrected: whether to widen the Gaussian so that what is left has standard deviation ``std``.
@@ -107,16 +96,13 @@ def trunc_normal(weight: Weight, *, std: float = 0.02, cut: float = 2.0, correct
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2) \text{ given } |W_{ij}| \le 0.04, \qquad b = 0",
     cite="devlin2019bert",
     source="Devlin et al. (2019): google-research/bert, modeling.py, create_initializer",
-    year=2019,
     why="What BERT was trained from; the width of the paper's models, 768 and 1024, is built into it.",
 )
 def bert(weight: Weight) -> Law:
     r"""A Gaussian of width 0.02, cut at twice that; embeddings and positions too.
 
-    .. math:: W_{ij} \sim \mathcal{N}(0, 0.02^2) \text{ given } |W_{ij}| \le 0.04, \qquad \text{std} = 0.0176
-
     The released code calls TensorFlow's ``truncated_normal_initializer(stddev=0.02)``, which does not make up for the
-    cut. Hugging Face's BERT draws the plain N(0, 0.02²) instead, 14 % wider: :func:`normal`.
+    cut: 0.0176 is left. Hugging Face's BERT draws the plain N(0, 0.02²) instead, 14 % wider: :func:`normal`.
 
     Example:
         >>> from attntut.init import schemes
@@ -132,13 +118,10 @@ def bert(weight: Weight) -> Law:
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2), \qquad P_{ij} \sim \mathcal{N}(0, 0.01^2), \qquad b = 0",
     cite="radford2019language",
     source="openai/gpt-2, src/model.py: conv1d, wte and wpe",
-    year=2019,
     why="The code that OpenAI released, in which no matrix is scaled by the depth.",
 )
 def gpt2_released(weight: Weight) -> Law:
     r"""Gaussians: 0.02 for matrices and tokens, 0.01 for positions.
-
-    .. math:: W_{ij} \sim \mathcal{N}(0, 0.02^2), \qquad P_{ij} \sim \mathcal{N}(0, 0.01^2)
 
     Radford et al. (2019) write that residual layers are scaled by one over the root of their number. The released
     ``src/model.py`` does no such thing; the scheme ``gpt2`` does what the paper says.
@@ -156,16 +139,13 @@ def gpt2_released(weight: Weight) -> Law:
     family="plain",
     formula=r"\sigma = 0.006, \qquad \sigma_o = \sigma_2 = \frac{0.006}{\sqrt{2L}}, \qquad b = 0",
     cite="zhang2022opt",
-    source="Zhang et al. (2022), section 2.2; facebookresearch/metaseq, transformer_decoder_layer.py",
-    year=2022,
+    source="Zhang et al. (2022); facebookresearch/metaseq, utils.py and transformer_decoder_layer.py",
     why="A narrow Gaussian made for width 12288, where it gives logits of standard deviation 0.44.",
 )
 def opt(weight: Weight) -> Law:
     r"""A Gaussian of width 0.006, less at the end of each branch.
 
-    .. math:: \sigma = 0.006, \qquad \sigma_o = \sigma_2 = 0.006 / \sqrt{2L}
-
-    L is the number of blocks. Zhang et al. (2022) used it for every size of OPT. At the smallest, width 768, the logits
+    L is the number of blocks. It was used for every size of OPT. At the smallest, width 768, the logits
     have standard deviation 0.028, and the entropy of attention is 0.0004 nats below its maximum. Hugging Face's OPT
     draws N(0, 0.02²).
 
@@ -182,13 +162,10 @@ def opt(weight: Weight) -> Law:
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2)",
     cite="touvron2023llama",
     source="transformers, LlamaConfig.initializer_range = 0.02; Touvron et al. (2023) do not say what they used",
-    year=2023,
     why="What a Llama made from its configuration starts with.",
 )
 def llama(weight: Weight) -> Law:
     r"""A Gaussian of width 0.02 for everything; there are no biases.
-
-    .. math:: W_{ij} \sim \mathcal{N}(0, 0.02^2)
 
     This is the default of the Hugging Face configuration, not a finding: the paper is silent, and its training code was
     not released. At width 4096 the logits have standard deviation 1.6.
@@ -206,17 +183,15 @@ def llama(weight: Weight) -> Law:
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2) \text{ given } |W_{ij}| \le 2, \qquad b = 0",
     cite="touvron2021training",
     source="Touvron et al. (2021); timm, vision_transformer.py, init_weights_vit_timm",
-    year=2021,
     why="The usual start of vision transformers in PyTorch; the patches' projection stays as torch made it.",
 )
 def vit(weight: Weight) -> Law:
     r"""The truncated Gaussian of timm, whose cut is so far out that it is none.
 
-    .. math:: W_{ij} \sim \mathcal{N}(0, 0.02^2) \text{ given } |W_{ij}| \le 2 = 100\,\sigma
-
-    timm's ``trunc_normal_`` has absolute bounds, like torch's. The projection of the patches is a convolution, which
-    timm leaves at torch's default, uniform within :math:`1/\sqrt{\text{fan\_in}}`; Hugging Face's ViT draws it from
-    N(0, 0.02²) too. The Vision Transformer of the paper starts otherwise: :func:`~attntut.init.fan.vit_jax`.
+    timm's ``trunc_normal_`` has absolute bounds, like torch's: ±2 is 100 σ. The projection of the patches is a
+    convolution, which timm leaves at torch's default, uniform within :math:`1/\sqrt{\text{fan\_in}}`; Hugging Face's
+    ViT draws it from N(0, 0.02²) too. The Vision Transformer of the paper starts otherwise:
+    :func:`~attntut.init.fan.vit_jax`.
 
     Example:
         >>> from attntut.init import schemes

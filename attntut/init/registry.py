@@ -6,19 +6,20 @@ To add one, write the function in the file of its family::
         family="fan",
         formula=r"\\sigma^2 = 1 / \\text{fan\\_in}",
         cite="lecun1998efficient",
-        source="LeCun et al. (1998), section 4.6",
-        year=1998,
+        source="LeCun et al. (1998)",
         why="A linear map keeps the variance of its input.",
     )
     def lecun_normal(weight: Weight, *, gain: float = 1.0) -> Law:
-        '''…'''
-        return outside(weight) or Normal(gain * weight.fan_in**-0.5)
+        '''Say what it does, the trap, the options, and give an example.'''
+        return law_outside_blocks(weight) or Normal(gain * weight.fan_in**-0.5)
 
-Tests, catalogue and explorers find it by :func:`schemes`.
+Tests, catalogue and explorers find it by :func:`schemes`, and ``help(lecun_normal)`` shows formula and source too.
 """
 
 from __future__ import annotations
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width")
 
 Function = TypeVar("Function", bound=Callable[..., Law])
 
-_SCHEMES: dict[str, Scheme] = {}
+SCHEMES: dict[str, Scheme] = {}  # as they were registered; schemes() is the view of it
 
 
 def scheme(
@@ -42,8 +43,8 @@ def scheme(
     formula: str,
     cite: str,
     source: str,
-    year: int,
     why: str,
+    year: int | None = None,
     requires: tuple[str, ...] = (),
     architecture: Callable[[int], dict[str, Any]] | None = None,
     bias: Callable[..., Law] | None = None,
@@ -51,13 +52,14 @@ def scheme(
     predicts: Callable[..., float] | None = None,
     predicts_logits: Callable[..., float] | None = None,
 ) -> Callable[[Function], Function]:
-    """Register the function below as a scheme; the arguments are the attributes of :class:`Scheme`.
+    """Register the function below as a scheme, and put formula, reason, source and requirements into its docstring.
 
-    ``architecture`` need only give what depends on the depth: what a requirement itself settles (``norm="post"``,
-    ``scale=1.0`` …) is filled in.
+    The arguments are the attributes of :class:`Scheme`, with two short cuts. ``year`` is by default the one in the key
+    ``cite``. ``architecture`` need only give what depends on the depth: what a requirement itself settles
+    (``norm="post"``, ``scale=1.0`` …) is filled in.
 
     Raises:
-        ValueError: an unknown family or requirement, an empty text, or a name that is taken.
+        ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
     check_choice("family", family, FAMILIES)
     for name in requires:
@@ -65,18 +67,19 @@ def scheme(
     for label, text in (("formula", formula), ("source", source), ("why", why)):
         if not text.strip():
             raise ValueError(f"{label} must say something: got {text!r}.")
+    published = _year_in(cite) if year is None else year
 
     def register(function: Function) -> Function:
         name = function.__name__
-        if name in _SCHEMES:
-            raise ValueError(f"A scheme named {name!r} exists already, in the family {_SCHEMES[name].family!r}.")
-        _SCHEMES[name] = Scheme(
+        if name in SCHEMES:
+            raise ValueError(f"A scheme named {name!r} exists already, in the family {SCHEMES[name].family!r}.")
+        SCHEMES[name] = Scheme(
             name=name,
             family=family,
             formula=formula,
             cite=cite,
             source=source,
-            year=year,
+            year=published,
             why=why,
             requires=tuple(requires),
             function=function,
@@ -86,9 +89,24 @@ def scheme(
             predicts_logits=predicts_logits,
             by_depth=architecture,
         )
+        function.__doc__ = _explanation(SCHEMES[name])
         return function
 
     return register
+
+
+def _year_in(cite: str) -> int:
+    found = re.search(r"\d{4}", cite)
+    if found is None:
+        raise ValueError(f"year must be given where cite has none: got cite={cite!r}.")
+    return int(found[0])
+
+
+def _explanation(each: Scheme) -> str:
+    """The docstring of a scheme's function, with what its decorator says below the first line."""
+    summary, _, rest = inspect.cleandoc(each.function.__doc__ or "").partition("\n\n")
+    needs = f"\n\nRequires: {', '.join(each.requires)}." if each.requires else ""
+    return f"{summary}\n\n.. math:: {each.formula}\n\n{each.why}\n\nSource: {each.source}.{needs}\n\n{rest}\n"
 
 
 def schemes() -> Mapping[str, Scheme]:
@@ -99,11 +117,11 @@ def schemes() -> Mapping[str, Scheme]:
         >>> schemes()["xavier_normal"].family
         'fan'
     """
-    return MappingProxyType(dict(sorted(_SCHEMES.items(), key=lambda item: FAMILIES.index(item[1].family))))
+    return MappingProxyType(dict(sorted(SCHEMES.items(), key=lambda item: FAMILIES.index(item[1].family))))
 
 
-def find_scheme(name: object) -> Scheme:
-    """The scheme of this name.
+def find_scheme(scheme: object) -> Scheme:
+    """The scheme of this name; a :class:`Scheme` is itself, registered or not.
 
     Raises:
         ValueError: there is none; the nearest match is named.
@@ -115,10 +133,10 @@ def find_scheme(name: object) -> Scheme:
         ...
         ValueError: scheme must be one of ...
     """
-    return schemes()[check_choice("scheme", name.name if isinstance(name, Scheme) else name, schemes())]
+    return scheme if isinstance(scheme, Scheme) else schemes()[check_choice("scheme", scheme, schemes())]
 
 
-def outside(weight: Weight) -> Law | None:
+def law_outside_blocks(weight: Weight) -> Law | None:
     """The usual law of what is outside the blocks; None inside them, where the scheme has its say.
 
     N(0, 0.02²) for tables (token embeddings, positions), as in BERT and GPT-2; N(0, 1/fan_in) for matrices (embeddings
@@ -127,8 +145,8 @@ def outside(weight: Weight) -> Law | None:
     Example:
         >>> from attntut.init.weight import weights
         >>> each = weights(64, 4)
-        >>> outside(each["embedding"]), outside(each["readout"]), outside(each["query"])
-        (Normal(sigma=0.02), Normal(sigma=0.125), None)
+        >>> [law_outside_blocks(each[role]) for role in ("embedding", "readout", "query")]
+        [Normal(sigma=0.02), Normal(sigma=0.125), None]
     """
     if weight.role in BRANCH:
         return None

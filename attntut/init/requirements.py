@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attntut._checks import check_choice
-
-if TYPE_CHECKING:
-    from attntut.init.scheme import Scheme
 
 Traits = Mapping[str, Any]
 """What is known of a model, by the names of :class:`~attntut.TransformerConfig`; None for what is not known."""
@@ -109,11 +106,24 @@ def architecture(requires: Collection[str], d_head: int) -> dict[str, Any]:
     return {name: value for each in requires for name, value in REQUIREMENTS[each].overrides(d_head).items()}
 
 
-def unmet(scheme: Scheme, traits: Traits, options: Mapping[str, Any], *, n_layers: int, d_head: int) -> dict[str, str]:
-    """The requirements of a scheme that a model does not meet, each with what the model has instead."""
-    wanted = scheme.architecture(n_layers, d_head)
+def unmet(
+    requires: Collection[str], traits: Traits, wanted: Mapping[str, Any], options: Mapping[str, Any]
+) -> dict[str, str]:
+    """The requirements that a model does not meet, each with what the model has instead.
+
+    Args:
+        requires: names of :data:`REQUIREMENTS`.
+        traits: what the model has.
+        wanted: the settings of :class:`~attntut.TransformerConfig` that would satisfy them, at the model's sizes: of a
+            scheme, :meth:`~attntut.init.Scheme.architecture`.
+        options: what the scheme is given, such as a batch.
+
+    Example:
+        >>> unmet(["post-LN", "unscaled logits"], {"norm": "pre", "scale": 1.0}, {"norm": "post", "scale": 1.0}, {})
+        {'post-LN': "norm='pre' instead of 'post'"}
+    """
     lacking = {}
-    for name in scheme.requires:
+    for name in requires:
         requirement = REQUIREMENTS[name]
         if name == "batch":
             if options.get("batch") is None:
@@ -128,25 +138,24 @@ def unmet(scheme: Scheme, traits: Traits, options: Mapping[str, Any], *, n_layer
 
 
 def check_requirements(
-    scheme: Scheme,
+    scheme: str,
+    requires: Collection[str],
     traits: Traits,
+    wanted: Mapping[str, Any],
     options: Mapping[str, Any],
     *,
-    n_layers: int,
-    d_head: int,
     force: bool | str | Collection[str] = False,
 ) -> None:
-    """Refuse a model that lacks what the scheme was derived for.
+    """Refuse a model that lacks what a scheme was derived for.
 
     Args:
-        scheme: what is to be applied.
-        traits: what the model has.
-        options: what the caller gave to the scheme.
-        n_layers, d_head: sizes of the model.
+        scheme: its name, for the message.
+        requires, traits, wanted, options: as in :func:`unmet`.
         force: True to apply the scheme anyway, or the requirement (or requirements) to overlook.
 
     Raises:
-        ValueError: a requirement is not met; all that are not are listed.
+        TypeError: ``force`` is of another kind.
+        ValueError: a requirement is not met; all that are not are listed. Or ``force`` names none of ``requires``.
     """
     if force is True:
         return
@@ -154,16 +163,12 @@ def check_requirements(
         raise TypeError(f"force must be True, False, or names of requirements: got {force!r} ({type(force).__name__}).")
     overlooked = {force} if isinstance(force, str) else set() if isinstance(force, bool) else set(force)
     for name in overlooked:
-        check_choice("force", name, scheme.requires)
-    lacking = {
-        name: has
-        for name, has in unmet(scheme, traits, options, n_layers=n_layers, d_head=d_head).items()
-        if name not in overlooked
-    }
+        check_choice("force", name, requires)
+    lacking = {name: has for name, has in unmet(requires, traits, wanted, options).items() if name not in overlooked}
     if lacking:
         lines = [f"{name}, because {REQUIREMENTS[name].reason} (found: {has})" for name, has in lacking.items()]
         raise ValueError(
-            f"The scheme {scheme.name!r} needs {'; and '.join(lines)}. "
+            f"The scheme {scheme!r} needs {'; and '.join(lines)}. "
             f"To apply it anyway: force=True, or force={next(iter(lacking))!r} to overlook that only."
         )
 

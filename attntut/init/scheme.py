@@ -31,10 +31,10 @@ class Scheme:
     Attributes:
         name: its name, that of its function.
         family: one of :data:`~attntut.init.registry.FAMILIES`.
-        formula: LaTeX.
+        formula: LaTeX; parts that may stand on lines of their own are ``\\quad`` or ``\\qquad`` apart.
         cite: key in the book's bibliography; empty where there is no paper.
         source: the paper or the code, and where in it.
-        year: of the source.
+        year: of the work cited, unless ``source`` names another.
         why: what it is for, in a sentence.
         requires: what it asks of the architecture; of :data:`~attntut.init.requirements.REQUIREMENTS`.
         function: the weight's law; its keyword arguments are the scheme's options.
@@ -67,16 +67,14 @@ class Scheme:
         return {name: default for function in functions for name, default in _keywords(function).items()}
 
     def law(self, weight: Weight, **options: Any) -> Law:
-        """The law of a weight."""
         return self._call(self.function, weight, options=options)
 
     def bias(self, weight: Weight, **options: Any) -> Law:
-        """The law of a weight's bias."""
         self.check_options(options)
         return Constant(0.0) if self.bias_function is None else self._call(self.bias_function, weight, options=options)
 
     def std(self, weight: Weight, **options: Any) -> float:
-        """The standard deviation of a weight's entries when all is done."""
+        """Of a weight's entries, when all is done: also what ``finish`` does."""
         if self.predicts is not None:
             return self._call(self.predicts, weight, options=options)
         return self.law(weight, **options).std(*weight.shape)

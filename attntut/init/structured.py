@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from attntut._checks import check_number
+from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal
 from attntut.init.plain import vit
-from attntut.init.registry import outside, scheme
+from attntut.init.registry import law_outside_blocks, scheme
 from attntut.init.weight import ATTENTION, BRANCH_OUT, Weight
 
 if TYPE_CHECKING:
@@ -25,21 +26,16 @@ if TYPE_CHECKING:
     formula=r"W^\top W = g^2 I \text{ or } W W^\top = g^2 I",
     cite="saxe2014exact",
     source="Saxe et al. (2014), section 3; torch.nn.init.orthogonal_",
-    year=2014,
     why="A chain of square matrices keeps every length exactly, at any depth; Xavier's keeps it on average only.",
 )
 def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
     r"""Random directions, all of length ``gain`` and at right angles.
 
-    .. math:: W^\top W = g^2 I \text{ or } W W^\top = g^2 I, \qquad
-              \sigma = g / \sqrt{\max(\text{fan\_in}, \text{fan\_out})}
-
-    Saxe et al. (2014). Each projection is orthogonal by itself. ``nn.init.orthogonal_`` on a packed ``(3d, d)`` matrix
-    makes the *columns* orthogonal: its blocks have variance 1/(3d), none is orthogonal, and the logits' variance is
-    1/9.
+    Each projection is orthogonal by itself. ``nn.init.orthogonal_`` on a packed ``(3d, d)`` matrix makes the *columns*
+    orthogonal: its blocks have variance 1/(3d), none is orthogonal, and the logits' variance is 1/9. Tables are
+    N(0, 0.02²), and the readout is Gaussian too.
 
     Args:
-        weight: any weight; tables are N(0, 0.02²), and the readout is Gaussian too.
         gain: the singular values.
 
     Example:
@@ -49,7 +45,7 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
         >>> ((w @ x).norm() / x.norm()).item()
         1.0000
     """
-    return outside(weight) or Orthogonal(gain)
+    return law_outside_blocks(weight) or Orthogonal(gain)
 
 
 @scheme(
@@ -62,8 +58,6 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
 )
 def orthogonal_depth(weight: Weight) -> Law:
     r"""Orthogonal, with the gain √(2/L) at the end of each branch.
-
-    .. math:: g_o = g_2 = \sqrt{2/L}, \qquad g = \sqrt 2 \text{ elsewhere}
 
     The pair ``orthogonal`` and ``scaled_orthogonal`` of GPT-NeoX, as ``init_method`` and ``output_layer_init_method``;
     its code credits Saxe et al. (2014) and Nestler et al. (2021). GPT-NeoX-20B itself was drawn by :func:`small_init`
@@ -78,7 +72,7 @@ def orthogonal_depth(weight: Weight) -> Law:
         (2.8284, 2.0)
     """
     depth = weight.n_layers if weight.role in BRANCH_OUT else 1
-    return outside(weight) or Orthogonal(math.sqrt(2 / depth))
+    return law_outside_blocks(weight) or Orthogonal(math.sqrt(2 / depth))
 
 
 @scheme(
@@ -86,13 +80,10 @@ def orthogonal_depth(weight: Weight) -> Law:
     formula=r"W_q = 0, \qquad W_v = W_o = I, \qquad \sigma^2 = \frac{1}{\text{fan\_in}} \text{ elsewhere}",
     cite="he2024simplifying",
     source="He & Hofmann (2024); bobby-he/simplified_transformers, model_utils.py",
-    year=2024,
     why="Attention that only averages: what is left of it when nothing is random.",
 )
 def identity(weight: Weight) -> Law:
     r"""Values and outputs pass tokens on as they are, and uniform attention averages them.
-
-    .. math:: W_q = 0, \; W_v = W_o = I \quad\Rightarrow\quad f(X) = \tfrac1n \mathbf 1 \mathbf 1^\top X
 
     He & Hofmann (2024) combine these weights with *shaped* attention, :math:`\alpha I + \beta A - \gamma C`, in which
     the uniform :math:`C` takes away the average, so that the layer is the identity and needs no skip connection. That
@@ -111,7 +102,7 @@ def identity(weight: Weight) -> Law:
         return Constant(0.0)
     if weight.role in ("value", "output"):
         return Identity()
-    return outside(weight) or Normal(weight.fan_in**-0.5)
+    return lecun_normal(weight)
 
 
 @functools.cache
@@ -152,15 +143,17 @@ def _fit_pairs(
                 "mimetic fits queries to keys head by head, and values to outputs: "
                 f"{layer.name or 'the attention'} must have all four, of shape {(weight.d_model,) * 2}: got {shapes}."
             )
-        query, key, value, output = (each.view for each in entries)
-        heads = [matrix.unflatten(0, (weight.n_heads, weight.d_head)) for matrix in (query, key)]
-        for head_query, head_key in zip(*heads, strict=True):  # (d_head, d_model) each
-            left, right = _factors(query_key, +1, query, generator)
-            head_query.copy_(left.mT[: weight.d_head])
-            head_key.copy_(right[: weight.d_head])
-        left, right = _factors(value_output, -1, value, generator)
-        value.copy_(left.mT)
-        output.copy_(right.mT)
+        like = layer.query.view
+        heads = [_factors(query_key, +1, like, generator) for _ in range(weight.n_heads)]
+        left, right = _factors(value_output, -1, like, generator)
+        fitted = (
+            torch.cat([of_query.mT[: weight.d_head] for of_query, _ in heads]),
+            torch.cat([of_key[: weight.d_head] for _, of_key in heads]),
+            left.mT,
+            right.mT,
+        )
+        for entry, matrix in zip(entries, fitted, strict=True):
+            entry.view.copy_(matrix)
 
 
 def _factors(scale: float, sign: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -184,7 +177,6 @@ def _mimetic_logits(query: Weight, key: Weight, scale: float, *, query_key: floa
     ),
     cite="trockman2023mimetic",
     source="Trockman & Kolter (2023), with the rest of the model as in timm",
-    year=2023,
     why="Attention starts as trained vision models have it: tokens attend to their like, and values are turned back.",
     finish=_fit_pairs,
     predicts_logits=_mimetic_logits,
@@ -192,20 +184,18 @@ def _mimetic_logits(query: Weight, key: Weight, scale: float, *, query_key: floa
 def mimetic(weight: Weight, *, query_key: float = 0.7, value_output: float = 0.4) -> Law:
     r"""Queries fitted to keys and values to outputs, so that their products are noisy identities.
 
-    .. math:: \alpha (Z \pm I) = U S V^\top, \qquad W_q = S_k^{1/2} U_k^\top, \quad W_k = S_k^{1/2} V_k^\top, \qquad
-              Z_{ij} \sim \mathcal{N}(0, 1/d)
+    .. math:: 0.7\,(Z_h + I) = U S V^\top, \qquad W_{q,h} = S_k^{1/2} U_k^\top, \quad W_{k,h} = S_k^{1/2} V_k^\top
 
-    Trockman & Kolter (2023). Each head has its own Z, and keeps the ``d_head`` largest of the ``d_model`` singular
-    values; half a singular value's root goes to either side. So a head's :math:`W_q^\top W_k` is the best approximation
-    of rank ``d_head`` only: of the identity's trace, one head of four keeps 45 %. Values and outputs are fitted once
-    for all heads, in full rank, with −I. Cross-attention, feed-forward network and the rest are
-    :func:`~attntut.init.plain.vit`. The paper's vision models have sinusoidal positions. Implementations disagree on
-    which pair has 0.7 and which 0.4.
+    Each head has its own Z, and keeps the ``d_head`` largest of the ``d_model`` singular values; half a singular
+    value's root goes to either side. So a head's :math:`W_q^\top W_k` is the best approximation of rank ``d_head``
+    only: of the identity's trace, one head of four keeps 45 %. Values and outputs are fitted once for all heads, in
+    full rank, with −I. Cross-attention, feed-forward network and the rest are :func:`~attntut.init.plain.vit`. The
+    paper's vision models have sinusoidal positions. Implementations disagree on which pair has 0.7 and which 0.4, and
+    some draw Z uniformly.
 
     Args:
-        weight: any weight.
-        query_key: α of the query-key pair.
-        value_output: α of the value-output pair.
+        query_key: the factor of the query-key pair, 0.7 in the formula.
+        value_output: that of the value-output pair, 0.4 in the formula.
 
     Raises:
         ValueError: an attention whose four matrices are not all square, as with grouped queries.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attntut._checks import check_number
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Constant, Law
-from attntut.init.registry import outside, scheme
+from attntut.init.registry import law_outside_blocks, scheme
 from attntut.init.weight import BRANCH_OUT, Weight
 
 
@@ -13,50 +13,40 @@ from attntut.init.weight import BRANCH_OUT, Weight
     family="symmetric",
     formula=r"W = 0",
     cite="rumelhart1986learning",
-    source="a demonstration; Rumelhart, Hinton & Williams (1986) call the problem symmetry breaking",
-    year=1986,
+    source="a demonstration; Rumelhart, Hinton & Williams (1986) describe the problem",
     why="A saddle: with every matrix of a block 0, no matrix of a block gets a gradient, and none ever moves.",
 )
 def zeros(weight: Weight) -> Law:
     r"""Every matrix inside the blocks is 0.
-
-    .. math:: W_q = W_k = W_v = W_o = W_1 = W_2 = 0
 
     The gradient of each factor of a product contains the other factors. If both factors are 0, so are both gradients:
     queries against keys, values against outputs, one feed-forward matrix against the other. One zero factor would be
     harmless (:func:`zero_query`, :func:`zero_output`). Embeddings, positions and readout are drawn as usual, so that
     what does not move is the blocks.
 
-    Rumelhart, Hinton & Williams (1986) describe the problem.
-
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["zeros"].predict(d_model=64, n_heads=4).logit_std
         0.0
     """
-    return outside(weight) or Constant(0.0)
+    return law_outside_blocks(weight) or Constant(0.0)
 
 
 @scheme(
     family="symmetric",
     formula=r"W_{ij} = c",
     cite="rumelhart1986learning",
-    source="a demonstration; Rumelhart, Hinton & Williams (1986) call the problem symmetry breaking",
-    year=1986,
+    source="a demonstration; Rumelhart, Hinton & Williams (1986) describe the problem",
     why="All heads are one head: equal weights get equal gradients, and stay equal for ever.",
 )
 def constant(weight: Weight, *, value: float = 0.02) -> Law:
     r"""Every entry of every matrix inside the blocks is the same number.
 
-    .. math:: W_{ij} = c \quad\Rightarrow\quad (W x)_i = c \textstyle\sum_j x_j \text{ for every } i
-
     A matrix reads one number of a token, the sum of its channels, and writes it to every channel. Heads see the same,
     get the same gradient, and never part. Behind a LayerNorm even that number is gone: a normalized token sums to 0, so
-    that every query, key and value is 0, whatever ``value`` is. Rumelhart, Hinton & Williams (1986) describe the
-    problem. Embeddings, positions and readout are drawn as usual.
+    that every query, key and value is 0, whatever ``value`` is. Embeddings, positions and readout are drawn as usual.
 
     Args:
-        weight: which weight; only inside the blocks is it constant.
         value: the number c.
 
     Example:
@@ -67,7 +57,7 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
         >>> (x @ w.mT).abs().max().item() < 1e-5
         True
     """
-    return outside(weight) or Constant(check_number("value", value))
+    return law_outside_blocks(weight) or Constant(check_number("value", value))
 
 
 @scheme(
@@ -75,17 +65,14 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
     formula=r"W_q = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
     cite="yang2022tensor",
     source="Yang et al. (2022), appendix D.2",
-    year=2022,
     why="Training starts from uniform attention exactly, at every width, and leaves it at the first step.",
 )
 def zero_query(weight: Weight) -> Law:
     r"""Queries are 0, so that every token attends to all tokens alike.
 
-    .. math:: W_q = 0 \quad\Rightarrow\quad s_{ij} = 0, \quad p_{ij} = 1/n
-
     No saddle: the gradient of :math:`W_q` contains the keys, which are not 0. Only the gradient of :math:`W_k` is 0,
-    and only at the first step. Yang et al. (2022) advise it because the random logits of a narrow model are larger than
-    those of a wide one; logits of 0 are alike. All other matrices are Xavier uniform.
+    and only at the first step. The source advises it because the random logits of a narrow model are larger than those
+    of a wide one; logits of 0 are alike. All other matrices are Xavier uniform.
 
     Example:
         >>> from attntut.init import schemes
@@ -101,18 +88,15 @@ def zero_query(weight: Weight) -> Law:
     formula=r"W_o = W_2 = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
     cite="zhang2019fixup",
     source="Zhang et al. (2019), who zero the last layer of every branch; KellerJordan/modded-nanogpt, commit 5450eda7",
-    year=2019,
     why="Every block starts as the identity, so depth costs nothing at the first step.",
 )
 def zero_output(weight: Weight) -> Law:
     r"""The last matrix of each branch is 0, so that a block passes its input on unchanged.
 
-    .. math:: W_o = W_2 = 0 \quad\Rightarrow\quad x + f(x) = x
-
     Of each branch only this matrix gets a gradient at the first step. Were :math:`W_v` 0 too, neither would: see
-    :func:`zeros`. Zhang et al. (2019) zero the last layer of every branch; here that is all that is taken from them.
-    modded-nanogpt did so for :math:`W_o` and :math:`W_2` from 13 October 2024 to 30 January 2026.
-    All other matrices are Xavier uniform.
+    :func:`zeros`. Of Zhang et al. (2019) nothing else is taken: that is :func:`~attntut.init.depth.fixup`.
+    modded-nanogpt did so for :math:`W_o` and :math:`W_2` from 13 October 2024 (commit 5450eda7) to 30 January 2026. All
+    other matrices are Xavier uniform.
 
     Example:
         >>> from attntut.init import schemes

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     r"s = \frac{q^\top k}{d_h}, \quad \eta \propto \frac{1}{\text{fan\_in}}",
     cite="yang2022tensor",
     source="Yang et al. (2022), table 3 and definition 4.1; microsoft/mup, mup/layer.py and mup/optim.py",
-    year=2022,
     why="With learning rates that fall with the fan-in, activations move alike at every width, so that the best "
     "learning rate of a narrow model is that of a wide one.",
     requires=("1/d_head logits", "learning rates by role"),
@@ -32,19 +31,14 @@ if TYPE_CHECKING:
 def mup(weight: Weight, *, zero_query: bool = False, zero_readout: bool = True) -> Law:
     r"""Half of the maximal update parametrization; :func:`learning_rates` is the other half.
 
-    .. math:: W \sim \mathcal{N}\left(0, \frac{1}{\text{fan\_in}}\right), \qquad
-              W_\text{readout} = 0 \text{ or } \mathcal{N}\left(0, \frac{1}{d^2}\right), \qquad
-              s = \frac{q^\top k}{d_h}
-
-    Yang et al. (2022), table 3, the form without multipliers: hidden matrices and the readout learn with Adam at a
-    rate that falls like 1/width, all else at a fixed one. After a few steps queries and keys are correlated, and their
-    product grows with :math:`d_h`, not its root: hence the logits' factor. Tables are N(0, 1).
+    Of table 3 the form without multipliers: hidden matrices and the readout learn with Adam at a rate that falls like
+    1/width, all else at a fixed one. After a few steps queries and keys are correlated, and their product grows with
+    :math:`d_h`, not its root: hence the logits' factor. Tables are N(0, 1).
 
     The package ``mup`` writes the same readout with a multiplier 1/width, a larger weight and a fixed rate. Its
     example draws :math:`W_2` with variance 1/d, not 1/(4d): a constant, which the width does not see.
 
     Args:
-        weight: any weight.
         zero_query: query weights 0, so that attention starts uniform at every width (appendix D.2 of the paper).
         zero_readout: readout 0, so that the output starts at 0 at every width.
 
@@ -111,7 +105,6 @@ def _unit_logits(query: Weight, key: Weight, scale: float) -> float:
     formula=r"W_{ij} \sim \mathcal{N}(0, 1), \qquad y = \frac{1}{\sqrt{\text{fan\_in}}} W x",
     cite="blake2023unit",
     source="Blake et al. (2023), section 5; graphcore-research/unit-scaling, unit_scaling/functional.py",
-    year=2023,
     why="Weights, activations and gradients start with variance 1, in the middle of what 8- and 16-bit floats hold.",
     requires=("weight multipliers",),
     predicts_logits=_unit_logits,
@@ -119,16 +112,11 @@ def _unit_logits(query: Weight, key: Weight, scale: float) -> float:
 def unit_scaling(weight: Weight) -> Law:
     r"""Weights of variance 1; the model divides by the root of the fan-in instead.
 
-    .. math:: W_{ij} \sim \mathcal{N}(0, 1), \qquad y = \frac{1}{\sqrt{\text{fan\_in}}} W x
-
     Forward, a linear layer keeps the variance. Backward, :math:`W^\top g / \sqrt{\text{fan\_in}}` multiplies the
     scale of a gradient by :math:`\sqrt{\text{fan\_out}/\text{fan\_in}}`: 1 where the matrix is square, 2 and ½ in the
     two halves of a feed-forward network. Blake et al. (2023) scale the gradients apart from the signals; their
     default takes the geometric mean of the two factors for both. Here the forward factor serves both, as in the later
     u-μP. Embeddings and positions are N(0, 1) too.
-
-    Args:
-        weight: any weight.
 
     Example:
         >>> from attntut.init import schemes
@@ -160,8 +148,9 @@ def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False)
     with torch.no_grad():
         for entry in view.entries:
             if not entry.weight.is_table:
+                matrix = entry.view
                 target = math.sqrt(entry.weight.fan_out / entry.weight.fan_in)
-                entry.view.mul_(target / torch.linalg.matrix_norm(entry.view.float(), ord=2))
+                entry.view.copy_(matrix * (target / torch.linalg.matrix_norm(matrix.float(), ord=2)))
 
 
 @scheme(
@@ -169,8 +158,7 @@ def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False)
     formula=r"\lVert W \rVert_2 = \sqrt{\frac{\text{fan\_out}}{\text{fan\_in}}}, \qquad "
     r"\sigma = \frac{\sqrt{\text{fan\_out}/\text{fan\_in}}}{\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}}}",
     cite="yang2023spectral",
-    source="Yang, Simon & Bernstein (2023), condition 1 and section 4",
-    year=2023,
+    source="Yang, Simon & Bernstein (2023), condition 1",
     why="A vector with entries of size 1 becomes one with entries of size 1 at most: at every width, and also after "
     "training has aligned it with the largest singular direction.",
     requires=("learning rates by role",),
@@ -179,16 +167,13 @@ def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False)
 def spectral(weight: Weight, *, exact: bool = False) -> Law:
     r"""A Gaussian whose largest singular value is :math:`\sqrt{\text{fan\_out}/\text{fan\_in}}`.
 
-    .. math:: \lVert W \rVert_2 = \sqrt{\frac{\text{fan\_out}}{\text{fan\_in}}} \quad\Leftrightarrow\quad
-              \max_x \frac{\operatorname{rms}(Wx)}{\operatorname{rms}(x)} = 1
-
-    since :math:`\operatorname{rms}(x) = \lVert x\rVert/\sqrt{\text{fan\_in}}`. The paper asks for the order of
-    magnitude only; the constant 1, and the σ that reaches it (:func:`spectral_std`), are derived here. A square matrix
-    gets half of LeCun's σ, so a random vector leaves with half its size. It belongs to learning rates whose updates
-    obey the same norm; with Adam, those of :func:`learning_rates`. Tables read a one-hot vector: N(0, 1).
+    The norm says that :math:`\operatorname{rms}(Wx)` is at most :math:`\operatorname{rms}(x)`, since
+    :math:`\operatorname{rms}(x) = \lVert x\rVert/\sqrt{\text{fan\_in}}`. The paper asks for the order of magnitude
+    only; the constant 1, and the σ that reaches it (:func:`spectral_std`), are derived here. A square matrix gets half
+    of LeCun's σ, so a random vector leaves with half its size. It belongs to learning rates whose updates obey the same
+    norm; with Adam, those of :func:`learning_rates`. Tables read a one-hot vector: N(0, 1).
 
     Args:
-        weight: any weight.
         exact: rescale each matrix by its own largest singular value, instead of relying on the Gaussian's average.
 
     Example:
