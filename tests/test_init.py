@@ -11,10 +11,10 @@ from attntut import MultiHeadAttention, Transformer, TransformerConfig
 from attntut.device import seeded
 from attntut.init import Scheme, Weight, initialize_, registry, schemes, view
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
-from attntut.init.parameters import is_norm, listing
+from attntut.anatomy.parameters import is_norm, listing
 from attntut.init.registry import find_scheme, law_outside_blocks, scheme
 from attntut.init.requirements import REQUIREMENTS, check_requirements
-from attntut.init.weight import ROLES, weights
+from attntut.anatomy.weight import ROLES, weights
 
 LAWS = [
     Constant(0.3),

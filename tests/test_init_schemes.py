@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attntut import MultiHeadAttention, Transformer, TransformerConfig, seeded
 from attntut.init import initialize_, schemes, view
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
-from attntut.init.weight import BRANCH, Weight, weights
+from attntut.anatomy.weight import BRANCH, Weight, weights
 from attntut.measure import logit_statistics
 from tests.init_expected import (
     EXPECTED,

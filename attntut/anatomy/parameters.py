@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from attntut.anatomy.blocks import block_of, find_blocks
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Part, siblings
 from attntut.anatomy.names import KEEP, PACKED, CallerPatterns, Layout, known_roles
@@ -56,6 +57,8 @@ class Drawers:
             if id(parameter) not in self._done and (is_norm(self._owner(name)) or parameter.ndim > 1):
                 self._sort(names[id(parameter)], given[name], parameter)
         self._learn_from_siblings(parameters)
+        if self.heard.attention:
+            self._guess_unheard(parameters)
         for name, parameter in parameters.items():
             if id(parameter) not in self._done:
                 if name.endswith("bias") or name in self.heard.biases:
@@ -117,6 +120,29 @@ class Drawers:
                     self.parts.append(
                         part._replace(parameter=name, matrix=Matrix(here, part.matrix.row_dims), bias=None)  # type: ignore[union-attr]
                     )
+
+    def _guess_unheard(self, parameters: dict[str, nn.Parameter]) -> None:
+        """Parts of a model that the inputs did not reach (a tower for images): by where they stand, and by shape."""
+        width = {part.attention: part.matrix.shape[1] for part in self.parts if part.role == "query" and part.matrix}
+        blocks = find_blocks(self.module, [name for name in width if name is not None])
+        for name in list(self.unknown):
+            parameter, owner = parameters[name], self._owner(name)
+            if name in self.heard.times or self.unknown[name] != f"{name} {tuple(parameter.shape)}":
+                continue
+            block = block_of(blocks, name).name
+            around = f"{block or name.rpartition('.')[0]}."
+            if any(each.startswith(around) for each in self.heard.times):
+                continue  # it was reached, and this is something else
+            if not block:
+                role = "position" if "position" in name else "embedding"
+            elif isinstance(owner, nn.Linear) and parameter.shape[0] != parameter.shape[1]:
+                d_model = next((d for each, d in width.items() if f"{each}.".startswith(f"{block}.")), 0)
+                role = {parameter.shape[1]: "feed_forward_in", parameter.shape[0]: "feed_forward_out"}.get(d_model, "")
+            else:
+                role = ""
+            if role and (parameter.ndim == 2 or not block):
+                del self.unknown[name]
+                self.parts += self._split(name, parameter, (role,), Layout(name))
 
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from attntut.diagnose.known import known_view
+from attntut.anatomy.view import Entry, ModelView
 from attntut.diagnose.layers import ROOT, Uncopied
 from attntut.diagnose.statistics import norm
-from attntut.init.roles import Entry
 
 ROLES = ("query", "key", "value", "output")
 
@@ -21,25 +20,16 @@ class Gradients:
     """Listens to the gradients of a model's attention projections.
 
     Args:
-        model: the model.
+        seen: the model by role.
         is_listening: whether gradients are of interest now.
-
-    Attributes:
-        error: why nothing is heard, if that is so.
     """
 
-    def __init__(self, model: nn.Module, is_listening: Callable[[], bool]) -> None:
+    def __init__(self, seen: ModelView, is_listening: Callable[[], bool]) -> None:
         self.is_listening = is_listening
-        self.error = ""
         self.norms: dict[tuple[str, str], list[float]] = {}  # (layer, role): a norm a backward pass
         self.layers: list[str] = []
         self._handles: list[Any] = []
         entries: dict[str, list[tuple[str, str, Entry]]] = {}
-        try:
-            seen = known_view(model)
-        except ValueError as error:
-            self.error = str(error)
-            return
         for group in seen.attention:
             self.layers.append(group.name or ROOT)
             for role in ROLES:
@@ -47,7 +37,7 @@ class Gradients:
                 if entry is not None:
                     entries.setdefault(entry.parameter, []).append((group.name or ROOT, role, entry))
         for name, parts in entries.items():
-            parameter = model.get_parameter(name)
+            parameter = seen.module.get_parameter(name)
             if parameter.requires_grad:
                 self._handles.append(parameter.register_hook(_Norms(self, parameter, parts)))
 
@@ -77,8 +67,9 @@ class _Norms(Uncopied):
     def __init__(self, owner: Gradients, parameter: Tensor, parts: list[tuple[str, str, Entry]]) -> None:
         self.owner = owner
         self.parts = [
-            (key, (part.view.shape, part.view.stride(), part.view.storage_offset() - parameter.storage_offset()))
+            (key, (view.shape, view.stride(), view.storage_offset() - parameter.storage_offset()))
             for *key, part in parts
+            for view in (part.matrix.view,)
         ]
         self.stride = parameter.stride()
 

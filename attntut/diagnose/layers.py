@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attntut.init import places
+from attntut.anatomy import places
 
 FUNCTION, ROOT = "(function)", "(model)"
 HEADS = (*places.HEADS, "nhead", "heads")

@@ -3,100 +3,98 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from attntut.diagnose.known import known_view
 from attntut.diagnose.report import Report
 from attntut.init import schemes
 from attntut.init.laws import Constant, Identity, Law, Orthogonal
 from attntut.init.requirements import unmet
-from attntut.init.roles import Attention, Entry, ModelView
+from attntut.anatomy.parameters import listing
+from attntut.anatomy.view import Entry, ModelView
 from attntut.init.scheme import Scheme
-from attntut.init.weight import ATTENTION, FEED_FORWARD
+from attntut.anatomy.weight import ATTENTION, BRANCH
 
 SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
 SIDE = 256
 """Of larger matrices, only so many rows and columns are counted."""
-TRAITS = ("norm", "residual", "residual_scale", "skip_scale", "branch_gain", "scale")
+TRAITS = ("norm", "residual", "residual_scale", "skip_scale", "branch_gain", "scale", "qk_norm", "soft_cap", "output_gate")
 """What a report keeps of the architecture."""
 TRACY_WIDOM = 4.6
 """One random matrix in ten thousand has a largest singular value beyond this quantile."""
 
 
-def describe(model: nn.Module) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    r"""Describe the attention and feed-forward weights of a model.
+def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    r"""Describe the weights of a model.
 
     Args:
-        model: as in :func:`attntut.init.view`; matrices of unknown role are passed over.
+        seen: the model by role, as :func:`attntut.anatomy.look` gives it; what is unknown in there is passed over.
 
     Returns:
-        One record a weight, and what is known of the architecture (:data:`TRAITS`). A record has
+        One record a projection, and what is known of the architecture (:data:`TRAITS`). A record has
 
         - ``layer`` (the attention module, or the module that owns the matrix), ``role``, ``parameter``, ``shape``,
           ``fan_in``, ``fan_out``, ``mean``, ``std``, ``trainable``;
-        - ``looks_like``: see :func:`looks_like`; ``drawn``: see :func:`is_drawn` (queries and keys, else None);
+        - ``looks_like``: see :func:`looks_like` (matrices of the blocks, else empty); ``drawn``: see :func:`is_drawn`
+          (queries and keys, else None);
         - ``packed``: whether several roles share one parameter;
         - ``clone_of``: an earlier layer whose matrix is equal, entry by entry, or None;
         - ``heads_alike``: whether all heads have equal rows (queries and keys of several heads, else None);
         - ``equals``: ``"key"`` for a query matrix equal to the key matrix, else None.
 
-    Raises:
-        TypeError: ``model`` is no module.
-        ValueError: its weights cannot be read.
-
     Example:
-        >>> records, traits = describe(nn.MultiheadAttention(64, num_heads=4))
+        >>> from attntut.anatomy import look
+        >>> records, traits = describe(look(nn.MultiheadAttention(64, num_heads=4)))
         >>> [(each["role"], each["packed"], each["drawn"]) for each in records]
         [('query', True, True), ('key', True, True), ('value', True, None), ('output', False, None)]
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise ValueError("model must have values: some of its parameters are on the meta device.")
-    seen = known_view(model)
-    entries = seen.by_role(*ATTENTION, *FEED_FORWARD)
+    entries = seen.entries
     statistics = {id(entry): Statistics.of(entry.view) for entry in entries}
     likely = looks_like(seen, statistics)
-    layers = {id(entry): group.name for group in seen.attention for entry in _members(group)}
     packed = [entry.parameter for entry in seen.by_role(*ATTENTION[:3])]
     records: dict[int, dict[str, Any]] = {}
     for entry in entries:
-        scores = entry.weight.role in ("query", "key")
+        scores = entry.role in ("query", "key")
+        place = entry.parameter.rpartition(".")[0] if entry.attention is None else entry.attention
         records[id(entry)] = {
-            "layer": layers.get(id(entry), entry.parameter.rpartition(".")[0]),
-            "role": entry.weight.role,
+            "layer": place,
+            "role": entry.role,
             "parameter": entry.parameter,
-            "shape": list(entry.view.shape),
+            "shape": list(entry.weight.shape),
             "fan_in": entry.weight.fan_in,
             "fan_out": entry.weight.fan_out,
             "mean": statistics[id(entry)].mean,
             "std": statistics[id(entry)].std,
-            "looks_like": likely[id(entry)],
-            "drawn": is_drawn(entry.view, entry.weight.d_head) if scores else None,
+            "looks_like": likely.get(id(entry), []),
+            "drawn": is_drawn(entry.view, _d_head(entry)) if scores else None,
             "packed": packed.count(entry.parameter) > 1,
             "clone_of": None,
             "heads_alike": _heads_alike(entry),
             "equals": None,
-            "trainable": model.get_parameter(entry.parameter).requires_grad,
+            "trainable": seen.module.get_parameter(entry.parameter).requires_grad,
         }
     for group in seen.attention:
-        if group.key is not None and _is_copy(group.query.view, group.key.view):
+        if group.query is not None and group.key is not None and _is_copy(group.query.view, group.key.view):
             records[id(group.query)]["equals"] = "key"
     _find_clones(seen, records)
     return list(records.values()), {name: seen.traits[name] for name in TRAITS if name in seen.traits}
 
 
-def fill(report: Report, model: nn.Module) -> Report:
-    """Put :func:`describe`'s records and traits into a report, or a note if there are none; return the report."""
-    try:
-        report.weights, report.model["traits"] = describe(model)
-    except ValueError as error:
-        report.notes.append(f"Weights: {error}")
+def fill(report: Report, seen: ModelView) -> Report:
+    """Put :func:`describe`'s records and traits into a report, and notes on what is not known; return the report."""
+    if any(parameter.is_meta for parameter in seen.module.parameters()):
+        report.notes.append("Weights: some parameters are on the meta device, and have no values.")
+        return report
+    report.weights, report.model["traits"] = describe(seen)
+    if seen.unknown:
+        report.notes.append(
+            f"Weights of unknown role: {listing(seen.unknown.values())}. Name them: roles={{\"readout\": …}}."
+        )
+    report.notes += seen.unsure
     return report
 
 
@@ -185,20 +183,23 @@ def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[in
         Names by ``id(entry)``.
 
     Example:
-        >>> seen = known_view(nn.MultiheadAttention(64, 4))
+        >>> from attntut.anatomy import look
+        >>> seen = look(nn.MultiheadAttention(64, 4))
         >>> entry = seen.entries[3]
         >>> _ = entry.view.normal_(std=3.0)
         >>> looks_like(seen, {id(each): Statistics.of(each.view) for each in seen.entries})[id(entry)]
         []
     """
-    entries = [entry for entry in seen.entries if id(entry) in statistics]
+    entries = [entry for entry in seen.entries if entry.role in BRANCH]
+    if not entries:
+        return {}
     ends = [entry for entry in entries if entry.weight.layer in (1, entry.weight.n_layers)]  # few are asked first
-    first = seen.attention[0].query.weight
+    first = entries[0].weight
     found: dict[str, set[int]] = {}
     for name, each in schemes().items():
         if "batch" in each.requires:
             continue
-        lacking = unmet(each, seen.traits, {}, n_layers=first.n_layers, d_head=first.d_head)
+        lacking = unmet(each.requires, seen.traits, each.architecture(first.n_layers, first.d_head), {})
         if set(lacking) <= {"learning rates by role"} and any(_agrees(e, statistics[id(e)], each) for e in ends):
             found[name] = {id(entry) for entry in entries if _agrees(entry, statistics[id(entry)], each)}
     order = sorted(found, key=lambda name: len(found[name]) < len(entries))  # stable: the catalogue's order inside
@@ -242,8 +243,8 @@ def _is_orthogonal(matrix: Tensor) -> bool:
 
 def _find_clones(seen: ModelView, records: Mapping[int, dict[str, Any]]) -> None:
     earlier: dict[tuple[Any, ...], list[Entry]] = {}
-    for entry in seen.by_role(*ATTENTION):
-        key = (entry.weight.role, *entry.view.shape, records[id(entry)]["mean"], records[id(entry)]["std"])
+    for entry in seen.entries:
+        key = (entry.role, *entry.weight.shape, records[id(entry)]["mean"], records[id(entry)]["std"])
         for other in earlier.setdefault(key, []):
             if _is_copy(entry.view, other.view):
                 records[id(entry)]["clone_of"] = records[id(other)]["layer"]
@@ -259,11 +260,13 @@ def _is_copy(a: Tensor, b: Tensor) -> bool:
 
 
 def _heads_alike(entry: Entry) -> bool | None:
-    if entry.weight.role not in ("query", "key") or entry.weight.n_heads < 2:
+    width = _d_head(entry)
+    if entry.role not in ("query", "key") or width is None or width == entry.weight.fan_out:
         return None
-    heads = entry.view.reshape(-1, entry.weight.d_head, entry.view.shape[1])  # (heads, d_head, fan_in)
+    heads = entry.view.reshape(-1, width, entry.weight.fan_in)  # (heads, d_head, fan_in)
     return bool((heads == heads[0]).all())
 
 
-def _members(group: Attention) -> Iterable[Entry]:
-    return (entry for entry in (group.query, group.key, group.value, group.output) if entry is not None)
+def _d_head(entry: Entry) -> int | None:
+    """The width of a head; None where the matrix is no whole number of heads."""
+    return entry.weight.d_head if entry.weight.fan_out % entry.weight.d_head == 0 else None

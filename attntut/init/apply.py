@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.parameters import listing
 from attntut.anatomy.view import Entry, ModelView, view
 from attntut.init.laws import Constant, IndependentLaw, Law, Normal
 from attntut.init.registry import find_scheme
@@ -18,6 +20,7 @@ from attntut.init.scheme import Scheme
 
 Module = TypeVar("Module", bound=nn.Module)
 ADAPTERS = ("adapter_in", "adapter_out")
+_INSTEAD = 'Initialize the model before it is sharded or quantized, or leave it alone: roles={"keep": …}.'
 
 
 def initialize_(
@@ -73,7 +76,8 @@ def initialize_(
     seen = view(module, inputs=inputs, roles=roles, n_heads=n_heads)
     _check_parameters(seen, generator)
     first = next(entry.weight for entry in seen.entries if entry.attention is not None)
-    check_requirements(found, seen.traits, options, n_layers=first.n_layers, d_head=first.d_head, force=force)
+    wanted = found.architecture(first.n_layers, first.d_head)
+    check_requirements(found.name, found.requires, seen.traits, wanted, options, force=force)
     plan = list(_plan(found, seen, options))
     with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
         for target, law in plan:
@@ -136,6 +140,10 @@ def _check_generator(generator: object) -> None:
 
 
 def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> None:
+    """Refuse what cannot be written to, before anything is."""
+    written: dict[str, list[Tensor]] = {}
+    for entry in seen.entries:
+        written.setdefault(entry.parameter, []).append(entry.matrix.view)
     for name, parameter in seen.module.named_parameters():
         if name in seen.kept or name in seen.gains:
             continue
@@ -143,13 +151,34 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
             raise ValueError(
                 f"{name} must have memory to be filled: it is on the meta device. Call module.to_empty(device=…) first."
             )
+        if type(parameter.data) is not Tensor:
+            raise ValueError(
+                f"{name} must be a plain tensor, whose parts share its memory: got {type(parameter.data).__name__} "
+                f"(sharded, or quantized). {_INSTEAD}"
+            )
         if not parameter.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point parameter: got {parameter.dtype}.")
+            raise TypeError(f"{name} must be a floating-point parameter: got {parameter.dtype}. {_INSTEAD}")
         if generator is not None and generator.device.type != parameter.device.type:
             raise ValueError(
                 f"generator must be on the device of the parameters: it is on {generator.device}, and {name} is on "
                 f"{parameter.device}. Write torch.Generator(device={parameter.device.type!r})."
             )
+        own = parameter.untyped_storage().data_ptr()
+        if any(view.untyped_storage().data_ptr() != own for view in written.get(name, ())):
+            raise ValueError(f"{name} must hold its projections in its own memory, and a part of it is a copy. {_INSTEAD}")
+    for name, module in seen.module.named_modules():
+        if torch.nn.utils.parametrize.is_parametrized(module):
+            parts = ", ".join(getattr(module, "parametrizations", {}))
+            raise ValueError(
+                f"{name or type(module).__name__} must hold plain parameters, and {parts} is computed from others "
+                "(torch.nn.utils.parametrize). Initialize first and parametrize then, or leave it alone: "
+                f'roles={{"keep": "{name + "." if name else ""}*"}}.'
+            )
+    unfilled = [name for name, buffer in seen.module.named_buffers() if buffer.is_meta]
+    if unfilled:
+        raise ValueError(
+            f"Buffers must have values, and no scheme can give them: {listing(unfilled)} on the meta device."
+        )
 
 
 @contextlib.contextmanager

@@ -15,12 +15,12 @@ from attntut._checks import check_int, check_number
 from attntut._modes import no_fast_path, restored_mode
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Law, Orthogonal
-from attntut.init.registry import outside, scheme
-from attntut.init.weight import Weight
+from attntut.init.registry import law_outside_blocks, scheme
+from attntut.anatomy.weight import Weight
 from attntut.transformer import TransformerBlock
 
 if TYPE_CHECKING:
-    from attntut.init.roles import Entry, ModelView
+    from attntut.anatomy.view import Entry, ModelView
 
 
 def _scale_outputs(
@@ -39,11 +39,11 @@ def _scale_outputs(
                     f"batch must give every projection something to measure: with it, the outputs of "
                     f"{entry.parameter} ({entry.weight.role}) have standard deviation {std}."
                 )
-            entry.view.div_(std)
+            entry.matrix.view.div_(std)
 
 
 def _seen_std(weight: Weight) -> float:
-    return outside(weight).std(*weight.shape) if weight.is_table else weight.fan_in**-0.5  # type: ignore[union-attr]
+    return law_outside_blocks(weight).std(*weight.shape) if weight.is_table else weight.fan_in**-0.5  # type: ignore[union-attr]
 
 
 @scheme(
@@ -52,7 +52,6 @@ def _seen_std(weight: Weight) -> float:
     r"|\operatorname{std}(W X) - 1| \le 0.1",
     cite="mishkin2016all",
     source="Mishkin & Matas (2016), algorithm 1, with the test of ducha-aiki/LSUV-pytorch, LSUV.py",
-    year=2016,
     why="Makes every layer write with variance 1 on your data, whatever the layers before it are.",
     requires=("batch",),
     finish=_scale_outputs,
@@ -61,17 +60,12 @@ def _seen_std(weight: Weight) -> float:
 def lsuv(weight: Weight) -> Law:
     r"""Orthogonal matrices, each divided by the standard deviation of what it writes, first to last.
 
-    .. math:: W = Q, \qquad W \leftarrow W / \operatorname{std}(W X) \text{ while } |\operatorname{std}(W X) - 1| > 0.1
-
-    Mishkin & Matas (2016), "All you need is a good init" (layer-sequential unit variance). Their algorithm 1 tests
-    :math:`|\operatorname{Var}(W X) - 1|`; their code tests the standard deviation, as here, and also moves biases so
-    that outputs have mean 0, which is left out. X is what the layer reads
-    when the batch has come through the layers before it. A linear layer needs one round; a layer within the tolerance
-    is left alone. The std that :meth:`~attntut.init.Scheme.predict` gives, :math:`1/\sqrt{\text{fan\_in}}`, is that
-    for X of variance 1; after attention has averaged, X is smaller and W larger.
-
-    Args:
-        weight: any weight; tables are N(0, 0.02²) and are not corrected, they sum nothing.
+    X is what the layer reads when the batch has come through the layers before it. A linear layer needs one round; a
+    layer within the tolerance is left alone. The paper's algorithm 1 tests :math:`|\operatorname{Var}(W X) - 1|`; its
+    code tests the standard deviation, as here, and also moves biases so that outputs have mean 0, which is left out.
+    The std that :meth:`~attntut.init.Scheme.predict` gives, :math:`1/\sqrt{\text{fan\_in}}`, is that for X of
+    variance 1; after attention has averaged, X is smaller and W larger. Tables are N(0, 0.02²) and are not corrected:
+    they sum nothing.
 
     The other options are those of the measurement: ``batch``, what the model is called with (a tuple: its arguments; a
     mapping: its keyword arguments); ``tolerance``; ``rounds``, at most for a layer.
@@ -84,7 +78,7 @@ def lsuv(weight: Weight) -> Law:
         >>> 0.9 < model.embed(x).std() < 1.1
         tensor(True)
     """
-    return outside(weight) or Orthogonal()
+    return law_outside_blocks(weight) or Orthogonal()
 
 
 def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> None:
@@ -113,8 +107,7 @@ def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> 
     family="data",
     formula=r"\operatorname{LN}(\omega_i \odot x + f_i(x)), \qquad \omega_i^2 = 1 + \sum_{j<i} \operatorname{Var} f_j",
     cite="liu2020understanding",
-    source="Liu et al. (2020), section 4.3; LiyuanLucasLiu/Transformer-Clinic, fairseq/modules/transformer_layer.py",
-    year=2020,
+    source="Liu et al. (2020); LiyuanLucasLiu/Transformer-Clinic, fairseq/modules/transformer_layer.py",
     why="Post-norm adds every branch at full weight; weights on the skips restore the shares of a pre-norm model.",
     requires=("post-LN", "skip weights", "batch"),
     architecture=lambda n_layers: {"skip_weights": True},
@@ -123,17 +116,10 @@ def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> 
 def admin(weight: Weight) -> Law:
     r"""Xavier, and weights on the skips that count what the branches before have added.
 
-    .. math:: x_i = \operatorname{LN}(\omega_i \odot x_{i-1} + f_i(x_{i-1})), \qquad
-              \omega_1 = 1, \qquad \omega_{i+1}^2 = \omega_i^2 \operatorname{Var} x_{i-1} + \operatorname{Var} f_i
-
-    The norm makes :math:`\operatorname{Var} x = 1` from the second branch on, so that
-    :math:`\omega_i^2 = \operatorname{Var} x_0 + \sum_{j<i} \operatorname{Var} f_j`: branch i weighs as much in the
-    stream as it would without the norms, about 1/i. Liu et al. (2020), who call heavy weights on the branches, not
-    vanishing gradients, the reason why post-norm models need a warm-up. The first sublayer's variance is that of the
-    embedding, as in their code; with embeddings of variance 1 it is the 1 of the formula.
-
-    Args:
-        weight: any weight.
+    The norm makes :math:`\operatorname{Var} x = 1` from the second branch on, so that branch i weighs as much in the
+    stream as it would without the norms, about 1/i. The authors call heavy weights on the branches, not vanishing
+    gradients, the reason why post-norm models need a warm-up. The first sublayer's variance is that of the embedding,
+    as in their code; with embeddings of variance 1 it is the 1 of the formula.
 
     The other option is ``batch``: what the model is called with while the variances are measured.
 
@@ -146,7 +132,7 @@ def admin(weight: Weight) -> Law:
         >>> first.item(), last.item() > 1.5
         (1.0, True)
     """
-    return outside(weight) or xavier_uniform(weight)
+    return law_outside_blocks(weight) or xavier_uniform(weight)
 
 
 def run(module: nn.Module, batch: Any) -> Any:
@@ -185,33 +171,31 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
     Raises:
         ValueError: the batch does not reach the projection, or there is none.
     """
-    owner_name, _, own_name = entry.parameter.rpartition(".")
-    owner = module.get_submodule(owner_name)
-    parent = module.get_submodule(owner_name.rpartition(".")[0])
+    owner = module.get_submodule(entry.parameter.rpartition(".")[0])
+    parent = module.get_submodule(entry.parameter.rpartition(".")[0].rpartition(".")[0])
     caught: list[Tensor] = []
 
     def from_inputs(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
         read = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        caught.append(F.linear(read[entry.weight.role], entry.view, entry.bias))
+        x = read[entry.role] if entry.role in read else next(iter(read.values()))
+        if x.shape[-1] == entry.weight.fan_in:
+            caught.append(F.linear(x, entry.view, entry.bias))
+        elif entry.weight.fan_out * entry.weight.fan_in == module.get_parameter(entry.parameter).numel():
+            caught.append(output)  # a convolution
 
-    def from_output(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
-        written = output[0] if isinstance(output, tuple) else output
-        size = module.get_parameter(entry.parameter).numel()
-        if entry.view.numel() < size:  # one of several that are packed: they write side by side
-            start = entry.view.storage_offset() // entry.view.stride(0)
-            written = written[..., start : start + entry.weight.fan_out]
-        caught.append(written)
+    def from_output(_: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
+        caught.append(output[0] if isinstance(output, tuple) else output)
 
-    if isinstance(owner, nn.MultiheadAttention):  # torch's own never calls its projections
-        hook = owner.register_forward_hook(from_inputs, with_kwargs=True)
-    elif isinstance(parent, nn.MultiheadAttention):
-        hook = parent.register_forward_hook(from_output, with_kwargs=True)
+    if isinstance(parent, nn.MultiheadAttention):  # torch's own never calls its projections
+        hook = parent.register_forward_hook(from_output)
     else:
-        hook = owner.register_forward_hook(from_output, with_kwargs=True)
+        hook = owner.register_forward_hook(from_inputs, with_kwargs=True)
     with hook:
         run(module, batch)
     if not caught:
-        raise ValueError(f"batch must reach every projection: {entry.parameter} ({entry.weight.role}) was not used.")
+        raise ValueError(
+            f"batch must reach every projection: {entry.parameter} ({entry.role}) was not used, or is no layer of its own."
+        )
     return torch.cat([written.flatten() for written in caught])
 
 

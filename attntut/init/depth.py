@@ -12,10 +12,10 @@ from attntut._checks import check_choice, check_number
 from attntut.init.fan import lecun_normal, xavier_normal, xavier_uniform
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.init.weight import BRANCH_OUT, Weight
+from attntut.anatomy.weight import BRANCH_OUT, Weight
 
 if TYPE_CHECKING:
-    from attntut.init.roles import ModelView
+    from attntut.anatomy.view import ModelView
 
 LINEAR_PATH = ("value", "output", "feed_forward_in", "feed_forward_out")  # what a branch's output is proportional to
 GAINS = ("attention_gain", "feed_forward_gain")

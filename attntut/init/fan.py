@@ -8,7 +8,7 @@ from functools import partial
 
 from attntut.init.laws import Constant, Law, Normal, Uniform
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.init.weight import ATTENTION, FEED_FORWARD, Weight
+from attntut.anatomy.weight import ATTENTION, FEED_FORWARD, Weight
 
 
 def _lecun(weight: Weight) -> float:
@@ -34,7 +34,7 @@ def variance_scaling(
 
     Example:
         >>> from attntut.init.laws import TruncNormal
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> by_fan_in(weights(64, 4)["query"], TruncNormal.of_std)  # Keras's and timm's function named lecun_normal
         TruncNormal(sigma=0.1421, cut=2.0)
     """
@@ -87,7 +87,7 @@ def lecun_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
         gain: multiplies the standard deviation.
 
     Example:
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> lecun_uniform(weights(64, 4)["query"])
         Uniform(bound=0.2165)
     """
@@ -138,7 +138,7 @@ def xavier_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
         gain: multiplies the standard deviation.
 
     Example:
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> xavier_uniform(weights(64, 4)["query"]).bound == (6 / 128) ** 0.5
         True
     """
@@ -222,7 +222,7 @@ def kaiming_uniform(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
         gain: multiplies the standard deviation; √2 for a ReLU.
 
     Example:
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> kaiming_uniform(weights(64, 4)["query"])
         Uniform(bound=0.3062)
     """

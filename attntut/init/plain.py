@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attntut.init.laws import Law, Normal, TruncNormal, Uniform
 from attntut.init.registry import scheme
-from attntut.init.weight import BRANCH_OUT, Weight
+from attntut.anatomy.weight import BRANCH_OUT, Weight
 
 
 @scheme(

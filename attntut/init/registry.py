@@ -28,7 +28,7 @@ from attntut._checks import check_choice
 from attntut.init import requirements
 from attntut.init.laws import Law, Normal
 from attntut.init.scheme import Scheme
-from attntut.init.weight import BRANCH, Weight
+from attntut.anatomy.weight import BRANCH, Weight
 
 FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width")
 
@@ -143,7 +143,7 @@ def law_outside_blocks(weight: Weight) -> Law | None:
     of real-valued tokens, readouts), which keeps the variance.
 
     Example:
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> each = weights(64, 4)
         >>> [law_outside_blocks(each[role]) for role in ("embedding", "readout", "query")]
         [Normal(sigma=0.02), Normal(sigma=0.125), None]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from attntut.init import requirements
 from attntut.init.laws import Constant, Law
-from attntut.init.weight import Weight, weights
+from attntut.anatomy.weight import Weight, weights
 
 
 class Prediction(NamedTuple):

@@ -15,10 +15,10 @@ from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal
 from attntut.init.plain import vit
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.init.weight import ATTENTION, BRANCH_OUT, Weight
+from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, Weight
 
 if TYPE_CHECKING:
-    from attntut.init.roles import ModelView
+    from attntut.anatomy.view import ModelView
 
 
 @scheme(
@@ -39,7 +39,7 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
         gain: the singular values.
 
     Example:
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> w = orthogonal(weights(64, 4)["query"]).fill_(torch.empty(64, 64))
         >>> x = torch.randn(64)
         >>> ((w @ x).norm() / x.norm()).item()
@@ -91,7 +91,7 @@ def identity(weight: Weight) -> Law:
     one layer. Keys and feed-forward matrices are LeCun normal here, N(0, 0.02²) in their code.
 
     Example:
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> x, each = torch.randn(5, 64), weights(64, 4)
         >>> q, k, v, o = (identity(each[role]).fill_(torch.empty(64, 64)) for role in ATTENTION)
         >>> output = torch.softmax((x @ q.mT) @ (x @ k.mT).mT, -1) @ x @ v.mT @ o.mT
@@ -133,17 +133,16 @@ def _fit_pairs(
 ) -> None:
     """Put the factors of noisy identities into every self-attention."""
     for layer in view.attention:
-        weight = layer.query.weight
-        if weight.is_cross:
-            continue
         entries = [each for each in (layer.query, layer.key, layer.value, layer.output) if each is not None]
+        if not entries or (weight := entries[0].weight).is_cross:
+            continue
         if len(entries) < 4 or any(each.weight.shape != (weight.d_model,) * 2 for each in entries):
             shapes = ", ".join(f"{each.weight.role} {each.weight.shape}" for each in entries)
             raise ValueError(
                 "mimetic fits queries to keys head by head, and values to outputs: "
                 f"{layer.name or 'the attention'} must have all four, of shape {(weight.d_model,) * 2}: got {shapes}."
             )
-        like = layer.query.view
+        like = entries[0].view
         heads = [_factors(query_key, +1, like, generator) for _ in range(weight.n_heads)]
         left, right = _factors(value_output, -1, like, generator)
         fitted = (
@@ -153,7 +152,7 @@ def _fit_pairs(
             right.mT,
         )
         for entry, matrix in zip(entries, fitted, strict=True):
-            entry.view.copy_(matrix)
+            entry.matrix.write_(matrix)
 
 
 def _factors(scale: float, sign: int, like: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

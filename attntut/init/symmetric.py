@@ -6,7 +6,7 @@ from attntut._checks import check_number
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Constant, Law
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.init.weight import BRANCH_OUT, Weight
+from attntut.anatomy.weight import BRANCH_OUT, Weight
 
 
 @scheme(
@@ -51,7 +51,7 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
 
     Example:
         >>> import torch
-        >>> from attntut.init.weight import weights
+        >>> from attntut.anatomy.weight import weights
         >>> w = constant(weights(64, 4)["query"]).fill_(torch.empty(64, 64))
         >>> x = torch.nn.functional.layer_norm(torch.randn(5, 64), [64])
         >>> (x @ w.mT).abs().max().item() < 1e-5

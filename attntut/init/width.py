@@ -12,10 +12,11 @@ from attntut._checks import check_int, check_number
 from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import scheme
-from attntut.init.weight import BRANCH, Weight
+from attntut.anatomy.view import view
+from attntut.anatomy.weight import BRANCH, Weight
 
 if TYPE_CHECKING:
-    from attntut.init.roles import ModelView
+    from attntut.anatomy.view import ModelView
 
 
 @scheme(
@@ -81,8 +82,6 @@ def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict
         >>> [group["lr"] for group in learning_rates(model, 0.01, base_width=32)]
         [0.0025, 0.01]
     """
-    from attntut.init.roles import view  # roles knows models, and is not needed to describe a scheme
-
     check_number("lr", lr, low=0, open_low=True), check_int("base_width", base_width)
     entries = view(model).entries
     summed = {entry.parameter for entry in entries if entry.weight.role in (*BRANCH, "readout")}
@@ -150,7 +149,7 @@ def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False)
             if not entry.weight.is_table:
                 matrix = entry.view
                 target = math.sqrt(entry.weight.fan_out / entry.weight.fan_in)
-                entry.view.copy_(matrix * (target / torch.linalg.matrix_norm(matrix.float(), ord=2)))
+                entry.matrix.write_(matrix * (target / torch.linalg.matrix_norm(matrix.float(), ord=2)))
 
 
 @scheme(

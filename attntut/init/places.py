@@ -1,1 +1,0 @@
-from attntut.anatomy.places import *  # noqa

@@ -1,1 +1,0 @@
-from attntut.anatomy.view import Attention, Entry, ModelView, view  # noqa
