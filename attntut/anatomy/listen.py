@@ -100,15 +100,12 @@ class Ears:
         self._frozen: list[nn.Parameter] = []
 
     def __enter__(self) -> Ears:
-        for parameter in self.module.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
-                parameter.requires_grad_(True)
-                self._frozen.append(parameter)
+        self.thaw()
         for name, each in self.module.named_modules():
-            if not isinstance(each, torch.jit.ScriptModule | nn.Softmax | nn.Dropout):
+            if not isinstance(each, torch.jit.ScriptModule):
                 self._handles += [
-                    each.register_forward_pre_hook(self._entered(name)),
-                    each.register_forward_hook(self._left, always_call=True),
+                    each.register_forward_pre_hook(lambda module, args, name=name: self.entered(name, module)),
+                    each.register_forward_hook(lambda module, args, output: self.left(module), always_call=True),
                 ]
         return self
 
@@ -116,20 +113,30 @@ class Ears:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self.freeze()
+
+    def thaw(self) -> None:
+        """Let frozen parameters take part in the graph."""
+        for parameter in self.module.parameters():
+            if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
+                parameter.requires_grad_(True)
+                self._frozen.append(parameter)
+
+    def freeze(self) -> None:
+        """Make them as they were."""
         for parameter in self._frozen:
             parameter.requires_grad_(False)
         self._frozen.clear()
 
-    def _entered(self, name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: Any) -> None:
-            call = [name, _now(), math.inf]
-            self.calls.append(call)
-            self._open.append(call)
+    def entered(self, name: str, module: nn.Module) -> None:
+        """A module begins to run."""
+        if not isinstance(module, nn.Softmax | nn.Dropout):
+            self._open.append([name, _now(), math.inf])
+            self.calls.append(self._open[-1])
 
-        return note
-
-    def _left(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._open:
+    def left(self, module: nn.Module) -> None:
+        """It has ended."""
+        if self._open and not isinstance(module, nn.Softmax | nn.Dropout):
             self._open.pop()[2] = _now()
 
     @property

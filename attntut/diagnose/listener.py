@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attntut import measure
-from attntut.diagnose.layers import first_tensor, is_compiled
+from attntut.anatomy.names import RolePatterns
+from attntut.diagnose.layers import first_tensor, is_compiled, tensors_in
 from attntut.diagnose.recorder import Recorder
 from attntut.diagnose.report import Report
 from attntut.diagnose.restore import RandomState, stepped, untouched
@@ -22,6 +23,7 @@ def diagnose(
     loss: Callable[[Any], Tensor] | None = None,
     *,
     optimizer: torch.optim.Optimizer | None = None,
+    roles: RolePatterns | None = None,
     maps: int = 0,
 ) -> Report:
     """Run a model once, and report what its attention does.
@@ -34,6 +36,7 @@ def diagnose(
         inputs: a tensor, a tuple or list of arguments, or a mapping of keywords.
         loss: from the output to a scalar; with it, the gradients are measured too.
         optimizer: with it (and ``loss``), one of its steps is tried, and the change of the output measured.
+        roles: for weights whose role is not found by listening, nor by name: as in :func:`attntut.init.view`.
         maps: keep up to this many rows of each head's weights, for pictures.
 
     Returns:
@@ -63,18 +66,24 @@ def diagnose(
             return model(**inputs)
         return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
-    recorder = Recorder(module, maps=maps, wants_gradients=loss is not None, runs_compiled=False)
+    recorder = Recorder(
+        module, maps=maps, roles=roles, wants_gradients=loss is not None, runs_compiled=False, thaws=True
+    )
+    learning = [] if module is None else [each for each in module.parameters() if each.requires_grad]
     with untouched(module, inputs), _uncompiled(module):
         start = RandomState()
         with recorder:
-            with torch.set_grad_enabled(loss is not None):
+            with torch.set_grad_enabled(loss is not None or module is not None):  # the graph tells the roles
                 output = run()
             recorder.pause()
             before = None if optimizer is None else _main_tensor(output).detach()
             if loss is not None:
                 scalar = _scalar(loss(output))
                 del output  # often the largest tensor of all
-                scalar.backward()
+                # Frozen parameters are part of the graph, and ask for nothing.
+                leaves = [*learning, *(each for each in tensors_in(inputs) if each.requires_grad and each.is_leaf)]
+                is_frozen = module is not None and len(learning) < sum(1 for _ in module.parameters())
+                scalar.backward(inputs=leaves if is_frozen and leaves else None)
         if optimizer is not None and before is not None:
             with stepped(optimizer), torch.no_grad():
                 start.restore()

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from attntut._checks import check_int
 from attntut._modes import no_fast_path
+from attntut.anatomy.listen import Ears
+from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.view import ModelView, look
 from attntut.diagnose.gradients import Gradients
 from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import STATISTICS, Report, average_heads
@@ -34,8 +37,10 @@ class Recorder:
         every: int = 1,
         maps: int = 0,
         steps: int | None = None,
+        roles: RolePatterns | None = None,
         wants_gradients: bool = True,
         runs_compiled: bool = True,
+        thaws: bool = False,
     ) -> None:
         self.model = model
         self.every, self.maps = check_int("every", every), check_int("maps", maps, low=0)
@@ -54,6 +59,10 @@ class Recorder:
         self.layers = Layers(model, self._entered, self._left, self._follows)
         self.watcher = Watcher(self)
         self.gradients: Gradients | None = None
+        self.roles = roles
+        self.ears = None if model is None else Ears(model)
+        self.thaws = thaws
+        self.seen: ModelView | None = None
         self.parameters: set[int] = set()
 
     def __enter__(self) -> Recorder:
@@ -61,12 +70,15 @@ class Recorder:
             stack.enter_context(no_fast_path())
             self.is_on = self.is_open = True
             stack.callback(self._close)
+            if self.ears is not None and self.thaws:
+                stack.callback(self.ears.freeze)
+                self.ears.thaw()
             self.layers.hook()
             if self.model is not None:
                 known = (each for each in self.model.parameters() if not is_lazy(each))
                 self.parameters = {each.untyped_storage()._cdata for each in known}
-                if self.wants_gradients:
-                    self.gradients = Gradients(self.model, self._hears_gradients)
+                if self.roles is not None:
+                    look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs
             self._watch = stack.enter_context(ExitStack())
             self._watch.enter_context(self.watcher)
             self._stack = stack.pop_all()
@@ -148,6 +160,8 @@ class Recorder:
         return self.is_on and self.is_open
 
     def _entered(self, frame: Frame) -> None:
+        if self.ears is not None and self.seen is None:
+            self.ears.entered(frame.name, frame.module)
         if frame.name == "" and self.is_open and not _in_backward():
             self._finish_step()
             self.step += 1
@@ -157,6 +171,10 @@ class Recorder:
                 self.progress.update()
 
     def _left(self, frame: Frame, output: Any) -> None:
+        if self.ears is not None and self.seen is None:
+            self.ears.left(frame.module)
+        if frame.name == "" and self.is_open and self.seen is None and not _in_backward():
+            self._read_anatomy(output)
         container = self.layers.containers.get(frame.name)
         held_attention = _in_backward() or frame.attentions < self.layers.attentions
         if not self.is_open or container is None or not held_attention:
@@ -174,6 +192,17 @@ class Recorder:
                 block.add(stream)
         if stream.requires_grad and self.is_on:
             stream.register_hook(block.listen_to_gradient(self._hears_gradients))
+
+    def _read_anatomy(self, output: Any) -> None:
+        """After the first forward pass: which matrix played which role."""
+        assert self.model is not None and self.ears is not None
+        self.ears.freeze()
+        heard = None
+        with self._forgiving("the roles of the weights"):
+            heard = self.ears.hear(output)
+        self.seen = look(self.model, heard=heard, roles=self.roles)
+        if self.wants_gradients:
+            self.gradients = Gradients(self.seen, self._hears_gradients)
 
     # ---- the report
 
@@ -225,7 +254,7 @@ class Recorder:
             from attntut.diagnose import weights  # reads the catalogue of schemes
 
             with self._forgiving("the weights"):
-                weights.fill(report, self.model)
+                weights.fill(report, self.seen or look(self.model, roles=self.roles))
         for record in report.weights:
             record["layer"] = record["layer"] or ROOT
         report.notes += [each for each in self._remarks() if each not in report.notes]
@@ -246,9 +275,6 @@ class Recorder:
         if not self.total:
             yield "No attention was seen: no softmax of a product of queries and keys, and no fused kernel."
         yield from self.notes
-        error = "" if self.gradients is None or not self.total else self.gradients.error
-        if error and not any(error in note for note in self.report.notes):
-            yield f"Gradients by role: {error}"
         for layer, times in self.skipped.items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "

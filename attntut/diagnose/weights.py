@@ -89,6 +89,9 @@ def fill(report: Report, seen: ModelView) -> Report:
     if any(parameter.is_meta for parameter in seen.module.parameters()):
         report.notes.append("Weights: some parameters are on the meta device, and have no values.")
         return report
+    if not seen.attention:
+        report.notes.append(f"Weights: no attention is known in {type(seen.module).__name__}. Name it: roles={{…}}.")
+        return report
     report.weights, report.model["traits"] = describe(seen)
     if seen.unknown:
         report.notes.append(

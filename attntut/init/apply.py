@@ -40,7 +40,7 @@ def initialize_(
     keeps them transposed, shares keys and values between heads, or ties its readout to its embedding (which is drawn
     once, as an embedding). Unless the scheme says otherwise, biases become 0 and norms the identity; learnable gains
     stay. The row of an embedding that stands for padding becomes 0. Frozen matrices are initialized too; frozen tables
-    (sinusoidal positions) stay as they are. Gates and the narrow matrices of latent attention are drawn like the matrix
+    and sinusoidal ones stay as they are. Gates and the narrow matrices of latent attention are drawn like the matrix
     that a branch begins with; of an adapter, the first matrix is N(0, 1/fan_in) and the second 0 (Hu et al. 2021).
 
     Args:
@@ -112,8 +112,15 @@ def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[
 
 
 def is_kept(seen: ModelView, entry: Entry) -> bool:
-    """Whether an entry is a frozen table: positions that were computed, not drawn, and are not to be learned."""
-    return entry.weight.is_table and not seen.module.get_parameter(entry.parameter).requires_grad
+    """Whether an entry is a table that was computed, not drawn: it is frozen, or holds sines and cosines.
+
+    In a table of pairs of sine and cosine, the squares of each row add up to half its length, exactly.
+    """
+    if not entry.weight.is_table:
+        return False
+    squares = entry.view.detach().double().square().sum(0)  # of each row that is looked up
+    is_wave = bool((squares - entry.weight.fan_out / 2).abs().max() < 1e-3 * entry.weight.fan_out)
+    return is_wave or not seen.module.get_parameter(entry.parameter).requires_grad
 
 
 def _draw(target: Entry | Tensor, law: Law, generator: torch.Generator | None) -> None:
