@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 Node = Any  # torch.autograd.graph.Node: what made a tensor
@@ -118,10 +118,13 @@ class Graph:
         self.users: dict[Node, list[tuple[Node, int]]] = {}
         self._sort()
         self.products: dict[Node, Product] = {}
-        self._weights: dict[Node, tuple[str, ...] | None] = {}  # parameters that a node is made of; None: more than that
+        self._weights: dict[
+            Node, tuple[str, ...] | None
+        ] = {}  # parameters that a node is made of; None: more than that
         for node in self.order:
             self._classify(node)
         self.attentions: list[Heard] = []
+        self.mixers: set[str] = set()
         self.by_operand: dict[tuple[Node, int], Sink] = {}
         self._find_attentions()
         self._sources: dict[Node, frozenset[Any]] = {}
@@ -140,6 +143,10 @@ class Graph:
     def sinks(self, node: Node) -> frozenset[Sink]:
         """The nearest products, attentions and ends that the output of a node goes to."""
         return self._sinks[node]
+
+    def made_of(self, node: Node) -> tuple[str, ...]:
+        """The parameters that a tensor is made of, if it is made of nothing else."""
+        return (self._weights.get(node) or ()) if node is not None else ()
 
     # ---- how it is made
 
@@ -245,10 +252,13 @@ class Graph:
         heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand), value_operand)
         self.attentions.append(heard)
         swapped = query is right and left is not right
-        for position, role in zip(PRODUCTS[scores.name()], ("key", "query") if swapped else ("query", "key"), strict=True):
+        for position, role in zip(
+            PRODUCTS[scores.name()], ("key", "query") if swapped else ("query", "key"), strict=True
+        ):
             self.by_operand.setdefault((scores, position), (role, heard))
         self.by_operand[softmax, 0] = ("logits", heard)
         self.by_operand[node, value_operand] = ("value", heard)
+        self.by_operand[node, operand] = ("logits", heard)
 
     def _back_to_product(self, softmax: Node) -> Node | None:
         """The first product of two computed tensors that the logits are made of."""
@@ -258,27 +268,44 @@ class Graph:
                 if node is None or node in seen or is_leaf(node):
                     continue
                 seen.add(node)
-                if node in self.products or node.name() in SOFTMAX or FUSED.match(node.name()):
+                if node in self.products:
+                    if self._mixes_heads(node, softmax):
+                        stack.append(node)
+                    continue
+                if node.name() in SOFTMAX or FUSED.match(node.name()):
                     continue
                 if node.name() in PRODUCTS and "Convolution" not in node.name():
                     found.append(node)
                 else:
                     stack.append(node)
-        return min(found, key=lambda node: node._sequence_nr(), default=None)
+        both = [node for node in found if all(node.next_functions[i][0] is not None for i in PRODUCTS[node.name()])]
+        return min(both or found, key=lambda node: node._sequence_nr(), default=None)
 
     def _forward_to_product(self, softmax: Node) -> tuple[Node, int] | None:
         """The product of the weights with the values, and which of its inputs the weights are."""
         seen, stack = {softmax}, [softmax]
         while stack:
             for user, index in self.users.get(stack.pop(), ()):
-                if user in seen or user in self.products or user.name() in SOFTMAX:
+                if user in seen or user.name() in SOFTMAX:
                     continue
                 seen.add(user)
+                if user in self.products:
+                    if self._mixes_heads(user, softmax):
+                        stack.append(user)
+                    continue
                 if user.name() in PRODUCTS and "Convolution" not in user.name():
                     return user, index
                 if len(seen) < 256:
                     stack.append(user)
         return None
+
+    def _mixes_heads(self, node: Node, softmax: Node) -> bool:
+        """Whether a product adds up the maps of different heads (talking heads), before the softmax or after."""
+        logits, weight = Edge(*softmax.next_functions[0]).shape, [n for n in self.products[node].weight.shape if n > 1]
+        if len(logits) < 4 or weight != [logits[-3]] * 2:
+            return False
+        self.mixers.update(self.products[node].parameters)
+        return True
 
     def _rows_are_queries(self, softmax: Node, left: Edge | None, right: Edge | None) -> bool:
         """Whether the left factor of the scores holds the queries: one key touches one row of it, or many."""
@@ -293,7 +320,9 @@ class Graph:
             touched = gradients([logits], [left, right], [gradient])
         except RuntimeError:
             return True
-        rows = [0.0 if each is None else (each != 0).any(-1 - i).float().mean().item() for i, each in enumerate(touched)]
+        rows = [
+            0.0 if each is None else (each != 0).any(-1 - i).float().mean().item() for i, each in enumerate(touched)
+        ]
         return rows[0] >= rows[1]
 
     def _gather_sources(self, node: Node) -> frozenset[Any]:

@@ -138,7 +138,9 @@ def find_matrix(parameter: Tensor, codes: Tensor, shape: tuple[int, int, int], *
         return None
     view = parameter.detach()[box]
     # A step of a whole row of the factor changes the row; a step of a whole matrix, the batch.
-    is_sum = {dim: (step < second) == weight_first if 0 < step < first * second else False for dim, step in enumerate(steps)}
+    is_sum = {
+        dim: (step < second) == weight_first if 0 < step < first * second else False for dim, step in enumerate(steps)
+    }
     out = sorted((d for d in range(view.ndim) if not is_sum[d]), key=lambda d: -steps[d])
     into = sorted((d for d in range(view.ndim) if is_sum[d]), key=lambda d: -steps[d])
     return Matrix(view.permute(*out, *into), len(out))

@@ -140,7 +140,9 @@ class CallerPatterns:
             each = key if isinstance(key, tuple) else (key,)
             for role in each:
                 check_choice("a role in roles", role, (*ROLES, *PARTS, KEEP))
-            several = (patterns,) if isinstance(patterns, str | Layout) or not isinstance(patterns, Iterable) else patterns
+            several = (
+                (patterns,) if isinstance(patterns, str | Layout) or not isinstance(patterns, Iterable) else patterns
+            )
             for pattern in several:
                 if not isinstance(pattern, str | Layout):
                     raise TypeError(f"roles[{key!r}] must hold patterns of parameter names: got {pattern!r}.")

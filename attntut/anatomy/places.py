@@ -42,7 +42,9 @@ class Places:
     def __init__(self, module: nn.Module, parts: Sequence[Part], heard: Anatomy, n_heads: int | None) -> None:
         self.module, self.heard = module, heard
         self.unsure: list[str] = []
-        queries = {part.attention: part for part in reversed(parts) if part.role == "query" and part.attention is not None}
+        queries = {
+            part.attention: part for part in reversed(parts) if part.role == "query" and part.attention is not None
+        }
         names = [*dict.fromkeys([*heard.attention, *reversed(queries)])]
         latent = {part.attention: part for part in parts if part.role == "latent"}
         self.heads: dict[str, int] = {}

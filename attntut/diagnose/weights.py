@@ -22,7 +22,17 @@ SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
 SIDE = 256
 """Of larger matrices, only so many rows and columns are counted."""
-TRAITS = ("norm", "residual", "residual_scale", "skip_scale", "branch_gain", "scale", "qk_norm", "soft_cap", "output_gate")
+TRAITS = (
+    "norm",
+    "residual",
+    "residual_scale",
+    "skip_scale",
+    "branch_gain",
+    "scale",
+    "qk_norm",
+    "soft_cap",
+    "output_gate",
+)
 """What a report keeps of the architecture."""
 TRACY_WIDOM = 4.6
 """One random matrix in ten thousand has a largest singular value beyond this quantile."""
@@ -95,7 +105,7 @@ def fill(report: Report, seen: ModelView) -> Report:
     report.weights, report.model["traits"] = describe(seen)
     if seen.unknown:
         report.notes.append(
-            f"Weights of unknown role: {listing(seen.unknown.values())}. Name them: roles={{\"readout\": …}}."
+            f'Weights of unknown role: {listing(seen.unknown.values())}. Name them: roles={{"readout": …}}.'
         )
     report.notes += seen.unsure
     return report

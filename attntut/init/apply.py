@@ -172,7 +172,9 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
             )
         own = parameter.untyped_storage().data_ptr()
         if any(view.untyped_storage().data_ptr() != own for view in written.get(name, ())):
-            raise ValueError(f"{name} must hold its projections in its own memory, and a part of it is a copy. {_INSTEAD}")
+            raise ValueError(
+                f"{name} must hold its projections in its own memory, and a part of it is a copy. {_INSTEAD}"
+            )
     for name, module in seen.module.named_modules():
         if torch.nn.utils.parametrize.is_parametrized(module):
             parts = ", ".join(getattr(module, "parametrizations", {}))

@@ -1,0 +1,119 @@
+"""What the graph tells of the architecture around an attention: norms, soft-caps, gates, sharing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+from attntut.anatomy.graph import Edge, Graph, Heard, Node, Product
+from attntut.anatomy.roles import Roles
+
+NORMS = {
+    "NativeLayerNormBackward0",
+    "FusedRmsNormBackward0",
+    "NativeGroupNormBackward0",
+    "NativeBatchNormBackward0",
+    "LinalgVectorNormBackward0",
+    "NormBackward0",
+    "RsqrtBackward0",
+}
+
+
+class Architecture:
+    """Reads traits off a graph.
+
+    Args:
+        graph: of a forward pass.
+        roles: of its products.
+        in_norm: whether a node was made inside a module that normalizes.
+    """
+
+    def __init__(self, graph: Graph, roles: Roles, in_norm: Callable[[Node], bool]) -> None:
+        self.graph, self.roles, self.in_norm = graph, roles, in_norm
+
+    def traits(self, heard: Heard) -> dict[str, Any]:
+        """What is known of one attention, by the names of :class:`~attntut.TransformerConfig` where it has one."""
+        query, key = (self._maker(heard, role) for role in ("query", "key"))
+        inside = [each for each, place in self.roles.place.items() if place is heard]
+        found: dict[str, Any] = {
+            "qk_norm": any(self._between(edge, NORMS) for edge in (heard.query, heard.key)),
+            "output_gate": any(self.roles.role.get(each) == "gate" for each in inside)
+            or (query is not None and self.roles.gates(query)),
+        }
+        if heard.scores is not None:
+            found["soft_cap"] = self._between(Edge(*heard.entry.next_functions[0]), {"TanhBackward0"}, heard.scores)
+        output = next((each for each in inside if self.roles.role.get(each) == "output"), None)
+        return found if output is None else found | self._norm_place(output, query)
+
+    def is_cross(self, heard: Heard) -> bool:
+        """Whether queries and keys are made from different things."""
+        query, key = (self._maker(heard, role) for role in ("query", "key"))
+        asks, tells = (self.graph.sources(each.reads) if each else frozenset() for each in (query, key))
+        return bool(asks) and bool(tells) and asks.isdisjoint(tells)
+
+    def passes(self) -> dict[str, int]:
+        """How often the stream comes through each parameter: a call that reads what an earlier call has led to."""
+        last: dict[str, Product] = {}
+        count: dict[str, int] = {}
+        for product in self.roles.products:
+            name = product.parameters[0]
+            before = last.get(name)
+            if before is None or any(_number(each) > _number(before) for each in self.graph.sources(product.reads)):
+                count[name], last[name] = count.get(name, 0) + 1, product
+        return count
+
+    def _maker(self, heard: Heard, role: str) -> Product | None:
+        sources = self.graph.sources(getattr(heard, role))
+        return next((each for each in sources if role in self.roles.makes.get(each, ())), None)
+
+    def _between(self, edge: Edge | None, kinds: Collection[str], end: Node = None) -> bool:
+        """Whether a node of one of these kinds, or a norm, lies between a tensor and what it is the sum or product of."""
+        stack, seen = [] if edge is None else [edge.node], {end}
+        while stack:
+            node = stack.pop()
+            if node in seen or node in self.graph.products or self._is_sum(node):
+                continue
+            seen.add(node)
+            if node.name() in kinds or (kinds is NORMS and self.in_norm(node)):
+                return True
+            stack += [each for each, _ in node.next_functions if each is not None]
+        return False
+
+    def _norm_place(self, output: Product, query: Product | None) -> dict[str, Any]:
+        """Where the norm stands: before a branch (pre), in front of its sum too (sandwich), after the sum (post), …"""
+        join = self._next_sum(output.node, through_norms=True)
+        if join is None:
+            return {"residual": False}
+        if self._next_sum(join, through_norms=True) is None:
+            return {"residual": True}
+        if self._next_sum(join, through_norms=False) is None:
+            return {"residual": True, "norm": "post"}
+        if query is None or not self._between(query.reads, NORMS):
+            return {"residual": True, "norm": "none"}
+        is_inside = self._next_sum(output.node, through_norms=False) is None
+        return {"residual": True, "norm": "sandwich" if is_inside else "pre"}
+
+    def _next_sum(self, node: Node, *, through_norms: bool) -> Node | None:
+        """The first sum of a branch and the stream that a result goes into, without another product."""
+        stack, seen = [node], {node}
+        while stack:
+            for user, index in self.graph.users.get(stack.pop(0), ()):
+                if user in seen or user in self.graph.products or (user, index) in self.graph.by_operand:
+                    continue
+                seen.add(user)
+                if self._is_sum(user):
+                    return user
+                if through_norms or not (user.name() in NORMS or self.in_norm(user)):
+                    stack.append(user)
+        return None
+
+    def _is_sum(self, node: Node) -> bool:
+        """Whether two tensors of different origin are added here: a branch and the stream."""
+        if node is None or node.name() != "AddBackward0" or self.in_norm(node):
+            return False
+        made = [self.graph.sources(Edge(each, 0)) for each, _ in node.next_functions if each is not None]
+        return len(made) == 2 and all(made) and made[0] != made[1]
+
+
+def _number(source: Any) -> int:
+    return source.node._sequence_nr()  # type: ignore[no-any-return]

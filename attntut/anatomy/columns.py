@@ -1,0 +1,175 @@
+"""Which outputs of a product become which head of an operand, and where its matrix lies in a parameter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attntut.anatomy.graph import Edge, Graph, Node, Product, gradients, is_leaf
+from attntut.anatomy.layout import Matrix, find_matrix
+
+Heads = list[list[int]]
+"""Columns of a product, a list a head."""
+DIGITS = {torch.float64: 52, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
+"""Integers up to two to this power are exact."""
+
+
+class Columns:
+    """Asks the graph about the columns of products.
+
+    Args:
+        graph: of a forward pass.
+        parameters: by name.
+        siblings: name of a parameter to that of its kind; one of a kind is asked, the others are alike.
+    """
+
+    def __init__(self, graph: Graph, parameters: Mapping[str, nn.Parameter], siblings: Mapping[str, str]) -> None:
+        self.graph, self.parameters, self.siblings = graph, parameters, siblings
+        self._known: dict[Any, Any] = {}
+
+    def batch(self, product: Product) -> int:
+        """How many matrices a product holds: one a head, or one an expert; 1 as a rule."""
+        shape = product.weight.shape
+        if len(shape) != 3 or product.channels == 1:
+            return 1
+        numel = sum(self.parameters[name].numel() for name in product.parameters)
+        return shape[0] if numel >= math.prod(shape) else 1
+
+    def fan_out(self, product: Product) -> int:
+        """How many outputs a product has."""
+        return product.result.shape[product.channels] * self.batch(product)
+
+    def by_head(self, edge: Edge, product: Product, role: str) -> Heads:
+        """The columns of a product that feed an operand; all of them as one head where the graph cannot be asked."""
+        key = (role, edge.shape, product.result.shape, *(self.siblings[name] for name in product.parameters))
+        if key not in self._known:
+            try:
+                self._known[key] = self._find_heads(edge, product)
+            except RuntimeError:  # something needed was changed in place, as inference may
+                self._known[key] = [list(range(self.fan_out(product)))]
+        return self._known[key]  # type: ignore[no-any-return]
+
+    def halves(self, product: Product) -> Heads | None:
+        """The columns of the two matrices of a gated feed-forward network that are packed into one; else None."""
+        width = product.result.shape[product.channels]
+        key = ("halves", width, *(self.siblings[name] for name in product.parameters))
+        if key not in self._known:
+            self._known[key] = None
+            for kind, out in self.graph.sinks(product.node):
+                if kind == "product" and out.reads is not None and width == 2 * out.reads.shape[-1]:
+                    weights = torch.zeros(out.reads.shape)
+                    weights[..., 0] = 1.0
+                    (gradient,) = gradients([out.reads], [product.result], [weights])
+                    pair = [] if gradient is None else self._touched(gradient, product)
+                    if pair == [0, width // 2]:
+                        self._known[key] = [[*range(width // 2)], [*range(width // 2, width)]]
+                    elif pair == [0, 1]:
+                        self._known[key] = [[*range(0, width, 2)], [*range(1, width, 2)]]
+        return self._known[key]  # type: ignore[no-any-return]
+
+    def _find_heads(self, edge: Edge, product: Product) -> Heads:
+        every = self._feed(edge, product)
+        if len(edge.shape) < 3 or not every:
+            return [every] if every else []
+        first = self._feed(edge, product, 0)
+        if not first or len(every) % len(first) or len(first) == len(every):
+            return [every]
+        count, leading = len(every) // len(first), edge.shape[-3]
+        heads, done = [first], set(first)
+        for index in dict.fromkeys([1, leading // count, *range(2, leading)]):  # heads may vary fastest, or slowest
+            columns = self._feed(edge, product, index)
+            if not columns or not done.isdisjoint(columns):
+                continue
+            shift = columns[0] - first[0]
+            evenly = [[column + head * shift for column in first] for head in range(count)]
+            if sorted(column for head in evenly for column in head) == every:
+                return evenly
+            heads.append(columns)
+            done.update(columns)
+        return heads if len(heads) == count and len(done) == len(every) else [every]
+
+    def _feed(self, edge: Edge, product: Product, index: int | None = None) -> list[int]:
+        """The columns that feed an operand, or what stands at one index of its third last dimension."""
+        weights = torch.randn(edge.shape, generator=torch.Generator().manual_seed(0))
+        if index is not None:
+            mask = torch.zeros(edge.shape)
+            mask.select(-3, index).fill_(1.0)
+            weights = weights * mask
+        between = [each for each in self.graph.sources(edge) if product in self.graph.sources(_read_by(each))]
+        silenced = [each.node.register_prehook(_silence) for each in between]  # what comes through them is not its own
+        try:
+            (gradient,) = gradients([edge], [product.result], [weights])
+        finally:
+            for handle in silenced:
+                handle.remove()
+        return [] if gradient is None else self._touched(gradient, product)
+
+    def _touched(self, gradient: Tensor, product: Product) -> list[int]:
+        """The outputs that a gradient touches; those of a batch of matrices stand behind each other."""
+        touched = gradient != 0
+        if self.batch(product) > 1 and touched.ndim == 3:
+            touched = touched.any(-2 if product.channels == -1 else -1).flatten()
+        else:
+            touched = touched.movedim(product.channels, 0).flatten(1).any(1)
+        return touched.nonzero()[:, 0].tolist()  # type: ignore[no-any-return]
+
+    # ---- the matrix in memory
+
+    def matrix(self, product: Product) -> Matrix | None:
+        """The matrix that a product multiplies with; None if it is no mere rearrangement of its parameter."""
+        parameter, node = self.parameters[product.parameters[0]], product.weight.node
+        data = parameter.detach()
+        if product.is_table:
+            return Matrix(data.reshape(-1, data.shape[-1]).mT) if data.ndim > 1 and data.is_contiguous() else None
+        if product.channels == 1:
+            return Matrix(data) if product.weight.shape.numel() == data.numel() else None
+        is_turned = node.name() == "TBackward0" and is_leaf(node.next_functions[0][0])
+        if data.ndim == 2 and (is_turned or is_leaf(node)):
+            return Matrix(data if is_turned != product.weight_first else data.mT)
+        try:
+            return self._by_numbers(product, parameter)
+        except RuntimeError:
+            return None
+
+    def _by_numbers(self, product: Product, parameter: nn.Parameter) -> Matrix | None:
+        """Number the entries of the factor, and see where autograd carries the numbers."""
+        shape = product.weight.shape
+        first, second = shape[-2:]
+        batch = self.batch(product)
+        size = batch * first * second
+        base, codes = 1, torch.zeros(parameter.shape, dtype=torch.int64)
+        numbers = torch.arange(1, size + 1).view(batch, first, second)
+        step = 2 ** DIGITS.get(parameter.dtype, 8)
+        while base <= size:
+            weights = torch.zeros(shape, dtype=torch.float64)
+            weights.view(-1, first, second)[:batch] = (numbers // base % step).double()
+            (gradient,) = gradients([product.weight], [_leaf_below(product.weight.node, parameter)], [weights])
+            if gradient is None:
+                return None
+            codes += gradient.detach().cpu().double().round().long() * base
+            base *= step
+        if not 0 <= int(codes.min()) <= int(codes.max()) <= size:
+            return None
+        return find_matrix(parameter, codes, (batch, first, second), weight_first=product.weight_first)
+
+
+def _read_by(source: object) -> Edge | None:
+    return source.reads if isinstance(source, Product) else None
+
+
+def _silence(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if each is None else torch.zeros_like(each) for each in gradients)
+
+
+def _leaf_below(node: Node, parameter: nn.Parameter) -> Edge:
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        if is_leaf(node) and node.variable is parameter:
+            return Edge(node, 0)
+        stack += [each for each, _ in node.next_functions if each is not None]
+    raise RuntimeError("The parameter is not among what this was made of.")

@@ -1,0 +1,241 @@
+"""Who plays what: the role of every product of a forward pass, read off the graph around it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from attntut.anatomy.blocks import Block, block_of
+from attntut.anatomy.columns import Columns
+from attntut.anatomy.graph import LAYOUT, Graph, Heard, Node, Product, is_leaf
+
+OPERANDS = ("query", "key", "value")
+INSIDE = (*OPERANDS, "logits")
+
+
+class Roles:
+    """Reads the roles off a graph; the order of the steps matters, each looks at what the ones before have found.
+
+    Args:
+        graph: of a forward pass.
+        columns: asks it about columns.
+
+    Attributes:
+        makes: products that make operands: role to columns, a list a head.
+        role: the role of each other product.
+        place: of products that belong to an attention: the attention.
+    """
+
+    def __init__(self, graph: Graph, columns: Columns) -> None:
+        self.graph, self.columns = graph, columns
+        self.products = [each for each in graph.products.values() if graph.mixers.isdisjoint(each.parameters)]
+        self.products.sort(key=lambda product: product.node._sequence_nr())
+        self.makes: dict[Product, dict[str, list[list[int]]]] = {}
+        self.role: dict[Product, str] = {}
+        self.place: dict[Product, Heard] = {}
+        self._reading: dict[frozenset[Any], list[Product]] = {}  # products, by what they read
+        for product in self.products:
+            self._reading.setdefault(graph.sources(product.reads), []).append(product)
+        for heard in graph.attentions:
+            self._find_operands(heard)
+        self._find_latents()
+        self._find_adapters()
+        self._find_outputs()
+
+    # ---- attention
+
+    def _find_operands(self, heard: Heard) -> None:
+        for role in OPERANDS:
+            edge = getattr(heard, role)
+            for product in self.graph.sources(edge):
+                if not isinstance(product, Product) or product.is_table or not self._is_projection(product):
+                    continue
+                if role not in self.makes.get(product, ()) and (heads := self.columns.by_head(edge, product, role)):
+                    self.makes.setdefault(product, {})[role] = heads
+                    self.place.setdefault(product, heard)
+
+    def _is_projection(self, product: Product) -> bool:
+        """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
+        sinks = self.graph.sinks(product.node)
+        others = [each for kind, each in sinks if kind == "product"]
+        return any(kind in INSIDE for kind, _ in sinks) and all(map(self._is_in_attention, others))
+
+    def _is_in_attention(self, product: Product) -> bool:
+        """Whether a product makes operands or logits, or reads heads and what only multiplies them."""
+        reads = self.graph.sources(product.reads)
+        if any(isinstance(each, Heard) for each in reads):
+            return all(isinstance(each, Heard) or self._goes_only_to(each, product) for each in reads)
+        sinks = self.graph.sinks(product.node)
+        return bool(sinks) and all(kind in INSIDE for kind, _ in sinks)
+
+    def _goes_only_to(self, product: Product, other: Product) -> bool:
+        """Whether, of all products, a result goes to one alone: a gate, if that reads heads."""
+        return {each for kind, each in self.graph.sinks(product.node) if kind == "product"} <= {other}
+
+    def _find_latents(self) -> None:
+        """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
+        for product in self.products:
+            readers = self._readers(product)
+            if (
+                product in self.makes
+                or product.is_table
+                or not readers
+                or any(each not in self.makes for each in readers)
+            ):
+                continue
+            made = {role for each in readers for role in self.makes[each]}
+            reads_it_alone = all(self.graph.sources(each.reads) == {product} for each in readers)
+            if reads_it_alone and made != set(OPERANDS) and len({self.place[each] for each in readers}) == 1:
+                self.role[product], self.place[product] = "latent", self.place[readers[0]]
+
+    def _readers(self, product: Product) -> list[Product]:
+        """The products that read a result; none if it goes elsewhere too."""
+        sinks = self.graph.sinks(product.node)
+        return [each for _, each in sinks] if all(kind == "product" for kind, _ in sinks) else []
+
+    def _find_adapters(self) -> None:
+        """Pairs of narrow matrices whose product is added to that of a larger one."""
+        for second in self.products:
+            sources = self.graph.sources(second.reads)
+            first = next(iter(sources)) if len(sources) == 1 else None
+            if second.is_table or not isinstance(first, Product) or first.reads is None or first.is_table:
+                continue
+            narrow = self.columns.fan_out(first) < min(self.columns.fan_out(second), first.reads.shape[-1])
+            if not narrow or self._readers(first) != [second]:
+                continue
+            for wide in self._reading[self.graph.sources(first.reads)]:
+                if wide is not first and wide is not second and self._are_added(second, wide):
+                    self.makes.pop(second, None)
+                    self.role[first], self.role[second] = "adapter_in", "adapter_out"
+                    if wide in self.place:
+                        self.place[first] = self.place[second] = self.place[wide]
+                    break
+
+    def _are_added(self, a: Product, b: Product) -> bool:
+        """Whether two results of one width meet in a sum before anything but scaling is done to them."""
+        if self.columns.fan_out(a) != self.columns.fan_out(b):
+            return False
+        sums = [{node for node in self._beyond_layout(each.node, "MulBackward", "NativeDropout")} for each in (a, b)]
+        return any(node.name() == "AddBackward0" for node in sums[0] & sums[1])
+
+    def _beyond_layout(self, node: Node, *also: str) -> Iterator[Node]:
+        """What uses a result, moved about as it may be."""
+        seen, stack = {node}, [node]
+        while stack:
+            for user, _ in self.graph.users.get(stack.pop(), ()):
+                if user not in seen:
+                    seen.add(user)
+                    if LAYOUT.fullmatch(user.name()) or user.name().startswith(("Index", "Upsample", *also)):
+                        stack.append(user)
+                    else:
+                        yield user
+
+    def _find_outputs(self) -> None:
+        """The first product that the heads' mix enters, and gates on the way there."""
+        for product in self.products:
+            sources = self.graph.sources(product.reads)
+            heard = [each for each in sources if isinstance(each, Heard)]
+            others = [each for each in sources if isinstance(each, Product)]
+            if product in self.role or product in self.makes or product.is_table or not heard:
+                continue
+            if all(each in self.makes or self._goes_only_to(each, product) for each in others):
+                self.role[product], self.place[product] = "output", heard[0]
+                for gate in others:
+                    if gate not in self.makes and gate not in self.role:
+                        self.role[gate], self.place[gate] = "gate", heard[0]
+
+    def gates(self, product: Product) -> bool:
+        """Whether a part of a result goes to the output matrix: it multiplies the heads."""
+        return any(
+            kind == "product" and self.role.get(each) == "output" for kind, each in self.graph.sinks(product.node)
+        )
+
+    # ---- everything else
+
+    def find_rest(self, blocks: dict[str, Block]) -> None:
+        """Feed-forward matrices, embeddings and readouts.
+
+        Args:
+            blocks: of the model.
+        """
+        self.block = {each: block_of(blocks, each.parameters[0]).name for each in self.products}
+        rest = [each for each in self.products if each not in self.role and each not in self.makes]
+        before, after = self._around_attention()
+        inner = {each for each in rest if not each.is_table and self._stays_inside(each)}
+        for product in rest:
+            kinds = {kind for kind, _ in self.graph.sinks(product.node)}
+            if product.is_table or (kinds and kinds <= {"logits"}):
+                self.role[product] = "position" if self._is_by_place(product, kinds) else "embedding"
+            elif self.block[product] or (not blocks and product in after):
+                self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
+            else:
+                self.role[product] = "readout" if product in after - before else "embedding"
+
+    def _stays_inside(self, product: Product) -> bool:
+        """Whether a result goes to products of its own block only, none of which reads the stream."""
+        readers = self._readers(product)
+        return bool(readers) and all(self._reads_inside(each, self.block[product]) for each in readers)
+
+    def _reads_inside(self, product: Product, block: str) -> bool:
+        """Whether all that a product reads was made for products of one block."""
+        if product in self.place or self.block.get(product) != block:
+            return False
+        return all(
+            isinstance(source, Product)
+            and not source.is_table
+            and bool(readers := self._readers(source))
+            and all(self.block.get(each) == block for each in (source, *readers))
+            for source in self.graph.sources(product.reads)
+        )
+
+    def _in_branch(self, product: Product, inner: set[Product], *, may_be_last: bool) -> str:
+        reads, sinks = self.graph.sources(product.reads), self.graph.sinks(product.node)
+        if product in inner:
+            return "feed_forward_in"
+        if reads & inner:
+            return "feed_forward_out"
+        if may_be_last and all(kind == "end" for kind, _ in sinks):
+            return "readout"
+        for kind, each in sinks:
+            if kind == "product" and each.reads and each.reads.shape[-1] == product.result.shape[product.channels]:
+                # A result as wide as the stream is added to it, or is the stream from here on.
+                return "feed_forward_out" if reads & self.graph.sources(each.reads) else "embedding"
+        return "gate"
+
+    def _around_attention(self) -> tuple[set[Product], set[Product]]:
+        """Products that an attention comes after, and products that come after one."""
+        before, after = set(), set()
+        for product in self.products:
+            if any(isinstance(each, Heard) or each in after for each in self.graph.sources(product.reads)):
+                after.add(product)
+        for product in reversed(self.products):
+            if any(kind in INSIDE or each in before for kind, each in self.graph.sinks(product.node)):
+                before.add(product)
+        return before, after
+
+    def _is_by_place(self, product: Product, kinds: set[str]) -> bool:
+        """Whether a table is looked up by place: for the logits, or with the same rising numbers in every sequence."""
+        if kinds and kinds <= {"logits"}:
+            return True
+        indices = getattr(product.node, "_saved_indices", None)
+        if not isinstance(indices, Tensor) or indices.numel() < 2 or indices.ndim < 1:
+            return False
+        rows = indices.reshape(-1, indices.shape[-1])
+        return bool((rows == rows[0]).all() and (rows[0].diff() == 1).all())
+
+    def leaves(self) -> Iterator[tuple[str, str]]:
+        """Matrices that are added to tokens, stand among them, or multiply entry by entry: name and role, or "gain"."""
+        multiplied = {name for product in self.graph.products.values() for name in product.parameters}
+        for node in self.graph.order:
+            name = self.graph.names.get(id(node.variable)) if is_leaf(node) else None
+            if name is None or name in multiplied or node.variable.ndim < 2:
+                continue
+            kinds = {kind for kind, _ in self.graph.sinks(node)}
+            users = {user.name() for user in self._beyond_layout(node)}
+            is_added = any(user.startswith(("Add", "Sub")) for user in users) and node.variable.shape[-2] > 1
+            if any(user.startswith("Mul") for user in users):
+                yield name, "gain"
+            else:
+                yield name, "position" if is_added or (kinds and kinds <= {"logits"}) else "embedding"
