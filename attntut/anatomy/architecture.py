@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from attntut.anatomy.graph import Edge, Graph, Heard, Node, Product
@@ -45,21 +46,34 @@ class Architecture:
         output = next((each for each in inside if self.roles.role.get(each) == "output"), None)
         return found if output is None else found | self._norm_place(output, query)
 
-    def is_cross(self, heard: Heard) -> bool:
-        """Whether queries and keys are made from different things."""
+    def is_cross(self, heard: Heard) -> bool | None:
+        """Whether queries and keys are made from different things; None where both are made from raw inputs."""
         query, key = (self._maker(heard, role) for role in ("query", "key"))
         asks, tells = (self.graph.sources(each.reads) if each else frozenset() for each in (query, key))
-        return bool(asks) and bool(tells) and asks.isdisjoint(tells)
+        return asks.isdisjoint(tells) if query and key and (asks or tells) else None
 
     def passes(self) -> dict[str, int]:
-        """How often the stream comes through each parameter: a call that reads what an earlier call has led to."""
-        last: dict[str, Product] = {}
-        count: dict[str, int] = {}
-        for product in self.roles.products:
-            name = product.parameters[0]
-            before = last.get(name)
-            if before is None or any(_number(each) > _number(before) for each in self.graph.sources(product.reads)):
-                count[name], last[name] = count.get(name, 0) + 1, product
+        """How often the stream comes through each parameter: how many calls follow on each other."""
+        calls = Counter(name for product in self.roles.products for name in product.parameters)
+        so_far: dict[Any, Counter[str]] = {}  # of each product and attention: calls on the longest way there
+        count = dict.fromkeys(calls, 1)
+
+        def merged(sources: Iterable[Any]) -> Counter[str]:
+            total: Counter[str] = Counter()
+            for each in sources:
+                total |= so_far.get(each, Counter())
+            return total
+
+        for each in sorted([*self.roles.products, *self.graph.attentions], key=lambda each: each.node._sequence_nr()):
+            if isinstance(each, Heard):
+                edges = (each.query, each.key, each.value)
+                so_far[each] = merged(source for edge in edges for source in self.graph.sources(edge))
+                continue
+            so_far[each] = merged(self.graph.sources(each.reads))
+            for name in each.parameters:
+                if calls[name] > 1:
+                    so_far[each][name] += 1
+                    count[name] = max(count[name], so_far[each][name])
         return count
 
     def _maker(self, heard: Heard, role: str) -> Product | None:
@@ -67,7 +81,7 @@ class Architecture:
         return next((each for each in sources if role in self.roles.makes.get(each, ())), None)
 
     def _between(self, edge: Edge | None, kinds: Collection[str], end: Node = None) -> bool:
-        """Whether a node of one of these kinds, or a norm, lies between a tensor and what it is the sum or product of."""
+        """Whether a node of one of these kinds lies between a tensor and the products or sums that it is made of."""
         stack, seen = [] if edge is None else [edge.node], {end}
         while stack:
             node = stack.pop()
@@ -113,7 +127,3 @@ class Architecture:
             return False
         made = [self.graph.sources(Edge(each, 0)) for each, _ in node.next_functions if each is not None]
         return len(made) == 2 and all(made) and made[0] != made[1]
-
-
-def _number(source: Any) -> int:
-    return source.node._sequence_nr()  # type: ignore[no-any-return]

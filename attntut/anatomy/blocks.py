@@ -1,4 +1,4 @@
-"""The repeated blocks of a model, found in one place: elements of one class in a list of modules that hold attention."""
+"""The repeated blocks of a model: elements of one class in a list of modules, one of which holds attention."""
 
 from __future__ import annotations
 

@@ -43,6 +43,11 @@ class Columns:
         """How many outputs a product has."""
         return product.result.shape[product.channels] * self.batch(product)
 
+    def fan_in(self, product: Product) -> int:
+        """Over how many inputs a product sums."""
+        shape = product.weight.shape
+        return shape[1:].numel() if product.channels == 1 else shape[-1 if product.weight_first else -2]
+
     def by_head(self, edge: Edge, product: Product, role: str) -> Heads:
         """The columns of a product that feed an operand; all of them as one head where the graph cannot be asked."""
         key = (role, edge.shape, product.result.shape, *(self.siblings[name] for name in product.parameters))
@@ -79,7 +84,7 @@ class Columns:
         if not first or len(every) % len(first) or len(first) == len(every):
             return [every]
         count, leading = len(every) // len(first), edge.shape[-3]
-        heads, done = [first], set(first)
+        heads, done = {0: first}, set(first)
         for index in dict.fromkeys([1, leading // count, *range(2, leading)]):  # heads may vary fastest, or slowest
             columns = self._feed(edge, product, index)
             if not columns or not done.isdisjoint(columns):
@@ -88,9 +93,9 @@ class Columns:
             evenly = [[column + head * shift for column in first] for head in range(count)]
             if sorted(column for head in evenly for column in head) == every:
                 return evenly
-            heads.append(columns)
+            heads[index] = columns
             done.update(columns)
-        return heads if len(heads) == count and len(done) == len(every) else [every]
+        return [heads[i] for i in sorted(heads)] if len(heads) == count and len(done) == len(every) else [every]
 
     def _feed(self, edge: Edge, product: Product, index: int | None = None) -> list[int]:
         """The columns that feed an operand, or what stands at one index of its third last dimension."""

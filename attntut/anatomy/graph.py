@@ -95,7 +95,7 @@ class Heard:
 
 
 Sink = tuple[str, Any]
-"""Where a tensor goes: ``("product", Product)``, ``("query" | "key" | "value" | "logits", Heard)`` or ``("end", None)``."""
+"""Where a tensor goes: ("product", Product), ("query", "key", "value" or "logits", Heard), or ("end", None)."""
 
 
 def is_leaf(node: Node) -> bool:
@@ -196,11 +196,11 @@ class Graph:
                 )
             return
         known = [self._weights.get(each) for each, _ in inputs if each is not None]
-        if kind in LOOKUPS and inputs and inputs[0][0] is not None and known[0]:
-            if kind == "EmbeddingBackward0" or _is_table(node, inputs[0]):
-                self._weights[node] = None
-                self.products[node] = Product(node, Edge(*inputs[0]), known[0], None, is_table=True)
-                return
+        is_lookup = kind in LOOKUPS and bool(inputs) and inputs[0][0] is not None and bool(known[0])
+        if is_lookup and (kind == "EmbeddingBackward0" or len(Edge(*inputs[0]).shape) == 2):  # not one of a stack
+            self._weights[node] = None
+            self.products[node] = Product(node, Edge(*inputs[0]), known[0] or (), None, is_table=True)
+            return
         self._weights[node] = None
         if known and all(known):
             self._weights[node] = tuple(dict.fromkeys(name for names in known if names for name in names))
@@ -385,8 +385,3 @@ def _metadata(edge: Edge) -> tuple[torch.dtype, torch.device]:
 def _edge(node: Node, index: int) -> Edge | None:
     child, output = node.next_functions[index]
     return None if child is None else Edge(child, output)
-
-
-def _is_table(node: Node, source: tuple[Node, int]) -> bool:
-    """Whether rows of a matrix are looked up, as opposed to one block of a stack of matrices being taken."""
-    return len(Edge(*source).shape) == 2

@@ -50,6 +50,12 @@ class Part(NamedTuple):
     why: str = ""
     padding: int | None = None
 
+    @property
+    def place(self) -> Any:
+        """Where in memory it lies."""
+        view = None if self.matrix is None else self.matrix.view
+        return None if view is None else (view.storage_offset(), sorted(zip(view.shape, view.stride(), strict=True)))
+
 
 @dataclass
 class Anatomy:
@@ -59,7 +65,7 @@ class Anatomy:
         parts: the roles of each parameter that was heard, by its name.
         attention: modules that attention ran in, in the order of the forward pass, and how often it ran.
         times: how often each parameter was multiplied with.
-        cross: modules in which queries and keys come from different sequences.
+        cross: whether queries and keys come from different sequences, by module; not where both read raw inputs.
         scale: of the logits, by module, where a fused kernel said it.
         biases: parameters of two or more dimensions that are added to a projection.
         gains: parameters of two or more dimensions that something is multiplied with, entry by entry.
@@ -70,7 +76,7 @@ class Anatomy:
     parts: dict[str, list[Part]] = field(default_factory=dict)
     attention: dict[str, int] = field(default_factory=dict)
     times: dict[str, int] = field(default_factory=dict)
-    cross: set[str] = field(default_factory=set)
+    cross: dict[str, bool] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
     biases: set[str] = field(default_factory=set)
     gains: set[str] = field(default_factory=set)
@@ -149,8 +155,8 @@ class Ears:
         kinds = {name: siblings(self.module, name) for name in parameters}
         graph = Graph(tensors_in(output), {id(parameter): name for name, parameter in parameters.items()})
         columns = Columns(graph, parameters, kinds)
-        roles = Roles(graph, columns)
         where = {heard: self._module_of(heard.entry) for heard in graph.attentions}
+        roles = Roles(graph, columns, lambda name, heard: bool(where[heard]) and name.startswith(f"{where[heard]}."))
         norms = {name for name, each in self.module.named_modules() if "norm" in type(each).__name__.lower()}
         spans = [(start, end) for name, start, end in self.calls if name in norms]
         starts = [start for start, _ in spans]
@@ -171,8 +177,8 @@ class Ears:
         anatomy.passes = architecture.passes()
         for heard in graph.attentions:
             anatomy.traits.setdefault(where[heard], {}).update(architecture.traits(heard))
-            if architecture.is_cross(heard):
-                anatomy.cross.add(where[heard])
+            if (is_cross := architecture.is_cross(heard)) is not None:
+                anatomy.cross[where[heard]] = is_cross
         _Writer(graph, columns, roles, where, anatomy).write()
         return anatomy
 
@@ -191,12 +197,8 @@ class _Writer:
 
     def write(self) -> None:
         """Fill the anatomy."""
-        told: set[tuple[str, ...]] = set()
         for product in self.roles.products:
-            # A tied parameter is used first as an embedding, and is one.
-            if product.parameters not in told:
-                told.add(product.parameters)
-                self._tell(product)
+            self._tell(product)
             for name in product.parameters:
                 self.anatomy.times[name] = self.anatomy.times.get(name, 0) + 1
         for name, role in self.roles.leaves():
@@ -234,7 +236,9 @@ class _Writer:
         if role.startswith("feed_forward") and product.channels == -1 and matrix is not None:
             data = self.columns.parameters[name].detach()
             if data.ndim == 3:  # of a stack of experts, each token uses a few: all are laid out alike
-                is_turned = matrix.view.stride()[-2:] != data.stride()[-2:]
+                if name in self.anatomy.parts:
+                    return
+                is_turned = matrix.view.stride(-1) != data.stride(-1)
                 for expert in data:
                     one = Matrix(expert.mT if is_turned else expert)
                     for columns in pieces or [list(range(one.shape[0]))]:
@@ -244,7 +248,10 @@ class _Writer:
             self._add(_part(role, name, matrix, bias, columns, where, is_table=product.is_table))
 
     def _add(self, part: Part) -> None:
-        self.anatomy.parts.setdefault(part.parameter, []).append(part)
+        """Note a part; what is used several times keeps its first role (a tied embedding is used first as one)."""
+        parts = self.anatomy.parts.setdefault(part.parameter, [])
+        if all(part.place != each.place for each in parts):
+            parts.append(part)
 
     def _bias(self, product: Product) -> Matrix | None:
         """What is added to a product right after it: a parameter with a number for each output."""

@@ -173,8 +173,8 @@ class Places:
         parent_name, _, own = name.rpartition(".")
         in_torch = own == "multihead_attn" and _is_a(self.module.get_submodule(parent_name), "TransformerDecoderLayer")
         labels = f"{type(attention).__name__} {own} {parent_name.rpartition('.')[2]}".lower()
-        if name in self.heard.traits:
-            return name in self.heard.cross
+        if name in self.heard.cross:
+            return self.heard.cross[name]
         flag = getattr(attention, "is_cross_attention", False) is True
         return flag or in_torch or any(word in labels for word in CROSS)
 

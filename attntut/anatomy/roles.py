@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -21,6 +21,7 @@ class Roles:
     Args:
         graph: of a forward pass.
         columns: asks it about columns.
+        is_inside: whether a parameter is in the module that an attention ran in.
 
     Attributes:
         makes: products that make operands: role to columns, a list a head.
@@ -28,8 +29,8 @@ class Roles:
         place: of products that belong to an attention: the attention.
     """
 
-    def __init__(self, graph: Graph, columns: Columns) -> None:
-        self.graph, self.columns = graph, columns
+    def __init__(self, graph: Graph, columns: Columns, is_inside: Callable[[str, Heard], bool]) -> None:
+        self.graph, self.columns, self.is_inside = graph, columns, is_inside
         self.products = [each for each in graph.products.values() if graph.mixers.isdisjoint(each.parameters)]
         self.products.sort(key=lambda product: product.node._sequence_nr())
         self.makes: dict[Product, dict[str, list[list[int]]]] = {}
@@ -40,8 +41,8 @@ class Roles:
             self._reading.setdefault(graph.sources(product.reads), []).append(product)
         for heard in graph.attentions:
             self._find_operands(heard)
-        self._find_latents()
         self._find_adapters()
+        self._find_latents()
         self._find_outputs()
 
     # ---- attention
@@ -50,20 +51,22 @@ class Roles:
         for role in OPERANDS:
             edge = getattr(heard, role)
             for product in self.graph.sources(edge):
-                if not isinstance(product, Product) or product.is_table or not self._is_projection(product):
+                if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
                     continue
                 if role not in self.makes.get(product, ()) and (heads := self.columns.by_head(edge, product, role)):
                     self.makes.setdefault(product, {})[role] = heads
                     self.place.setdefault(product, heard)
 
-    def _is_projection(self, product: Product) -> bool:
+    def _is_projection(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
         sinks = self.graph.sinks(product.node)
         others = [each for kind, each in sinks if kind == "product"]
-        return any(kind in INSIDE for kind, _ in sinks) and all(map(self._is_in_attention, others))
+        return any(kind in INSIDE for kind, _ in sinks) and all(self._is_in_attention(each, heard) for each in others)
 
-    def _is_in_attention(self, product: Product) -> bool:
+    def _is_in_attention(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes operands or logits, or reads heads and what only multiplies them."""
+        if self.is_inside(product.parameters[0], heard):
+            return True
         reads = self.graph.sources(product.reads)
         if any(isinstance(each, Heard) for each in reads):
             return all(isinstance(each, Heard) or self._goes_only_to(each, product) for each in reads)
@@ -100,9 +103,9 @@ class Roles:
         for second in self.products:
             sources = self.graph.sources(second.reads)
             first = next(iter(sources)) if len(sources) == 1 else None
-            if second.is_table or not isinstance(first, Product) or first.reads is None or first.is_table:
+            if second.is_table or not isinstance(first, Product) or first.is_table:
                 continue
-            narrow = self.columns.fan_out(first) < min(self.columns.fan_out(second), first.reads.shape[-1])
+            narrow = self.columns.fan_out(first) < min(self.columns.fan_out(second), self.columns.fan_in(first))
             if not narrow or self._readers(first) != [second]:
                 continue
             for wide in self._reading[self.graph.sources(first.reads)]:
@@ -117,7 +120,7 @@ class Roles:
         """Whether two results of one width meet in a sum before anything but scaling is done to them."""
         if self.columns.fan_out(a) != self.columns.fan_out(b):
             return False
-        sums = [{node for node in self._beyond_layout(each.node, "MulBackward", "NativeDropout")} for each in (a, b)]
+        sums = [set(self._beyond_layout(each.node, "MulBackward", "NativeDropout")) for each in (a, b)]
         return any(node.name() == "AddBackward0" for node in sums[0] & sums[1])
 
     def _beyond_layout(self, node: Node, *also: str) -> Iterator[Node]:

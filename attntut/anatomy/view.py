@@ -130,9 +130,9 @@ def view(
         )
     if seen.unknown:
         raise ValueError(
-            f"Every matrix must have a role, and none is known for {listing(seen.unknown.values())}. Give what the "
-            f'model is called with, inputs=…, or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or leave '
-            'it alone, roles={"keep": …}.'
+            f"Every matrix must have a role, and none is known for {listing(seen.unknown.values())}. Give what the model "
+            f'is called with, inputs=…, or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or leave it '
+            'alone, roles={"keep": …}.'
         )
     if seen.unsure:
         raise ValueError(seen.unsure[0])
