@@ -9,16 +9,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from IPython.display import display
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from attntut import _svg
 from attntut._checks import check_int, check_number
+from attntut._extras import extra
 from attntut.evidence import confidence_interval
+
+with extra("plots"):
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # The palette of pages, diagrams and explorers, as it is by day; a test compares them. The lines' colours are those of
 # Okabe & Ito (2008), safe for colour-blind eyes, two of them darker so that they can be seen on paper.
@@ -104,6 +106,8 @@ def show(figure: Figure, *, alt: str) -> None:
         raise TypeError(f"figure must be a matplotlib Figure: got {type(figure).__name__}.")
     if not isinstance(alt, str) or len(alt.split()) < 3:
         raise ValueError(f"alt must say in words what the figure shows: got {alt!r}.")
+    with extra("jupyter"):
+        from IPython.display import display
     display(Picture(figure, alt))
 
 

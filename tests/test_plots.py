@@ -17,7 +17,7 @@ from attntut import plots
 def shown(monkeypatch):
     """A function that shows a figure and returns the data and metadata that a notebook gets of it."""
     seen = []
-    monkeypatch.setattr(plots, "display", seen.append)
+    monkeypatch.setattr("IPython.display.display", seen.append)
     monkeypatch.delenv("ATTNTUT_EXPLORER", raising=False)
 
     def show(figure, alt="A line that rises."):
