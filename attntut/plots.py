@@ -72,7 +72,7 @@ def subplots(
     Args:
         rows, columns: how many axes; more than two columns do not fit a phone, unless they hold nothing but a map.
         height: of the whole figure, in inches.
-        figure_class: of the figure.
+        figure_class: what to make, if it is to be a subclass.
         options: passed on to :meth:`matplotlib.figure.Figure.subplots`.
 
     Returns:
@@ -238,7 +238,7 @@ def runs(axes: Axes, x: Any, values: Any, *, label: str, color: str | None = Non
     matrix = _matrix("values", values)
     positions = np.asarray(x, dtype=float)
     if positions.shape != matrix.shape[1:]:
-        raise ValueError(f"x must have one entry a point, {matrix.shape[1]}: got shape {positions.shape}.")
+        raise ValueError(f"x must have one entry per point, {matrix.shape[1]}: got shape {positions.shape}.")
     mean, low, high = zip(*(confidence_interval(column) for column in matrix.T), strict=True)
     (line,) = axes.plot(positions, mean, marker=marker, label=label, color=color)
     if matrix.shape[0] > 1:

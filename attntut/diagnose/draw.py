@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from attntut import plots
 from attntut._extras import extra
-from attntut.diagnose.report import Report
 from attntut.evidence import number
+
+if TYPE_CHECKING:
+    from attntut.diagnose import Report
 
 with extra("plots"):
     from matplotlib.axes import Axes
@@ -49,12 +51,13 @@ def plot(report: Report) -> Drawing:
         ValueError: it has no rows.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> row = dict(layer="attention", kind="self", n_key=8, logit_std=0.5)
         >>> plot(Report(rows=[row | dict(head=0, entropy_share=0.9), row | dict(head=1, entropy_share=1.0)]))
         Figure: Attention of model in 1 layer. Entropy, as a share of the most that is possible, by layer and head: 0.9
         to 1, mean 0.95. Standard deviation of the logits by layer: 0.5.
     """
-    if not isinstance(report, Report):
+    if not hasattr(report, "layers"):
         raise TypeError(f"report must be a Report: got {type(report).__name__}.")
     if not report.rows:
         raise ValueError("report must hold at least one attention layer to be drawn: got none.")

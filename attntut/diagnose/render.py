@@ -6,7 +6,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from rich.cells import cell_len
@@ -16,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from attntut._checks import check_int
-from attntut.diagnose.report import Report
 from attntut.evidence import number
+
+if TYPE_CHECKING:
+    from attntut.diagnose import Report
 
 # Statistic, its heading, and what it means; where there is little room the last ones go first.
 COLUMNS = (
@@ -50,6 +52,7 @@ def text(report: Report, width: int = 80) -> str:
         ValueError: ``width`` is less than 40.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> row = dict(layer="attention", kind="self", head=0, n_query=8, n_key=8, logit_std=0.5, entropy=2.0)
         >>> row |= dict(entropy_share=0.96, logit_max=1.5, max_weight=0.25, saturated=0.0)
         >>> print(text(Report(rows=[row], model=dict(name="Net", parameters=1234)), width=60))
@@ -97,6 +100,7 @@ def html(report: Report, *, book: str | None = None, figure: bool = True) -> str
         TypeError: an argument is of the wrong kind.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> "<script>" in html(Report(model=dict(name="<script>")))
         False
     """
@@ -132,6 +136,7 @@ def comparison(before: Report, after: Report, width: int = 80, labels: tuple[str
         labels: what to call the two.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> row = dict(layer="attention", kind="self", head=0, n_query=8, n_key=8, logit_max=0.5, max_weight=0.2)
         >>> row |= dict(entropy_share=0.96, saturated=0.0)
         >>> print(comparison(*(Report(rows=[row | dict(logit_std=std)]) for std in (0.5, 1.0)), width=40))
@@ -155,7 +160,7 @@ def comparison(before: Report, after: Report, width: int = 80, labels: tuple[str
 
 
 def _check(report: object, width: object) -> None:
-    if not isinstance(report, Report):
+    if not hasattr(report, "layers"):
         raise TypeError(f"report must be a Report: got {type(report).__name__}.")
     check_int("width", width, low=NARROWEST)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attntut._checks import check_choice
 from attntut._extras import extra
 
-if TYPE_CHECKING:  # what judges and shows reports reads them, and is imported where it is used
+if TYPE_CHECKING:  # what judges and shows a report is imported when it is used; it knows reports by their shape only
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderResult
 
@@ -111,7 +111,7 @@ class Report:
     def layers(self) -> list[dict[str, Any]]:
         """The rows averaged over the heads of each layer: ``heads`` is their number.
 
-        ``logit_max`` is the largest of the heads', the counts are added up, NaN is left out of an average.
+        ``logit_max`` is the largest of the heads', the counts are added up, NaN and None are left out of an average.
         """
         return [average_heads(heads) for heads in self.heads().values()]
 
@@ -232,16 +232,17 @@ class Report:
 def average_heads(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One dictionary for the heads of a layer; see :meth:`Report.layers`.
 
-    >>> average_heads([dict(layer="a", head=head, first=head / 2, logit_max=2.0 + head) for head in (0, 1)])
-    {'layer': 'a', 'heads': 2, 'first': 0.25, 'logit_max': 3.0}
+    >>> head = dict(layer="a", head=0, first=0.0, logit_max=2.0, masked_rows=1, gate=None)
+    >>> average_heads([head, dict(layer="a", head=1, first=0.5, logit_max=3.0, masked_rows=2, gate=0.5)])
+    {'layer': 'a', 'heads': 2, 'first': 0.25, 'logit_max': 3.0, 'masked_rows': 3, 'gate': 0.5}
     """
     result: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row[key] for row in rows]
         if key == "head":
             result["heads"] = len(rows)
-        elif key in STATISTICS:
-            numbers = [number for number in values if not math.isnan(number)]
+        elif key in STATISTICS or any(isinstance(each, float) for each in values):
+            numbers = [each for each in values if each is not None and not math.isnan(each)]
             average = max if key == "logit_max" else _mean
             result[key] = average(numbers) if numbers else math.nan
         else:
