@@ -9,16 +9,18 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from IPython.display import display
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
 
 from attntut import _svg
 from attntut._checks import check_int, check_number
+from attntut._extras import extra
 from attntut.evidence import confidence_interval
+
+with extra("plots"):
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 # The palette of pages, diagrams and explorers, as it is by day; a test compares them. The lines' colours are those of
 # Okabe & Ito (2008), safe for colour-blind eyes, two of them darker so that they can be seen on paper.
@@ -70,7 +72,7 @@ def subplots(
     Args:
         rows, columns: how many axes; more than two columns do not fit a phone, unless they hold nothing but a map.
         height: of the whole figure, in inches.
-        figure_class: of the figure.
+        figure_class: what to make, if it is to be a subclass.
         options: passed on to :meth:`matplotlib.figure.Figure.subplots`.
 
     Returns:
@@ -104,6 +106,8 @@ def show(figure: Figure, *, alt: str) -> None:
         raise TypeError(f"figure must be a matplotlib Figure: got {type(figure).__name__}.")
     if not isinstance(alt, str) or len(alt.split()) < 3:
         raise ValueError(f"alt must say in words what the figure shows: got {alt!r}.")
+    with extra("jupyter"):
+        from IPython.display import display
     display(Picture(figure, alt))
 
 
@@ -234,7 +238,7 @@ def runs(axes: Axes, x: Any, values: Any, *, label: str, color: str | None = Non
     matrix = _matrix("values", values)
     positions = np.asarray(x, dtype=float)
     if positions.shape != matrix.shape[1:]:
-        raise ValueError(f"x must have one entry a point, {matrix.shape[1]}: got shape {positions.shape}.")
+        raise ValueError(f"x must have one entry per point, {matrix.shape[1]}: got shape {positions.shape}.")
     mean, low, high = zip(*(confidence_interval(column) for column in matrix.T), strict=True)
     (line,) = axes.plot(positions, mean, marker=marker, label=label, color=color)
     if matrix.shape[0] > 1:

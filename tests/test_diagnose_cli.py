@@ -7,8 +7,9 @@ import socket
 
 import pytest
 
+from attntut._huggingface import configuration
 from attntut.diagnose import Report
-from attntut.diagnose.__main__ import configuration, main
+from attntut.diagnose.__main__ import main
 
 transformers = pytest.importorskip("transformers", reason="Hugging Face models are not installed")
 
@@ -57,7 +58,7 @@ def test_a_configuration_file(capsys, tmp_path):
     transformers.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, vocab_size=50).to_json_file(
         path
     )
-    assert "1 attention layer," in output(capsys, str(path))
+    assert "1 attention layer," in output(capsys, str(path)) == output(capsys, str(tmp_path))
     assert "2 attention layers" in output(capsys, str(path), "--num-hidden-layers", "2")
 
 
@@ -88,14 +89,18 @@ def test_what_an_initialization_requires_is_said(capsys):
     "arguments, message",
     [
         (["brt"], "got 'brt'. Did you mean 'bert'?"),
-        (["bert", "--hidden-sise", "32"], "has no 'hidden_sise'. Did you mean --hidden-size?"),
+        (
+            ["bert", "--hidden-sise", "32"],
+            "The configuration of bert has no 'hidden_sise'. Did you mean 'hidden_size'?",
+        ),
         (["bert", "--hidden-size", "256"], "not a multiple of the number of attention heads"),
-        (["bert", "--hidden-size"], "--hidden-size must be followed by a value"),
-        (["bert", "loud"], "Options begin with --: got 'loud'"),
+        (["bert", "--hidden-size"], "argument --hidden-size: expected one argument"),
+        (["bert", "loud"], "unrecognized arguments: loud"),
         (["bert", *SMALL, "--init", "xavier"], "Did you mean 'xavier"),
-        (["bert", "--batch", "0"], "--batch must be at least 1: got 0"),
-        (["bert", "--width", "10"], "--width must be at least 40: got 10"),
-        (["nowhere/config.json"], "No such file"),
+        (["bert", "--batch", "0"], "--batch must be an integer ≥ 1: got 0"),
+        (["bert", "--width", "10"], "--width must be an integer ≥ 40: got 10"),
+        (["nowhere/config.json"], "the path of a config.json whose model_type is one: got 'nowhere/config.json'."),
+        (["bert", "--is-decoder", "perhaps"], "bool"),
         (["wav2vec2", *SMALL], "takes input_values, which this command cannot make"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -107,11 +112,27 @@ def test_wrong_usage_says_what_to_do(capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_a_file_without_a_type(capsys, tmp_path):
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ({"hidden_size": 32}, r"whose model_type is one: got '.*config\.json'\.$"),
+        ({"model_type": "brt"}, r"whose model_type is one: got '.*config\.json' with 'brt'\. Did you mean 'bert'\?$"),
+    ],
+)
+def test_a_file_without_a_known_type(tmp_path, entries, message):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"hidden_size": 32}), encoding="utf-8")
-    with pytest.raises(ValueError, match="with a model_type: it has none"):
+    path.write_text(json.dumps(entries), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
         configuration(str(path), {})
+
+
+def test_a_terminal_gets_colours(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    arguments = ["bert", *SMALL, "--initializer-range", "5.0"]
+    assert "\x1b[1;33mWARNING:\x1b[0m logits too large" in output(capsys, *arguments)
+    monkeypatch.delenv("FORCE_COLOR")
+    assert "\nWARNING: logits too large" in output(capsys, *arguments)
 
 
 def test_without_transformers_it_says_what_to_install(monkeypatch, capsys):

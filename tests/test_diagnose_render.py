@@ -1,5 +1,6 @@
-"""A report as text, as HTML and as a figure."""
+"""A report as text, as HTML, as a table and as a figure."""
 
+import io
 import json
 import math
 
@@ -7,10 +8,12 @@ import matplotlib as mpl
 import pytest
 import torch
 from bs4 import BeautifulSoup
+from rich.console import Console
+from rich.text import Text
 
 from attntut import Transformer, TransformerConfig, plots
-from attntut.diagnose import Report, diagnose, render
-from attntut.diagnose.draw import Drawing
+from attntut.diagnose import Report, diagnose, draw, render
+from attntut.evidence import number
 
 NASTY = '<script>alert("1")</script>&amp;'
 
@@ -75,6 +78,33 @@ def test_the_most_important_columns_stay_where_there_is_little_room(ill):
     assert "∇q/∇v" in wide and "cosine" in wide
 
 
+def test_names_are_shown_in_full(nasty):
+    """Where all columns do not fit beside them, the last ones go; where two do not, a name takes several lines."""
+    layers = [f"decoder.block.{i}.layer.{j}.SelfAttention" for i in (0, 1) for j in (0, 1)]
+    report = Report(rows=[row(layer) for layer in layers])
+    lines = render.text(report, 62).splitlines()
+    assert lines[4].split() == "layer heads keys logit std".split()
+    assert [line.split()[0] for line in lines[5:]] == layers
+    for width in (40, 60):
+        shown = render.text(nasty, width).splitlines()
+        start = next(i for i, line in enumerate(shown) if line.startswith("layer  "))
+        column = shown[start].index("heads") - 2
+        assert "".join(line[:column].rstrip() for line in shown[start + 1 :]).startswith(NASTY + "." * 200)
+
+
+def test_a_terminal_gets_colours_and_text_none(ill, monkeypatch):
+    """The same text everywhere, also where a terminal is forced upon it."""
+    plain = render.text(ill, 72)
+    for forced in ("", "1"):
+        monkeypatch.setenv("FORCE_COLOR", forced)
+        assert render.text(ill, 72) == plain and "\x1b" not in plain
+        console = Console(file=io.StringIO(), width=72, color_system="standard" if forced else None)
+        console.print(ill)
+        shown = console.file.getvalue()
+        assert ("\x1b[1;33mWARNING:\x1b[0m" in shown) == bool(forced)
+        assert [line.rstrip() for line in Text.from_ansi(shown).plain.splitlines()] == plain.splitlines()
+
+
 def test_text_of_a_model_without_attention():
     report = diagnose(torch.nn.Linear(2, 2), torch.ones(1, 2))
     shown = render.text(report)
@@ -112,9 +142,10 @@ def luminance(color):
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_html_takes_the_colours_of_the_page_or_brings_both():
+def test_html_takes_the_colours_of_the_page_or_brings_both(page):
     """Legible in the dark: text is inherited, and a badge has its own ground with a contrast of 4.5 at least."""
-    rules = dict(rule.strip().split(" {") for rule in render.STYLE.strip().replace("\n", "").split("}") if rule)
+    style = page.find("style").get_text().strip().replace("\n", "")
+    rules = dict(rule.strip().split(" {") for rule in style.split("}") if rule)
     for selector, body in rules.items():
         colors = [part.strip() for part in body.split(";") if part.strip().startswith("color:")]
         assert all(color == "color: inherit" for color in colors) or "background: #" in body, selector
@@ -142,27 +173,56 @@ def test_the_figure_brings_its_alternative_text(ill):
     data, metadata = figure._repr_mimebundle_()
     assert metadata["image/png"]["alt"] == figure.alt and data["text/plain"] == f"Figure: {figure.alt}"
     layers = ill.layers()
-    assert f"by layer: {', '.join(render.number(each['logit_std']) for each in layers)}." in figure.alt
+    assert f"by layer: {', '.join(number(each['logit_std']) for each in layers)}." in figure.alt
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")] == [
         "Entropy share",
         "Std of the logits",
         "Stream after each block",
-        "Gradient / value's",
+        "Gradient ratio",
     ]
     assert figure.axes[0].images[0].get_array().shape == (3, 4)
 
 
+def test_titles_of_the_figure_have_room(ill):
+    """In the book the font is the page's, which may be wider than the one that the figure was laid out with."""
+    figure = ill.plot()
+    figure.draw_without_rendering()
+    titles = {axes.get_title(loc="left") for axes in figure.axes} - {""}
+    drawn = figure.findobj(lambda artist: isinstance(artist, mpl.text.Text) and artist.get_text() in titles)
+    boxes = [title.get_window_extent() for title in drawn]
+    assert len(boxes) == 4 and all(box.x0 + 1.15 * box.width <= figure.bbox.width for box in boxes)
+
+
 def test_a_figure_of_many_layers_gives_the_course_in_few_words():
     rows = [row(f"blocks.{i}.attention", head, logit_std=i / 10) for i in range(24) for head in range(16)]
-    figure = render.plot(Report(rows=rows))
-    assert isinstance(figure, Drawing) and "from 0 to 2.3 (0 to 2.3, mean 1.15)" in figure.alt and len(figure.alt) < 400
+    figure = draw.plot(Report(rows=rows))
+    assert (
+        isinstance(figure, draw.Drawing)
+        and "from 0 to 2.3 (0 to 2.3, mean 1.15)" in figure.alt
+        and len(figure.alt) < 400
+    )
     assert len(plots.png(figure)) < 200_000
+
+
+def test_a_figure_of_layers_with_unlike_heads_leaves_gaps():
+    figure = draw.plot(Report(rows=[row("a", entropy_share=0.25), row("b"), row("b", 1)]))
+    shares = figure.axes[0].images[0].get_array()
+    assert shares.tolist() == [[0.25, None], [0.97, 0.97]], "A masked entry is None in a list."
 
 
 def test_a_figure_of_nothing_but_nan_is_drawn():
     rows = [row(logit_std=math.nan, entropy_share=math.nan)]
-    figure = render.plot(Report(rows=rows, stream=[dict(layer="0", rms=math.nan, token_cosine=math.nan)]))
+    figure = draw.plot(Report(rows=rows, stream=[dict(layer="0", rms=math.nan, token_cosine=math.nan)]))
     assert "no number" in figure.alt and plots.png(figure)[:4] == b"\x89PNG"
+
+
+def test_a_frame_has_a_row_per_head(ill):
+    frame, rows = ill.frame(), ill.table()
+    assert list(frame.columns) == list(rows[0])
+    for column in ("layer", "kind", "head", "n_key", "logit_std"):
+        assert frame[column].tolist() == [row[column] for row in rows]
+    means = frame.groupby("layer", sort=False)["logit_std"].mean()
+    assert means.tolist() == pytest.approx([layer["logit_std"] for layer in ill.layers()])
 
 
 def test_comparison_shows_before_and_after():
@@ -186,8 +246,8 @@ def test_a_report_read_back_shows_the_same(ill):
         (lambda: render.html([]), TypeError, "report must be a Report: got list"),
         (lambda: render.html(Report(), book=3), TypeError, "book must be an address or None: got int"),
         (lambda: render.comparison(Report(), {}), TypeError, "report must be a Report: got dict"),
-        (lambda: render.plot({}), TypeError, "report must be a Report: got dict"),
-        (lambda: render.plot(Report()), ValueError, "at least one attention layer"),
+        (lambda: draw.plot({}), TypeError, "report must be a Report: got dict"),
+        (lambda: draw.plot(Report()), ValueError, "at least one attention layer"),
     ],
 )
 def test_bad_arguments(call, error, message):

@@ -17,7 +17,7 @@ from attntut import plots
 def shown(monkeypatch):
     """A function that shows a figure and returns the data and metadata that a notebook gets of it."""
     seen = []
-    monkeypatch.setattr(plots, "display", seen.append)
+    monkeypatch.setattr("IPython.display.display", seen.append)
     monkeypatch.delenv("ATTNTUT_EXPLORER", raising=False)
 
     def show(figure, alt="A line that rises."):
@@ -188,7 +188,7 @@ def test_histogram_is_a_density():
         (lambda f, a: plots.show("f", alt="a b c"), TypeError, "figure must be a matplotlib Figure: got str"),
         (lambda f, a: plots.heat_map(a, torch.ones(2, 2, 2)), ValueError, r"values must be a matrix.*\(2, 2, 2\)"),
         (lambda f, a: plots.heat_map(a, torch.ones(2, 2), x=["a"]), ValueError, "got 1 labels for 2"),
-        (lambda f, a: plots.runs(a, [1], [[1.0, 2]], label=""), ValueError, "x must have one entry a point, 2"),
+        (lambda f, a: plots.runs(a, [1], [[1.0, 2]], label=""), ValueError, "x must have one entry per point, 2"),
         (lambda f, a: plots.histogram(a, [1.0], label="", bins=0), ValueError, "bins must be an integer ≥ 1"),
         (lambda f, a: plots.subplots(0), ValueError, "rows must be an integer ≥ 1"),
         (lambda f, a: plots.subplots(height=0), ValueError, "height must be a number ≥ 1"),

@@ -29,7 +29,8 @@ def project(repository) -> dict:
 def requirements(repository) -> list[Requirement]:
     about = project(repository)
     lists = [about["dependencies"], *about["optional-dependencies"].values()]
-    return [Requirement(text) for texts in lists for text in texts]
+    found = [Requirement(text) for texts in lists for text in texts]
+    return [requirement for requirement in found if requirement.name != about["name"]]  # an extra may hold another
 
 
 def test_every_dependency_has_a_tested_version_that_it_allows(repository):

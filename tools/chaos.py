@@ -87,7 +87,7 @@ def run_once(path: Path, seed: int | None, size: float = SIZE) -> dict[str, list
     from IPython.core.interactiveshell import InteractiveShell
     from traitlets.config import Config
 
-    import attntut
+    import attntut.explorer
     from attntut import evidence, plots
     from attntut.evidence import Evidence
 

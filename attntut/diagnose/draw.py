@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from attntut import plots
-from attntut.diagnose.report import Report
+from attntut._extras import extra
 from attntut.evidence import number
+
+if TYPE_CHECKING:
+    from attntut.diagnose import Report
+
+with extra("plots"):
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 class Drawing(Figure):
@@ -45,16 +51,18 @@ def plot(report: Report) -> Drawing:
         ValueError: it has no rows.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> row = dict(layer="attention", kind="self", n_key=8, logit_std=0.5)
         >>> plot(Report(rows=[row | dict(head=0, entropy_share=0.9), row | dict(head=1, entropy_share=1.0)]))
         Figure: Attention of model in 1 layer. Entropy, as a share of the most that is possible, by layer and head: 0.9
         to 1, mean 0.95. Standard deviation of the logits by layer: 0.5.
     """
-    if not isinstance(report, Report):
+    if not hasattr(report, "layers"):
         raise TypeError(f"report must be a Report: got {type(report).__name__}.")
     if not report.rows:
         raise ValueError("report must hold at least one attention layer to be drawn: got none.")
-    panels = [_entropy, _logits] + [_stream] * bool(report.stream) + [_gradients] * bool(_ratios(report))
+    panels = [_entropy, _logits] + [_stream] * bool(report.stream)
+    panels += [_gradients] * bool(np.isfinite(_ratios(report, "query")).any())
     lines = math.ceil(len(panels) / 2)
     figure, grid = plots.subplots(lines, 2, height=2.6 * lines, figure_class=Drawing, squeeze=False)
     axes = grid.ravel()
@@ -68,12 +76,8 @@ def plot(report: Report) -> Drawing:
 
 
 def _entropy(axes: Axes, report: Report) -> str:
-    groups: dict[tuple[str, str], list[float]] = {}
-    for row in report.rows:
-        groups.setdefault((row["layer"], row["kind"]), []).append(row["entropy_share"])
-    shares = np.full((len(groups), max(map(len, groups.values()))), math.nan)
-    for i, values in enumerate(groups.values()):
-        shares[i, : len(values)] = values
+    groups = ([row["entropy_share"] for row in heads] for heads in report.heads().values())
+    shares = np.array(list(zip_longest(*groups, fillvalue=math.nan))).T  # (layers, most heads)
     x, y = (range(size) if size <= 16 else None for size in shares.shape[::-1])
     plots.heat_map(
         axes, shares, title="Entropy share", x=x, y=y, xlabel="head", ylabel="layer", low=0, high=1, bar="of ln(keys)"
@@ -105,26 +109,22 @@ def _stream(axes: Axes, report: Report) -> str:
 
 
 def _gradients(axes: Axes, report: Report) -> str:
-    query, key = ([_number(entry.get(f"ratio_{role}")) for entry in report.gradients] for role in ("query", "key"))
-    axes.plot(query, "o-", label="query")
-    axes.plot(key, "s-", label="key")
-    if all(each > 0 for each in (*query, *key) if math.isfinite(each)):
+    query, key = (_ratios(report, role) for role in ("query", "key"))
+    axes.plot(query, "o-", label="query / value")
+    axes.plot(key, "s-", label="key / value")
+    if not (np.concatenate([query, key]) <= 0).any():
         axes.set_yscale("log")
-    axes.set(title="Gradient / value's", xlabel="layer")
+    axes.set(title="Gradient ratio", xlabel="layer")
     axes.legend()
     return f"Gradient of the query over that of the value, by layer: {_course(query)}; of the key: {_course(key)}."
 
 
-def _ratios(report: Report) -> list[float]:
-    ratios = (_number(entry.get("ratio_query")) for entry in report.gradients)
-    return [ratio for ratio in ratios if math.isfinite(ratio)]
+def _ratios(report: Report, role: str) -> np.ndarray:
+    """``(layers,)``, NaN where there is none."""
+    return np.array([entry.get(f"ratio_{role}") for entry in report.gradients], dtype=float)
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _course(values: Sequence[float]) -> str:
+def _course(values: Sequence[float] | np.ndarray) -> str:
     """How a quantity goes: all values if they are few, else first, last and extremes."""
     if len(values) <= 4:
         return ", ".join(number(value) for value in values)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from tqdm import tqdm
 
 from attntut._checks import check_int
+from attntut._extras import extra
 from attntut._modes import no_fast_path
 from attntut.anatomy.listen import Ears
 from attntut.anatomy.names import RolePatterns
@@ -44,7 +44,7 @@ class Recorder:
     ) -> None:
         self.model = model
         self.every, self.maps = check_int("every", every), check_int("maps", maps, low=0)
-        self.progress = None if steps is None else tqdm(total=check_int("steps", steps), desc="listening", disable=None)
+        self.progress = None if steps is None else _bar(check_int("steps", steps))
         self.report = Report()
         self.thread = threading.get_ident()
         self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
@@ -301,6 +301,12 @@ class _quiet:
     def __exit__(self, *error: Any) -> None:
         _measuring.now = self.before
         self.stack.__exit__(*error)
+
+
+def _bar(steps: int) -> Any:
+    with extra("train"):
+        from tqdm import tqdm
+    return tqdm(total=steps, desc="listening", disable=None)
 
 
 def _in_backward() -> bool:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import html as escape
+import io
 import math
-import textwrap
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
 
 from attntut._checks import check_int
-from attntut.diagnose.draw import Drawing, plot
-from attntut.diagnose.finding import Finding
-from attntut.diagnose.findings import find
-from attntut.diagnose.report import Report
 from attntut.evidence import number
 
-__all__ = ["Drawing", "comparison", "html", "plot", "text"]
+if TYPE_CHECKING:
+    from attntut.diagnose import Report
 
 # Statistic, its heading, and what it means; where there is little room the last ones go first.
 COLUMNS = (
@@ -30,26 +34,11 @@ COLUMNS = (
     ("token_cosine", "cosine", "mean cosine of two tokens of the heads' outputs"),
 )
 NARROWEST = 40
-
-STYLE = """
-.attntut-report {color: inherit; line-height: 1.45; max-width: 60em; overflow-wrap: anywhere}
-.attntut-report table {border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit; background: none;
-  margin: 0}
-.attntut-report th, .attntut-report td {padding: .15em .6em; text-align: right; border: 0; white-space: nowrap;
-  border-bottom: 1px solid rgba(128, 128, 128, .35); color: inherit; background: none; overflow-wrap: normal}
-.attntut-report th:first-child {text-align: left; font-weight: normal}
-.attntut-report .scroll {overflow-x: auto; max-height: 24em; margin: .5em 0}
-.attntut-report ul {list-style: none; padding: 0; margin: .5em 0}
-.attntut-report li {margin: .5em 0}
-.attntut-report .badge {border-radius: .3em; padding: .05em .45em; font-size: .85em; color: #fff; background: #555}
-.attntut-report .error {background: #a3160f} .attntut-report .warning {background: #8a4b00}
-.attntut-report .small {font-size: .85em}
-.attntut-report img {max-width: 100%; height: auto; background: #fff; border-radius: .3em}
-"""
+COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
 def text(report: Report, width: int = 80) -> str:
-    """A report for a terminal.
+    """A report as plain text, the same everywhere; in a terminal ``rich.print(report)`` gives it colours.
 
     Args:
         report: what to show.
@@ -63,6 +52,7 @@ def text(report: Report, width: int = 80) -> str:
         ValueError: ``width`` is less than 40.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> row = dict(layer="attention", kind="self", head=0, n_query=8, n_key=8, logit_std=0.5, entropy=2.0)
         >>> row |= dict(entropy_share=0.96, logit_max=1.5, max_weight=0.25, saturated=0.0)
         >>> print(text(Report(rows=[row], model=dict(name="Net", parameters=1234)), width=60))
@@ -74,15 +64,25 @@ def text(report: Report, width: int = 80) -> str:
         attention      1     8        0.5     0.96     0.25       0
     """
     _check(report, width)
-    lines = [*_wrap(_headline(report), width), ""]
-    for finding in find(report):
-        lines += [*_finding_lines(finding, width), ""]
-    if len(lines) == 2:
-        lines += ["No findings." if report.rows else "Nothing to judge.", ""]
+    return _plain(pieces(report, width), width)
+
+
+def pieces(report: Report, width: int) -> Iterator[RenderableType]:
+    """What :func:`text` consists of, for a :class:`rich.console.Console`."""
+    yield Text(_headline(report))
+    for finding in report.findings:
+        yield ""
+        title = f"{finding.name} in {finding.place}"
+        yield _labelled(f"{finding.severity.upper()}:", title, COLOURS[finding.severity])
+        said = (f"{finding.measurement}.", finding.text, f"Why: {finding.source}.", f"Read: {finding.chapter}")
+        yield from (Padding(Text(part), (0, 0, 0, 2)) for part in said)
+    if not report.findings:
+        yield from ("", _verdict(report))
     if report.rows:
-        lines += [*_table(*_layer_table(report), width), ""]
-    lines += [line for note in report.notes for line in _wrap(f"Note: {note}", width)]
-    return "\n".join(lines).rstrip()
+        yield from ("", _table(*_layer_table(report), width))
+    if report.notes:
+        yield ""
+    yield from (_labelled("Note:", note) for note in report.notes)
 
 
 def html(report: Report, *, book: str | None = None, figure: bool = True) -> str:
@@ -91,7 +91,7 @@ def html(report: Report, *, book: str | None = None, figure: bool = True) -> str
     Args:
         report: what to show.
         book: address of the book, put before the findings' chapters to make them links; without it they are named.
-        figure: whether to draw the report too (see :func:`plot`), as a picture inside the page.
+        figure: whether to draw the report too (see :func:`attntut.diagnose.draw.plot`), as a picture inside the page.
 
     Returns:
         One ``<div>`` that asks nothing of the network.
@@ -100,29 +100,31 @@ def html(report: Report, *, book: str | None = None, figure: bool = True) -> str
         TypeError: an argument is of the wrong kind.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> "<script>" in html(Report(model=dict(name="<script>")))
         False
     """
     _check(report, NARROWEST)
     if book is not None and not isinstance(book, str):
         raise TypeError(f"book must be an address or None: got {type(book).__name__}.")
-    found = find(report)
-    parts = [f"<style>{STYLE}</style>", f"<p><strong>{_escape(_headline(report))}</strong></p>"]
-    if found:
-        parts.append("<ul>" + "".join(_finding_html(finding, book) for finding in found) + "</ul>")
-    else:
-        parts.append("<p>No findings.</p>" if report.rows else "<p>Nothing to judge.</p>")
-    if report.rows:
-        if figure:
-            parts.append(f"<div>{plot(report).picture().html}</div>")
-        parts.append(_table_html(*_layer_table(report), title="Layers, averaged over their heads"))
-        heads = _table_html(*_head_table(report), title="Heads")
-        parts.append(f"<details><summary>Every head</summary>{heads}</details>")
-    if report.notes:
-        parts.append(
-            "<ul class='small'>" + "".join(f"<li>Note: {_escape(note)}</li>" for note in report.notes) + "</ul>"
-        )
-    return f'<div class="attntut-report">{"".join(parts)}</div>'
+    picture, notes = "", list(report.notes)
+    if figure and report.rows:
+        try:
+            picture = report.plot().picture().html
+        except ModuleNotFoundError as missing:
+            notes.append(f"No figure: {missing}.")
+    template = Path(__file__).with_name("report.html.jinja").read_text(encoding="utf-8")
+    return jinja2.Template(template, autoescape=True).render(
+        headline=_headline(report),
+        findings=report.findings,
+        verdict=_verdict(report),
+        address=book if not book else f"{book.rstrip('/')}/",
+        picture=picture,
+        layers=_layer_table(report) if report.rows else None,
+        heads=_head_table(report),
+        meanings={heading: meaning for _, heading, meaning in COLUMNS},
+        notes=notes,
+    )
 
 
 def comparison(before: Report, after: Report, width: int = 80, labels: tuple[str, str] = ("before", "after")) -> str:
@@ -134,11 +136,12 @@ def comparison(before: Report, after: Report, width: int = 80, labels: tuple[str
         labels: what to call the two.
 
     Example:
+        >>> from attntut.diagnose import Report
         >>> row = dict(layer="attention", kind="self", head=0, n_query=8, n_key=8, logit_max=0.5, max_weight=0.2)
         >>> row |= dict(entropy_share=0.96, saturated=0.0)
-        >>> print(comparison(*(Report(rows=[row | dict(logit_std=std)]) for std in (0.5, 1.0)), width=50))
-        layer      logit std     entropy
-        attention  0.5 → 1       0.96 → 0.96
+        >>> print(comparison(*(Report(rows=[row | dict(logit_std=std)]) for std in (0.5, 1.0)), width=40))
+        layer      logit std      entropy
+        attention    0.5 → 1  0.96 → 0.96
         <BLANKLINE>
         before: no findings
         after: no findings
@@ -148,20 +151,16 @@ def comparison(before: Report, after: Report, width: int = 80, labels: tuple[str
     later = {(layer["layer"], layer["kind"]): layer for layer in _layers(after)}
     pairs = [(a, later[key]) for a in _layers(before) if (key := (a["layer"], a["kind"])) in later]
     shown = [column for column in _shown([a for a, _ in pairs]) if any(column[0] in b for _, b in pairs)]
-    rows = [
-        [_place(a), *(f"{_short(a.get(key))} → {_short(b.get(key))}".ljust(12) for key, _, _ in shown)]
-        for a, b in pairs
-    ]
-    lines = _table(["layer", *(name.ljust(12) for _, name, _ in shown)], rows, width)
-    lines.append("")
+    rows = [[_place(a), *(f"{_short(a.get(key))} → {_short(b.get(key))}" for key, *_ in shown)] for a, b in pairs]
+    parts: list[RenderableType] = [_table(["layer", *(name for _, name, _ in shown)], rows, width), ""]
     for label, report in zip(labels, (before, after), strict=True):
-        names = ", ".join(f"{each.name} ({each.severity})" for each in find(report)) or "no findings"
-        lines += _wrap(f"{label}: {names}", width)
-    return "\n".join(line.rstrip() for line in lines)
+        names = ", ".join(f"{each.name} ({each.severity})" for each in report.findings) or "no findings"
+        parts.append(_labelled(f"{label}:", names))
+    return _plain(parts, width)
 
 
 def _check(report: object, width: object) -> None:
-    if not isinstance(report, Report):
+    if not hasattr(report, "layers"):
         raise TypeError(f"report must be a Report: got {type(report).__name__}.")
     check_int("width", width, low=NARROWEST)
 
@@ -174,25 +173,23 @@ def _headline(report: Report) -> str:
     return said + (f", {steps} steps" if steps > 1 else "")
 
 
+def _verdict(report: Report) -> str:
+    return "No findings." if report.rows else "Nothing to judge."
+
+
 def _layer_table(report: Report) -> tuple[list[str], list[list[str]]]:
     layers = _layers(report)
     shown = _shown(layers)
-    header = ["layer", "heads", "keys", *(name for _, name, _ in shown)]
     rows = [
-        [
-            _place(layer),
-            str(layer["heads"]),
-            str(layer.get("n_key", "")),
-            *(_short(layer.get(key)) for key, *_ in shown),
-        ]
-        for layer in layers
+        [_place(each), str(each["heads"]), str(each.get("n_key", "")), *(_short(each.get(key)) for key, *_ in shown)]
+        for each in layers
     ]
-    return header, rows
+    return ["layer", "heads", "keys", *(name for _, name, _ in shown)], rows
 
 
 def _head_table(report: Report) -> tuple[list[str], list[list[str]]]:
     shown = _shown(report.rows)
-    rows = [[_place(row), str(row["head"]), *(_short(row.get(key)) for key, _, _ in shown)] for row in report.rows]
+    rows = [[_place(row), str(row["head"]), *(_short(row.get(key)) for key, *_ in shown)] for row in report.rows]
     return ["layer", "head", *(name for _, name, _ in shown)], rows
 
 
@@ -214,67 +211,30 @@ def _short(value: float | None) -> str:
     return "" if value is None or math.isnan(value) else number(value, digits=2)
 
 
-def _finding_lines(finding: Finding, width: int) -> Iterable[str]:
-    yield from _wrap(f"{finding.severity.upper()}: {finding.name} in {finding.place}", width)
-    for part in (f"{finding.measurement}.", finding.text, f"Why: {finding.source}.", f"Read: {finding.chapter}"):
-        yield from _wrap(part, width, indent="  ")
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> Table:
+    """A table whose last columns go where there is no room for whole names; with few left, names take several lines."""
+    widths = [max(map(cell_len, column)) + 2 for column in zip(header, *rows, strict=True)]
+    least = header.index("logit std") + 1 if "logit std" in header else 2
+    while len(widths) > least and sum(widths) - 2 > width:
+        widths.pop()
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(header[0], overflow="fold")
+    for name in header[1 : len(widths)]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row[: len(widths)]))
+    return table
 
 
-def _finding_html(finding: Finding, book: str | None) -> str:
-    where = _escape(finding.chapter)
-    if book is not None:
-        where = f'<a href="{_escape(book.rstrip("/") + "/" if book else "")}{where}">{where}</a>'
-    badge = f'<span class="badge {finding.severity}">{finding.severity}</span>'
-    return (
-        f"<li>{badge} <strong>{_escape(finding.name)}</strong> in {_escape(finding.place)}. "
-        f"{_escape(finding.measurement)}.<br>{_escape(finding.text)}<br>"
-        f'<span class="small">Why: {_escape(finding.source)}. Read: {where}</span></li>'
-    )
+def _labelled(label: str, words: str, style: str = "") -> Table:
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(label, style), Text(words))
+    return grid
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns to the right, names to the left and cut in the middle; the last columns go if there is no room."""
-    sizes = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    least = min(sizes[0], max(16, width // 3))
-    while len(sizes) > 2 and least + sum(size + 2 for size in sizes[1:]) > width:
-        sizes.pop()
-    sizes[0] = min(sizes[0], max(width - sum(size + 2 for size in sizes[1:]), least))
-    return [
-        _cut(row[0], sizes[0]).ljust(sizes[0])
-        + "".join("  " + cell.rjust(size) for cell, size in zip(row[1:], sizes[1:], strict=False))
-        for row in (header, *rows)
-    ]
-
-
-def _table_html(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> str:
-    meanings = {name: meaning for _, name, meaning in COLUMNS}
-    heads = "".join(
-        f'<th scope="col" title="{_escape(meanings.get(name, ""))}">{_escape(name)}</th>' for name in header
-    )
-    body = "".join(
-        f'<tr><th scope="row">{_escape(row[0])}</th>'
-        + "".join(f"<td>{_escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{_escape(title)}"><table>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _wrap(line: str, width: int, indent: str = "") -> list[str]:
-    return textwrap.wrap(
-        line, width, initial_indent=indent, subsequent_indent=indent or "  ", break_on_hyphens=False
-    ) or [""]
-
-
-def _cut(name: str, size: int) -> str:
-    if len(name) <= size:
-        return name
-    left = (size - 1) // 2
-    return f"{name[:left]}…{name[len(name) - (size - 1 - left) :]}"
-
-
-def _escape(value: str) -> str:
-    return escape.escape(str(value), quote=True)
+def _plain(parts: Iterable[RenderableType], width: int) -> str:
+    file = io.StringIO()
+    Console(file=file, width=width, color_system=None, force_jupyter=False, legacy_windows=False).print(Group(*parts))
+    return "\n".join(line.rstrip() for line in file.getvalue().split("\n")).rstrip()

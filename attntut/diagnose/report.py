@@ -9,10 +9,13 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from attntut._checks import check_choice
+from attntut._extras import extra
 
-if TYPE_CHECKING:  # both read reports: imported where they are called
-    from matplotlib.figure import Figure
+if TYPE_CHECKING:  # what judges and shows a report is imported when it is used; it knows reports by their shape only
+    import pandas as pd
+    from rich.console import Console, ConsoleOptions, RenderResult
 
+    from attntut.diagnose.draw import Drawing
     from attntut.diagnose.findings import Finding
 
 FORMAT = 1
@@ -36,13 +39,13 @@ PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls")
 
 @dataclass
 class Report:
-    r"""What a model's attention does, a row a layer and head.
+    r"""What a model's attention does, one row per layer and head.
 
     Everything is plain data: strings, numbers, lists and dictionaries. NaN means that there is no such number (the
     token cosine of a single token); None that it was not measured (a gradient without a loss).
 
     Attributes:
-        rows: one dictionary a layer and head, in the order of the forward pass. ``layer`` (dotted name of the module,
+        rows: one dictionary per layer and head, in the order of the forward pass. ``layer`` (dotted name of the module,
             ``"(function)"`` outside any), ``kind`` (``"self"`` or ``"cross"``), ``head``, ``n_query``, ``n_key`` (the
             largest seen) and ``calls``; of the logits that a query may see ``logit_mean``, ``logit_std`` (around each
             row's own mean) and ``logit_max`` (largest absolute value); of the weights, before any dropout and averaged
@@ -52,16 +55,16 @@ class Report:
             for cross); of the head's output, before the output projection, ``rank_residual`` (relative, Frobenius)
             and ``token_cosine``; and the counts ``non_finite`` (logits that are NaN or +∞; their rows count nowhere
             else) and ``masked_rows`` (queries that may see nothing).
-        stream: one dictionary a block, in order: ``layer``, ``rms`` and ``token_cosine`` of what the block hands on,
+        stream: one dictionary per block, in order: ``layer``, ``rms`` and ``token_cosine`` of what the block hands on,
             ``gradient_rms`` (of the loss by that output; None without a backward pass).
-        gradients: one dictionary an attention layer: ``layer``, the Frobenius norms ``query``, ``key``, ``value``,
+        gradients: one dictionary per attention layer: ``layer``, the Frobenius norms ``query``, ``key``, ``value``,
             ``output`` and the ratios ``ratio_query``, ``ratio_key`` to the value's. Empty without a backward pass.
-        weights: one dictionary a layer and role: ``layer``, ``role``, ``shape``, ``std``, ``fan_in``, ``fan_out``,
+        weights: one dictionary per layer and role: ``layer``, ``role``, ``shape``, ``std``, ``fan_in``, ``fan_out``,
             ``looks_like`` (names of schemes), ``clone_of`` (a layer or None), ``heads_alike``.
-        steps: one dictionary a listened step and attention layer: ``step`` (from 0), ``layer``, ``kind`` and the
+        steps: one dictionary per listened step and attention layer: ``step`` (from 0), ``layer``, ``kind`` and the
             statistics averaged over heads; how they moved. Empty when there was at most one step.
         maps: rows kept for pictures, where asked for: ``layer``, ``kind``, ``head``, ``queries`` (their numbers) and
-            ``weights`` (one list a query), of the first sequence of the last call.
+            ``weights`` (one list per query), of the first sequence of the last call.
         update: RMS of the change of the output by one step of the given optimizer, or None.
         notes: what could not be seen, and why.
         model: ``name`` of the class, number of ``parameters``, ``training`` (mode), ``dtype``, ``device``, ``steps``
@@ -87,18 +90,37 @@ class Report:
     model: dict[str, Any] = field(default_factory=dict)
 
     def table(self) -> list[dict[str, Any]]:
-        """A copy of the rows: one dictionary a layer and head, in the order of the forward pass."""
+        """A copy of the rows: one dictionary per layer and head, in the order of the forward pass."""
         return [dict(row) for row in self.rows]
+
+    def frame(self) -> pd.DataFrame:
+        """The rows as a table of pandas.
+
+        Raises:
+            ModuleNotFoundError: pandas is not installed.
+
+        Example:
+            >>> rows = [dict(layer="a", kind="self", head=head, entropy=1.0 + head) for head in (0, 1)]
+            >>> Report(rows=rows).frame().groupby("layer")["entropy"].mean()["a"].item()
+            1.5
+        """
+        with extra("tables"):
+            import pandas as pd
+        return pd.DataFrame(self.rows)
 
     def layers(self) -> list[dict[str, Any]]:
         """The rows averaged over the heads of each layer: ``heads`` is their number.
 
-        ``logit_max`` is the largest of the heads', the counts are added up, NaN is left out of an average.
+        ``logit_max`` is the largest of the heads', the counts are added up, NaN and None are left out of an average.
         """
+        return [average_heads(heads) for heads in self.heads().values()]
+
+    def heads(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """The rows by layer and kind."""
         groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for row in self.rows:
             groups.setdefault((row["layer"], row["kind"]), []).append(row)
-        return [average_heads(rows) for rows in groups.values()]
+        return groups
 
     def row(self, layer: str, head: int = 0, kind: str | None = None) -> dict[str, Any]:
         """The row of one head.
@@ -123,7 +145,7 @@ class Report:
         return find(self)
 
     def compare(self, other: Report) -> list[dict[str, Any]]:
-        """Before and after: one dictionary a layer, head and statistic that both reports know.
+        """Before and after: one dictionary per layer, head and statistic that both reports know.
 
         Args:
             other: a later report of the same model, or of one with the same names.
@@ -177,16 +199,21 @@ class Report:
             raise ValueError(f"text must be a report of format {FORMAT}, written by to_json: got {got}.")
         return cls(**{name: value for name, value in data.items() if name in known})
 
-    def plot(self) -> Figure:
-        """The report as a figure; see :func:`attntut.diagnose.render.plot`."""
-        from attntut.diagnose import render
+    def plot(self) -> Drawing:
+        """The report as a figure; see :func:`attntut.diagnose.draw.plot`."""
+        from attntut.diagnose import draw
 
-        return render.plot(self)
+        return draw.plot(self)
 
     def __str__(self) -> str:
         from attntut.diagnose import render
 
         return render.text(self)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from attntut.diagnose import render
+
+        yield from render.pieces(self, options.max_width)
 
     def _repr_html_(self) -> str:
         from attntut.diagnose import render
@@ -194,9 +221,8 @@ class Report:
         return render.html(self)
 
     def __repr__(self) -> str:
-        layers = len({(row["layer"], row["kind"]) for row in self.rows})
         name = self.model.get("name", "model")
-        return f"Report({name}: {layers} attention layers, {len(self.rows)} heads, {len(self.notes)} notes)"
+        return f"Report({name}: {len(self.heads())} attention layers, {len(self.rows)} heads, {len(self.notes)} notes)"
 
     def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for name in ("rows", "stream", "gradients"):
@@ -206,16 +232,17 @@ class Report:
 def average_heads(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One dictionary for the heads of a layer; see :meth:`Report.layers`.
 
-    >>> average_heads([dict(layer="a", head=head, first=head / 2, logit_max=2.0 + head) for head in (0, 1)])
-    {'layer': 'a', 'heads': 2, 'first': 0.25, 'logit_max': 3.0}
+    >>> head = dict(layer="a", head=0, first=0.0, logit_max=2.0, masked_rows=1, gate=None)
+    >>> average_heads([head, dict(layer="a", head=1, first=0.5, logit_max=3.0, masked_rows=2, gate=0.5)])
+    {'layer': 'a', 'heads': 2, 'first': 0.25, 'logit_max': 3.0, 'masked_rows': 3, 'gate': 0.5}
     """
     result: dict[str, Any] = {}
     for key, value in rows[0].items():
         values = [row[key] for row in rows]
         if key == "head":
             result["heads"] = len(rows)
-        elif key in STATISTICS:
-            numbers = [number for number in values if not math.isnan(number)]
+        elif key in STATISTICS or any(isinstance(each, float) for each in values):
+            numbers = [each for each in values if each is not None and not math.isnan(each)]
             average = max if key == "logit_max" else _mean
             result[key] = average(numbers) if numbers else math.nan
         else:

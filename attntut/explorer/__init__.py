@@ -4,8 +4,11 @@ The package knows nothing of what it shows. The function it is given returns nam
 one ES module (``explorer.js``) draws them, in JupyterLab and in the book alike.
 """
 
-from .core import Explorer
-from .page import assets
-from .panels import bars, heat_map, histogram, lines, number
+from attntut._extras import extra
+
+with extra("jupyter"):
+    from .core import Explorer
+    from .page import assets
+    from .panels import bars, heat_map, histogram, lines, number
 
 __all__ = ["Explorer", "assets", "bars", "heat_map", "histogram", "lines", "number"]
