@@ -92,7 +92,7 @@ def _in_a_row(numbers: Mapping[str, Number]) -> int:
 
 def _heat_map(axis: Axes, panel: Any) -> None:
     cmap = LinearSegmentedColormap.from_list("blue-orange", DIVERGING) if panel.diverging else "viridis"
-    values = np.ma.masked_invalid(panel.values.floats())
+    values = np.ma.masked_invalid(panel.values.values)
     image = axis.imshow(values, cmap=cmap, vmin=panel.low, vmax=panel.high, aspect="auto", interpolation="nearest")
     axis.set_facecolor("#e4e4e4")
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
@@ -127,7 +127,7 @@ def _name_ticks(axis: Axes, which: Literal["x", "y"], names: tuple[str, ...]) ->
 
 
 def _lines(axis: Axes, panel: Any) -> None:
-    x, y = panel.x.floats(), panel.y.floats()
+    x, y = panel.x.values, panel.y.values
     for k, (name, style) in enumerate(zip(panel.series, panel.styles, strict=True)):
         look: dict[str, Any] = {"linewidth": 1.8, "linestyle": "--" if style == "dashed" else "-"}
         if style == "points":
@@ -139,16 +139,16 @@ def _lines(axis: Axes, panel: Any) -> None:
 
 
 def _bars(axis: Axes, panel: Any) -> None:
-    axis.bar(range(len(panel.names)), panel.values.floats(), color=LINE_COLORS[0], width=0.75)
+    axis.bar(range(len(panel.names)), panel.values.values, color=LINE_COLORS[0], width=0.75)
     _name_ticks(axis, "x", panel.names)
     axis.set(xlabel=panel.xlabel, yscale=panel.yscale)
     _finish(axis, panel, panel.low, panel.high)
 
 
 def _histogram(axis: Axes, panel: Any) -> None:
-    edges = panel.edges.floats()
-    axis.stairs(panel.density.floats(), edges, fill=True, color=LINE_COLORS[0], alpha=0.45)
-    for k, (name, curve) in enumerate(zip(panel.series, panel.curves.floats(), strict=True)):
+    edges = panel.edges.values
+    axis.stairs(panel.density.values, edges, fill=True, color=LINE_COLORS[0], alpha=0.45)
+    for k, (name, curve) in enumerate(zip(panel.series, panel.curves.values, strict=True)):
         x = np.linspace(edges[0], edges[-1], len(curve))
         axis.plot(x, curve, color=LINE_COLORS[(k + 1) % len(LINE_COLORS)], linewidth=1.8, label=name)
     axis.set(xlabel=panel.xlabel)

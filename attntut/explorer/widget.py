@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import traitlets
 
 from .controls import Control
-from .grid import Panels, call, check_same
+from .grid import Panels, call, check_same, encode
 from .page import SCRIPT, STYLE
 
 
@@ -25,15 +25,6 @@ class Drawing(anywidget.AnyWidget):
 
     def __repr__(self) -> str:
         return "Drawing()"
-
-
-def encode(panels: Panels) -> list[dict[str, Any]]:
-    """The panels as JSON: what the page unpacks for one state."""
-    out = []
-    for name, panel in panels.items():
-        meta, data = panel.encode()
-        out.append({"name": name, "kind": panel.kind, "meta": meta, "data": data})
-    return out
 
 
 class Live:
