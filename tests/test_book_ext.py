@@ -450,7 +450,7 @@ def test_pages_figures_diagrams_and_explorers_share_one_palette():
     assert night == unset and printed == day
     assert palettes(drawings, "c") == [day, night]
     assert palettes(read(Path(explorer.__file__).with_name("explorer.css")), "ax-") == [day, night]
-    assert [*plots.COLORS] == day == [*explorer.picture.LINE_COLORS]
+    assert [*plots.COLORS] == day
     for colour, name in plots.VARIABLES.items():
         short = "#fff" if colour == "#ffffff" else colour
         assert f"{name}: {short};" in book.split("}")[1], f"{name} is another colour by day than in attntut.plots"

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attntut import plots
 from attntut.explorer import Explorer, assets, bars, heat_map, histogram, lines, number, page
 from attntut.explorer import grid as grid_module
 from attntut.explorer.controls import read
-from attntut.explorer.picture import DIVERGING, LINE_COLORS
+from attntut.explorer.picture import DIVERGING
 
 ALT = "A picture."
 
@@ -441,4 +442,4 @@ def test_the_picture_and_the_page_have_the_same_colours():
     count = len(stops["VIRIDIS"]) - 1
     assert [f"#{c}" for c in stops["VIRIDIS"]] == [to_hex(colormaps["viridis"](k / count)) for k in range(count + 1)]
     assert tuple(f"#{c}" for c in stops["DIVERGING"]) == DIVERGING
-    assert tuple(re.search(rf"--ax-{k}: (#\w+)", css)[1] for k in range(6)) == LINE_COLORS
+    assert tuple(re.search(rf"--ax-{k}: (#\w+)", css)[1] for k in range(6)) == plots.COLORS
