@@ -335,20 +335,6 @@ def test_a_page_asks_no_other_host(build):
     assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page)
 
 
-def test_admonitions_fold_without_a_script(build):
-    hint, note = (
-        ":::{admonition} A hint\n:class: dropdown tip\nDeep $x$.\n:::",
-        ":::{note}\n:class: dropdown\nNote.\n:::",
-    )
-    page = build({"index.md": f"# Book\n\n{hint}\n\n{note}\n"}).page("index")
-    assert re.search(
-        r'<details class="admonition dropdown tip">\s*<summary class="admonition-title">A hint</summary>', page
-    )
-    assert re.search(
-        r'<details class="admonition dropdown note">\s*<summary class="admonition-title">Note</summary>', page
-    )
-
-
 def test_the_explorers_script_is_on_the_pages_that_have_one(build):
     explorer = {"data": {"text/html": '<figure class="attntut-explorer"></figure>'}}
     built = build({"chapter.ipynb": notebook(explorer)})

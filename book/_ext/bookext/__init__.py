@@ -6,8 +6,7 @@ Each module is one concern with its own ``setup(app)``:
 * ``mathml``: formulas become MathML when the book is built; ``mathfont`` ships the font, reduced to what is used
 * ``figures``: alternative text of output images, and a warning where there is none
 * ``diagrams``: drawings become part of the page
-* ``dropdown``: admonitions that fold, without a script
-* ``portable``: plain Markdown becomes citations, notes and hints that fold
+* ``portable``: plain Markdown becomes citations and notes
 * ``anchors``: links to a label on another page
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
@@ -29,7 +28,6 @@ from . import (
     catalogue,
     claims,
     diagrams,
-    dropdown,
     evidence,
     explorers,
     figures,
@@ -42,7 +40,7 @@ from . import (
 )
 
 MODULES = (
-    address, theme, mathml, mathfont, figures, diagrams, portable, dropdown, anchors,
+    address, theme, mathml, mathfont, figures, diagrams, portable, anchors,
     records, claims, evidence, catalogue, explorers,
     published,
 )  # fmt: skip
