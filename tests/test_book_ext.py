@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import html
 import importlib
 import json
 import re
@@ -26,7 +25,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
 from bookext import MODULES, address, claims, explorers, figures, mathfont, mathml, records, theme  # noqa: E402
 
-from attntut.evidence import Evidence, Records  # noqa: E402
+from attntut.evidence import MIME, Evidence, Records  # noqa: E402
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -179,11 +178,11 @@ def test_the_verdict_is_what_all_records_say(found, kind, text):
     assert (verdict(*found).kind, verdict(*found).text) == (kind, text)
 
 
-def test_records_outlive_quotes_and_signs():
-    values = {"name": "σ < 1 & “x's”", "claim": "C01", "when": 'd > "4"', "unheard of": 1}
-    text = f'<tr id="i" class="wide attntut-record" data-record="{html.escape(json.dumps(values))}">…</tr>'
-    (record,) = records.read_records(f"<p>{text}</p>", "page")
-    assert (record.page, record.anchor, record.name, record.when) == ("page", "i", values["name"], values["when"])
+def test_records_are_those_of_the_outputs():
+    said = evidence("σ < 1 & “x's”", claim="C01", when='d > "4"')
+    (record,) = records.read_records(json.loads(notebook({"data": {"text/plain": "1"}}, said)), "page")
+    assert (record.page, record.name, record.when) == ("page", "σ < 1 & “x's”", 'd > "4"')
+    assert record.anchor == f"evidence-{record.slug}" and records.MIME == MIME
 
 
 @pytest.mark.parametrize("text", ["1", "- {id: C01}", "- {id: C01, section: '1', text: t, verdict: holds}", "- [a", ""])

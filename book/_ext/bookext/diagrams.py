@@ -1,16 +1,17 @@
 """Diagrams: drawings in ``book/diagrams`` become part of the page, in its colours and with its text.
 
 A page or a notebook shows one as an image alone in its paragraph, ``![what it shows](../book/diagrams/heads.svg)``, so
-JupyterLab and code hosts show it too. There the file is seen as it is: it carries its style, which knows light and dark,
-and a card to lie on. Here both are taken away, and the page loads the rules (``book/_static/diagrams.css``) once:
+JupyterLab and code hosts show it too. There the file is seen as it is: it carries its style, which knows light and
+dark, and a card to lie on. Here both are taken away, and the page loads the rules (``book/_static/diagrams.css``) once:
 
 * ``text`` is ink in the page's font; ``d-title``, ``d-small``, ``d-math``, ``d-sub`` change its form
 * ``d-box``, ``d-line``, ``d-region``, ``d-fill``, ``d-ink`` are shapes; ``d-dash`` changes their form
 * ``d-0`` … ``d-5`` (query, key, value, output, …), ``d-accent``, ``d-muted`` change the colour of any of them
 * ``d-card`` is the ground on which the drawing lies where there is no page
 
-So a drawing holds no colour but in its style, which is the same in all: ``book/diagrams/style.css`` (the page's colours,
-where there is no page), then those rules. Text is text: it is read, searched and translated (Sphinx takes ``heads.zh_CN.svg`` in a Chinese book).
+So a drawing holds no colour but in its style, the same in all: ``book/diagrams/style.css``, which has the colours where
+there is no page, then those rules. Text is text: it is read, searched and translated (Sphinx takes ``heads.zh_CN.svg``
+in a Chinese book).
 """
 
 from __future__ import annotations

@@ -1,17 +1,18 @@
 """The records that ``attntut.evidence`` leaves in the chapters, gathered from all pages of this build.
 
-Each is a row ``<tr class="attntut-record" id=… data-record='{…}'>`` of a table on its page. ``claims`` and ``evidence``
-show them again elsewhere, with a link to the cell. Nothing is typed by hand, and a record that failed without an
-explanation fails the build.
+A cell's output holds its records under a MIME type of their own, beside the table that the page shows. ``claims`` and
+``evidence`` show them again elsewhere, with a link to the row. Nothing is typed by hand, and a record that failed
+without an explanation fails the build.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -21,13 +22,15 @@ from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
 
+MIME = "application/vnd.attntut.evidence+json"  # attntut.evidence.MIME; importing it brings torch
+
 
 @dataclass(frozen=True)
 class Record:
     """What was said before a measurement, what it gave, and where; as :class:`attntut.evidence.Evidence`."""
 
     page: str
-    anchor: str
+    slug: str
     name: str
     kind: str = "predicted"
     predicted: float | None = None
@@ -44,6 +47,11 @@ class Record:
     when: str | None = None
 
     @property
+    def anchor(self) -> str:
+        """Of its row on its page."""
+        return f"evidence-{self.slug}"
+
+    @property
     def cells(self) -> list[str]:
         """Its name, and what was predicted, measured and found, as its chapter prints them.
 
@@ -52,43 +60,24 @@ class Record:
         """
         from attntut.evidence import Evidence  # brings torch: not before there is something to print
 
-        values = {key: value for key, value in asdict(self).items() if key not in ("page", "anchor")}
-        if self.measured is None:
-            return [self.name, "", "", ""]
-        return list(Evidence(**values, slug="").cells)
+        values = asdict(self)
+        del values["page"]
+        return [self.name, "", "", ""] if self.measured is None else list(Evidence(**values).cells)
 
 
-class _Rows(HTMLParser):
-    """Collects the elements of class ``attntut-record``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if "attntut-record" in (values.get("class") or "").split() and values.get("data-record"):
-            self.found.append((values.get("id") or "", values["data-record"] or ""))
-
-
-def read_records(html: str, page: str = "") -> list[Record]:
-    """Return the records in a piece of HTML.
+def read_records(notebook: Mapping[str, Any], page: str = "") -> list[Record]:
+    """Return the records in the outputs of an executed notebook.
 
     Args:
-        html: what a cell displays.
-        page: the page on which it stands, by its name in the book.
+        notebook: its JSON.
+        page: its name in the book.
 
-    >>> read_records('<tr class="attntut-record" id="evidence-a" data-record=\\'{"name": "a", "claim": "C01"}\\'>')
-    [Record(page='', anchor='evidence-a', name='a', ... claim='C01', supports=True, when=None)]
+    >>> output = {"data": {MIME: [{"name": "a", "slug": "a", "claim": "C01"}]}}
+    >>> read_records({"cells": [{"outputs": [output]}]})
+    [Record(page='', slug='a', name='a', ... claim='C01', supports=True, when=None)]
     """
-    parser = _Rows()
-    parser.feed(html)
-    known = set(Record.__dataclass_fields__) - {"page", "anchor"}
-    found = []
-    for anchor, text in parser.found:
-        values = {key: value for key, value in json.loads(text).items() if key in known}
-        found.append(Record(page=page, anchor=anchor, **({"name": anchor} | values)))
-    return found
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return [Record(page=page, **values) for output in outputs for values in output.get("data", {}).get(MIME, [])]
 
 
 @dataclass
@@ -106,14 +95,32 @@ def store(env: BuildEnvironment) -> Store:
     return env.book_records  # type: ignore[attr-defined]
 
 
+Show = Callable[[Sphinx, str], list[nodes.Node]]
+SHOWS: dict[str, Show] = {}
+
+
+class place_of_records(nodes.General, nodes.Element):  # docutils names nodes in lower case
+    """Where records will stand, once all pages are read."""
+
+
 class ShowsRecords(SphinxDirective):
     """A directive whose place is filled once all pages are read."""
 
-    place: type[nodes.Element]
-
     def run(self) -> list[nodes.Node]:
         store(self.env).pages[self.env.docname] = self.name
-        return [self.place()]
+        return [place_of_records(shows=self.name)]
+
+
+def add_directive(app: Sphinx, name: str, show: Show) -> None:
+    """Make ``name`` a directive in whose place stands what ``show(app, docname)`` returns."""
+    SHOWS[name] = show
+    app.add_directive(name, ShowsRecords)
+
+
+def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the records where a directive stood."""
+    for hole in list(doctree.findall(place_of_records)):
+        hole.replace_self(SHOWS[hole["shows"]](app, docname))
 
 
 def in_reading_order(app: Sphinx) -> list[Record]:
@@ -156,10 +163,9 @@ def failures(records: Iterable[Record]) -> list[tuple[str, str]]:
 
 def collect(app: Sphinx, doctree: nodes.document) -> None:
     """Remember the records of a page that was just read."""
-    found: list[Record] = []
-    for raw in doctree.findall(nodes.raw):
-        if "html" in raw.get("format", "") and "attntut-record" in raw.astext():
-            found += read_records(raw.astext(), app.env.docname)
+    executed = Path(app.env.mystnb_config.output_folder, f"{app.env.docname}.ipynb")  # type: ignore[attr-defined]
+    notebook = json.loads(executed.read_text(encoding="utf-8")) if executed.exists() else {"cells": []}
+    found = read_records(notebook, app.env.docname)
     for anchor, times in Counter(record.anchor for record in found).items():
         if times > 1:
             logger.warning("%s comparisons have the name %s", times, anchor, location=app.env.docname, type="book")
@@ -188,7 +194,9 @@ def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[s
 
 def setup(app: Sphinx) -> None:
     """Follow the build."""
+    app.add_node(place_of_records)
     app.connect("doctree-read", collect)
     app.connect("env-purge-doc", forget)
     app.connect("env-merge-info", merge)
     app.connect("env-get-outdated", outdated)
+    app.connect("doctree-resolved", fill)
