@@ -23,7 +23,7 @@ from sphinx.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from bookext import MODULES, address, claims, explorers, figures, mathfont, mathml, records, theme  # noqa: E402
+from bookext import MODULES, address, claims, figures, mathfont, mathml, records, theme  # noqa: E402
 
 from attntut.evidence import MIME, Evidence, Records  # noqa: E402
 
@@ -339,7 +339,7 @@ def test_the_explorers_script_is_on_the_pages_that_have_one(build):
     built = build({"chapter.ipynb": notebook(explorer)})
     assert "explorer.js" in built.page("chapter")
     assert "explorer.js" not in built.page("index")
-    for path in explorers.assets():
+    for path in theme.explorer_files():
         assert (built.out / "_static" / path.name).read_bytes() == path.read_bytes()
 
 

@@ -11,7 +11,6 @@ Each module is one concern with its own ``setup(app)``:
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
 * ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
-* ``explorers``: the explorer's script and style, on the pages that have one
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 """
@@ -29,7 +28,6 @@ from . import (
     claims,
     diagrams,
     evidence,
-    explorers,
     figures,
     mathfont,
     mathml,
@@ -41,8 +39,7 @@ from . import (
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors,
-    records, claims, evidence, catalogue, explorers,
-    published,
+    records, claims, evidence, catalogue, published,
 )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
-from .records import Record, add_directive, in_reading_order, link, place, store
+from .records import Record, add_directive, in_reading_order, link, pages_with, place
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def _verdicts(app: Sphinx) -> tuple[list[Verdict], list[tuple[str, str]]]:
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of whatever is wrong with the ledger."""
-    ledgers = sorted(page for page, shows in store(env).pages.items() if shows == "claims")
+    ledgers = pages_with(env, "claims")
     for page, message in _verdicts(app)[1] if ledgers else []:
         logger.warning("%s", message, location=page or ledgers[0], type="claims")
 

@@ -17,7 +17,6 @@ in a Chinese book).
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any
 from xml.etree import ElementTree
 
 from docutils import nodes
@@ -29,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 SVG = "{http://www.w3.org/2000/svg}"
 FOLDER = "diagrams"
-MARK = 'class="attntut-diagram"'
 
 
 def inline(source: str, *, alt: str, prefix: str) -> str:
@@ -82,12 +80,6 @@ class InlineDiagrams(SphinxPostTransform):
             (image.parent if alone else image).replace_self(figure)
 
 
-def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Say to the template whether the page has a drawing."""
-    context["has_diagram"] = MARK in context.get("body", "")
-
-
 def setup(app: Sphinx) -> None:
-    """Connect the two."""
+    """Register the transform."""
     app.add_post_transform(InlineDiagrams)
-    app.connect("html-page-context", add)

@@ -1,8 +1,8 @@
 """The records that ``attntut.evidence`` leaves in the chapters, gathered from all pages of this build.
 
-A cell's output holds its records under a MIME type of their own, beside the table that the page shows. ``claims`` and
-``evidence`` show them again elsewhere, with a link to the row. Nothing is typed by hand, and a record that failed
-without an explanation fails the build.
+A cell's output holds its records under a MIME type of their own, beside the table that the page shows. They are read
+from the executed notebooks once, when all pages are read; ``claims`` and ``evidence`` show them again elsewhere, with a
+link to the row. Nothing is typed by hand, and a record that failed without an explanation fails the build.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,21 +81,7 @@ def read_records(notebook: Mapping[str, Any], page: str = "") -> list[Record]:
     return [Record(page=page, **values) for output in outputs for values in output.get("data", {}).get(MIME, [])]
 
 
-@dataclass
-class Store:
-    """What the environment remembers between two builds: the records by page, and which directive shows them where."""
-
-    records: dict[str, list[Record]] = field(default_factory=dict)
-    pages: dict[str, str] = field(default_factory=dict)
-
-
-def store(env: BuildEnvironment) -> Store:
-    """Return the environment's store."""
-    if not hasattr(env, "book_records"):
-        env.book_records = Store()  # type: ignore[attr-defined]
-    return env.book_records  # type: ignore[attr-defined]
-
-
+SHOWN = "shows_records"  # in a page's metadata: the directive that it has
 Show = Callable[[Sphinx, str], list[nodes.Node]]
 SHOWS: dict[str, Show] = {}
 
@@ -107,7 +94,7 @@ class ShowsRecords(SphinxDirective):
     """A directive whose place is filled once all pages are read."""
 
     def run(self) -> list[nodes.Node]:
-        store(self.env).pages[self.env.docname] = self.name
+        self.env.metadata[self.env.docname][SHOWN] = self.name
         return [place_of_records(shows=self.name)]
 
 
@@ -123,20 +110,28 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         hole.replace_self(SHOWS[hole["shows"]](app, docname))
 
 
+def pages_with(env: BuildEnvironment, *directives: str) -> list[str]:
+    """Return the pages that have one of these directives."""
+    return sorted(page for page, about in env.metadata.items() if about.get(SHOWN) in directives)
+
+
+@lru_cache(maxsize=1)  # of one build
 def in_reading_order(app: Sphinx) -> list[Record]:
     """Return the records of the whole book."""
     includes: Mapping[str, list[str]] = app.env.toctree_includes
-    order: dict[str, int] = {}
+    order: list[str] = []
 
     def walk(page: str) -> None:
         if page not in order:
-            order[page] = len(order)
+            order.append(page)
             for child in includes.get(page, []):
                 walk(child)
 
     walk(app.config.root_doc)
-    known = store(app.env).records
-    return [record for page in sorted(known, key=lambda page: order.get(page, len(order))) for record in known[page]]
+    folder = Path(app.env.mystnb_config.output_folder)  # type: ignore[attr-defined]
+    pages = [*order, *sorted(app.env.found_docs - {*order})]
+    executed = {page: path for page in pages if (path := folder / f"{page}.ipynb").exists()}
+    return [r for page, path in executed.items() for r in read_records(json.loads(path.read_bytes()), page)]
 
 
 def link(app: Sphinx, source: str, target: str, anchor: str, text: str) -> nodes.reference:
@@ -161,42 +156,24 @@ def failures(records: Iterable[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def collect(app: Sphinx, doctree: nodes.document) -> None:
-    """Remember the records of a page that was just read."""
-    executed = Path(app.env.mystnb_config.output_folder, f"{app.env.docname}.ipynb")  # type: ignore[attr-defined]
-    notebook = json.loads(executed.read_text(encoding="utf-8")) if executed.exists() else {"cells": []}
-    found = read_records(notebook, app.env.docname)
-    for anchor, times in Counter(record.anchor for record in found).items():
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of records that failed, and of two with one name on a page."""
+    found = in_reading_order(app)
+    for (page, anchor), times in Counter((record.page, record.anchor) for record in found).items():
         if times > 1:
-            logger.warning("%s comparisons have the name %s", times, anchor, location=app.env.docname, type="book")
+            logger.warning("%s comparisons have the name %s", times, anchor, location=page, type="book")
     for page, message in failures(found):
         logger.warning("%s", message, location=page, type="book")
-    store(app.env).records[app.env.docname] = found
-
-
-def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    """Forget a page that will be read again."""
-    store(env).records.pop(docname, None)
-    store(env).pages.pop(docname, None)
-
-
-def merge(app: Sphinx, env: BuildEnvironment, docnames: list[str], other: BuildEnvironment) -> None:
-    """Take over what another process read."""
-    mine, theirs = store(env), store(other)
-    mine.records |= {docname: theirs.records[docname] for docname in docnames if docname in theirs.records}
-    mine.pages |= {docname: theirs.pages[docname] for docname in docnames if docname in theirs.pages}
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
     """Read the pages that show records again whenever any other page changed."""
-    return sorted(store(env).pages.keys() - removed) if added | changed | removed else []
+    return [page for page in pages_with(env, *SHOWS) if page not in removed] if added | changed | removed else []
 
 
 def setup(app: Sphinx) -> None:
     """Follow the build."""
     app.add_node(place_of_records)
-    app.connect("doctree-read", collect)
-    app.connect("env-purge-doc", forget)
-    app.connect("env-merge-info", merge)
     app.connect("env-get-outdated", outdated)
+    app.connect("env-check-consistency", check)
     app.connect("doctree-resolved", fill)
