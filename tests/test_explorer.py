@@ -51,7 +51,7 @@ def product(a=1, b=2):
         (widgets.FloatSlider(value=0.2, min=0, max=0.2), "slider", (0, 0.1, 0.2), ("0.00", "0.10", "0.20"), 2),
         (widgets.FloatLogSlider(value=1, min=-1, max=1, step=1), "slider", (0.1, 1.0, 10.0), ("0.1", "1", "10"), 1),
         (widgets.Checkbox(value=True), "check", (False, True), ("off", "on"), 1),
-        (widgets.ToggleButton(value=False), "toggle", (False, True), ("off", "on"), 0),
+        (widgets.ToggleButton(value=False), "check", (False, True), ("off", "on"), 0),
         ([1, 2.5], "slider", (1, 2.5), ("1", "2.5"), 0),
         (["pre", "post"], "buttons", ("pre", "post"), ("pre", "post"), 0),
         (list("abcde"), "select", tuple("abcde"), tuple("abcde"), 0),
@@ -62,7 +62,7 @@ def test_controls_become_options(control, kind, values, labels, start):
     found = read("x", control)
     assert (found.kind, found.labels, found.start) == (kind, labels, start)
     assert found.values == pytest.approx(values) if isinstance(values[0], float | int) else found.values == values
-    json.dumps(found.describe(), allow_nan=False)
+    json.dumps(found.encode(), allow_nan=False)
     assert found.make().value == found.values[found.start]
 
 

@@ -88,11 +88,15 @@ function table(stops) {
 }
 const TABLES = { false: table(VIRIDIS), true: table(DIVERGING) };
 
+// The next of 1, 2, 5, 10, 20, …
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return power * [1, 2, 5, 10].find((m) => m * power >= least);
+}
+
 // Round ticks between two ends, about `count` of them.
 function linearTicks(low, high, count) {
-  const raw = (high - low) / Math.max(1, count);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= raw * 0.999);
+  const step = roundStep((0.999 * (high - low)) / Math.max(1, count));
   const ticks = [];
   for (let k = Math.ceil(low / step - 1e-6); k * step <= high + step * 1e-6; k++) ticks.push(k * step);
   const largest = Math.max(Math.abs(low), Math.abs(high));
@@ -299,9 +303,6 @@ class PlotView {
 
   swatches(series, styles, offset = 0) {
     const named = series.map((name, k) => [name, styles[k], k + offset]).filter(([name]) => name);
-    const key = JSON.stringify(named);
-    if (this.legendKey === key) return;
-    this.legendKey = key;
     this.legend.replaceChildren(
       ...named.map(([name, style, k]) => {
         const mark = style === "points" ? shape("circle", { cx: 11, cy: 6, r: 3.6, class: `ax-s${k % 6}` }) : shape("path", { d: "M1 6H21", class: `ax-curve ax-s${k % 6} is-${style}` });
@@ -321,11 +322,6 @@ function fit(names, pitch, across) {
 }
 
 const word = (text, size, attributes) => shape("text", { style: `font-size: ${size}px`, ...attributes }, text);
-
-function roundStep(least) {
-  const power = 10 ** Math.floor(Math.log10(least));
-  return power * [1, 2, 5, 10].find((m) => m * power >= least);
-}
 
 class HeatMapView extends PlotView {
   role = "heat map";
@@ -360,9 +356,7 @@ class HeatMapView extends PlotView {
     context.putImageData(image, 0, 0);
   }
 
-  caption() {
-    return this.panel.unit;
-  }
+  caption() { return this.panel.unit; }
 
   describe() {
     const [rows, columns] = this.size;
@@ -427,13 +421,8 @@ class HeatMapView extends PlotView {
     return i >= 0 && j >= 0 && i < rows && j < columns ? [i, j] : null;
   }
 
-  first() {
-    return [0, 0];
-  }
-
-  keep([i, j]) {
-    return [clamp(i, 0, this.size[0] - 1), clamp(j, 0, this.size[1] - 1)];
-  }
+  first() { return [0, 0]; }
+  keep([i, j]) { return [clamp(i, 0, this.size[0] - 1), clamp(j, 0, this.size[1] - 1)]; }
 
   move(key, [i, j]) {
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e9], End: [0, 1e9], PageUp: [-1e9, 0], PageDown: [1e9, 0] };
@@ -468,9 +457,7 @@ function trace(xs, ys) {
 class ChartView extends PlotView {
   hint = "Point at a bar, or use arrow keys.";
 
-  center(k) {
-    return this.box.left + (k + 0.5) * this.cell;
-  }
+  center(k) { return this.box.left + (k + 0.5) * this.cell; }
 
   pick(x, y) {
     if (!this.box || x < this.box.left - 12 || x > this.box.left + this.box.wide + 12 || y > this.box.bottom + 24) return null;
@@ -479,22 +466,15 @@ class ChartView extends PlotView {
     return best + 1; // never 0, so that a cursor is true
   }
 
-  first() {
-    return 1;
-  }
-
-  keep(cursor) {
-    return clamp(cursor, 1, this.count);
-  }
+  first() { return 1; }
+  keep(cursor) { return clamp(cursor, 1, this.count); }
 
   move(key, cursor) {
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -1e9, End: 1e9 }[key];
     return step && this.keep(cursor + step);
   }
 
-  caption() {
-    return titled(this.panel.ylabel, this.panel.unit);
-  }
+  caption() { return titled(this.panel.ylabel, this.panel.unit); }
 
   clip(...children) {
     const { left, top, wide, bottom } = this.box;
@@ -548,9 +528,7 @@ class LinesView extends ChartView {
     return [...this.valueAxis(y, left, wide), ...this.numberAxis(x, left, wide, bottom, xlabel), this.clip(...curves)];
   }
 
-  center(k) {
-    return this.px[k];
-  }
+  center(k) { return this.px[k]; }
 
   mark(cursor) {
     const k = cursor - 1;
@@ -571,13 +549,8 @@ const trim = (text) => (text.includes(".") && !text.includes("×") ? text.replac
 class BarsView extends ChartView {
   role = "bar chart";
 
-  take() {
-    this.count = this.panel.names.length;
-  }
-
-  describe() {
-    return `${this.panel.name}: ${this.count} bars`;
-  }
+  take() { this.count = this.panel.names.length; }
+  describe() { return `${this.panel.name}: ${this.count} bars`; }
 
   draw(W) {
     const { low, high, yscale, xlabel, names } = this.panel;
@@ -596,9 +569,7 @@ class BarsView extends ChartView {
     return [...this.valueAxis(y, left, wide), this.clip(...bars), line, ...this.nameAxis(names, left, cell, bottom, xlabel, wide)];
   }
 
-  mark(cursor) {
-    return [this.band(cursor - 1)];
-  }
+  mark(cursor) { return [this.band(cursor - 1)]; }
 
   read(cursor) {
     const { values, names, xlabel, unit } = this.panel;
@@ -744,13 +715,11 @@ function control(spec, chosen) {
     box.append(label);
     return { box, put: (k) => (input.checked = Boolean(k)) };
   }
-  const toggle = spec.kind === "toggle";
-  const buttons = (toggle ? [spec.label] : spec.labels).map((text) => make("button", { type: "button" }, text));
-  const press = (k) => buttons.forEach((b, j) => b.setAttribute("aria-pressed", String(toggle ? Boolean(k) : j === k)));
-  buttons.forEach((b, j) => b.addEventListener("click", () => chosen(toggle ? +(b.getAttribute("aria-pressed") !== "true") : j)));
-  if (!toggle) box.append(make("span", { class: "ax-control-name", id }, spec.label));
-  box.append(make("div", toggle ? { class: "ax-buttons" } : { class: "ax-buttons", role: "group", "aria-labelledby": id }, ...buttons));
-  return { box, put: press };
+  const buttons = spec.labels.map((text) => make("button", { type: "button" }, text));
+  buttons.forEach((b, j) => b.addEventListener("click", () => chosen(j)));
+  box.append(make("span", { class: "ax-control-name", id }, spec.label));
+  box.append(make("div", { class: "ax-buttons", role: "group", "aria-labelledby": id }, ...buttons));
+  return { box, put: (k) => buttons.forEach((b, j) => b.setAttribute("aria-pressed", String(j === k))) };
 }
 
 class PageExplorer {
@@ -777,13 +746,7 @@ class PageExplorer {
   }
 
   // Where the state is on the grid; the last control varies fastest.
-  get index() {
-    return this.header.controls.reduce((at, c, k) => at * c.labels.length + this.choice[k], 0);
-  }
-
-  get state() {
-    return Object.fromEntries(this.header.controls.map((c, k) => [c.name, c.values[this.choice[k]]]));
-  }
+  get index() { return this.header.controls.reduce((at, c, k) => at * c.labels.length + this.choice[k], 0); }
 
   // Choose the option of one control by its place; the same as moving it.
   set(name, index) {

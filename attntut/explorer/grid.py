@@ -136,7 +136,7 @@ def pack(states: Sequence[Panels], controls: Sequence[Control]) -> tuple[bytes, 
         places = {text: place for place, text in enumerate(different)}
         panels.append({"states": list(different.values()), "of": [places[text] for text in texts]})
         weights[name] = len(zlib.compress("".join(different).encode(), 9))
-    grid = {"controls": [c.describe() for c in controls], "panels": panels}
+    grid = {"controls": [c.encode() for c in controls], "panels": panels}
     return zlib.compress(_json(grid).encode(), 9), weights
 
 

@@ -38,7 +38,8 @@ class Live:
         self.controls = {c.name: c.make() for c in controls}
         self.start = {name: control.value for name, control in self.controls.items()}
         self.drawing = Drawing(state={"panels": encode(first), "error": ""})
-        for control in self.controls.values():
+        for name, control in self.controls.items():
+            control.description = control.description or name
             control.style.description_width = "initial"
             control.observe(self.update, names="value")
         reset = widgets.Button(description="Reset", tooltip="Back to the values of the book", icon="undo")
