@@ -171,10 +171,8 @@ def heat_map(
 
     Args:
         values: ``(rows, columns)``.
-        xlabel: what a column is.
-        ylabel: what a row is.
-        rows: names of the rows (tokens, say); their numbers from 0 by default.
-        columns: names of the columns.
+        xlabel, ylabel: what a column is, and what a row is.
+        rows, columns: their names (tokens, say); their numbers from 0 by default.
         low: where the colours begin; the smallest value by default, which may differ from state to state. A map that
             is constant has the colour in the middle.
         high: where the colours end; the largest value by default.
@@ -233,10 +231,8 @@ def lines(
         y: ``(points,)``, or a mapping from the name of each curve to such values.
         xlabel: the quantity on the horizontal axis, with its unit in parentheses.
         ylabel: the quantity on the vertical axis.
-        low: lower end of the vertical axis; chosen from the values by default, which may differ from state to state.
-        high: upper end of the vertical axis.
-        xscale: ``"linear"`` or ``"log"``.
-        yscale: ``"linear"`` or ``"log"``.
+        low, high: its ends; chosen from the values by default, which may differ from state to state.
+        xscale, yscale: ``"linear"`` or ``"log"``.
         points: names of the curves drawn as points (measurements).
         dashed: names of the curves drawn dashed (predictions).
         unit: of the values.
@@ -303,8 +299,7 @@ def bars(
         names: of the bars; their numbers from 0 by default.
         xlabel: what a bar is.
         ylabel: the quantity on the vertical axis.
-        low: lower end of the vertical axis; 0 or the smallest value by default.
-        high: upper end of the vertical axis.
+        low, high: its ends; by default 0 or the smallest value, and the largest.
         yscale: ``"linear"`` or ``"log"``.
         unit: of the values.
         digits: digits of the largest value that are kept; on a logarithmic axis, of each value.
