@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import html
 import importlib
 import json
 import re
@@ -24,9 +23,9 @@ from sphinx.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from bookext import MODULES, address, claims, explorers, figures, mathfont, mathml, records, theme  # noqa: E402
+from bookext import MODULES, address, claims, figures, mathfont, mathml, records, theme  # noqa: E402
 
-from attntut.evidence import Evidence, Records  # noqa: E402
+from attntut.evidence import MIME, Evidence, Records  # noqa: E402
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -179,11 +178,11 @@ def test_the_verdict_is_what_all_records_say(found, kind, text):
     assert (verdict(*found).kind, verdict(*found).text) == (kind, text)
 
 
-def test_records_outlive_quotes_and_signs():
-    values = {"name": "σ < 1 & “x's”", "claim": "C01", "when": 'd > "4"', "unheard of": 1}
-    text = f'<tr id="i" class="wide attntut-record" data-record="{html.escape(json.dumps(values))}">…</tr>'
-    (record,) = records.read_records(f"<p>{text}</p>", "page")
-    assert (record.page, record.anchor, record.name, record.when) == ("page", "i", values["name"], values["when"])
+def test_records_are_those_of_the_outputs():
+    said = evidence("σ < 1 & “x's”", claim="C01", when='d > "4"')
+    (record,) = records.read_records(json.loads(notebook({"data": {"text/plain": "1"}}, said)), "page")
+    assert (record.page, record.name, record.when) == ("page", "σ < 1 & “x's”", 'd > "4"')
+    assert record.anchor == f"evidence-{record.slug}" and records.MIME == MIME
 
 
 @pytest.mark.parametrize("text", ["1", "- {id: C01}", "- {id: C01, section: '1', text: t, verdict: holds}", "- [a", ""])
@@ -335,26 +334,12 @@ def test_a_page_asks_no_other_host(build):
     assert not re.findall(r'(?:src|href)="(?:https?:)?//[^"]*"', page)
 
 
-def test_admonitions_fold_without_a_script(build):
-    hint, note = (
-        ":::{admonition} A hint\n:class: dropdown tip\nDeep $x$.\n:::",
-        ":::{note}\n:class: dropdown\nNote.\n:::",
-    )
-    page = build({"index.md": f"# Book\n\n{hint}\n\n{note}\n"}).page("index")
-    assert re.search(
-        r'<details class="admonition dropdown tip">\s*<summary class="admonition-title">A hint</summary>', page
-    )
-    assert re.search(
-        r'<details class="admonition dropdown note">\s*<summary class="admonition-title">Note</summary>', page
-    )
-
-
 def test_the_explorers_script_is_on_the_pages_that_have_one(build):
     explorer = {"data": {"text/html": '<figure class="attntut-explorer"></figure>'}}
     built = build({"chapter.ipynb": notebook(explorer)})
     assert "explorer.js" in built.page("chapter")
     assert "explorer.js" not in built.page("index")
-    for path in explorers.assets():
+    for path in theme.explorer_files():
         assert (built.out / "_static" / path.name).read_bytes() == path.read_bytes()
 
 
@@ -450,7 +435,7 @@ def test_pages_figures_diagrams_and_explorers_share_one_palette():
     assert night == unset and printed == day
     assert palettes(drawings, "c") == [day, night]
     assert palettes(read(Path(explorer.__file__).with_name("explorer.css")), "ax-") == [day, night]
-    assert [*plots.COLORS] == day == [*explorer.picture.LINE_COLORS]
+    assert [*plots.COLORS] == day
     for colour, name in plots.VARIABLES.items():
         short = "#fff" if colour == "#ffffff" else colour
         assert f"{name}: {short};" in book.split("}")[1], f"{name} is another colour by day than in attntut.plots"

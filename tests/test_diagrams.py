@@ -20,8 +20,8 @@ from bookext.diagrams import SVG, inline  # noqa: E402
 
 FOLDER = ROOT / "book" / "diagrams"
 EXAMPLE = (FOLDER / "example.svg").read_text(encoding="utf-8")
-STYLE = (FOLDER / "style.css").read_text(encoding="utf-8")
-BOOK_STYLE = (ROOT / "book" / "_static" / "book.css").read_text(encoding="utf-8")
+RULES = (ROOT / "book" / "_static" / "diagrams.css").read_text(encoding="utf-8")
+STYLE = (FOLDER / "style.css").read_text(encoding="utf-8") + RULES
 TAGS = {"svg", "style", "defs", "marker", "clipPath", "g", "rect", "circle", "ellipse", "path", "line", "polyline"}
 TAGS |= {"polygon", "text", "tspan", "use"}
 WIDEST = 480  # units, which are CSS pixels: a phone still shows the smallest type 9 pixels high
@@ -42,7 +42,7 @@ def test_a_file_follows_the_rules(path):
     left, top, width, height = map(float, root.get("viewBox").split())
     assert (left, top) == (0, 0) and width <= WIDEST
     assert (float(root.get("width")), float(root.get("height"))) == (width, height), "JupyterLab stretches it."
-    assert root.find(f"{SVG}style").text.strip() == STYLE.strip(), "the style is that of book/diagrams/style.css"
+    assert root.find(f"{SVG}style").text.strip() == STYLE.strip(), "style.css, then diagrams.css"
     assert [e.get("class") for e in elements].count("d-card") == 1, "a ground to lie on where there is no page"
     styled = {"fill", "stroke", "color", "style", "font-family", "font-size"}
     found = [element.tag for element in elements if styled & element.attrib.keys()]
@@ -53,11 +53,6 @@ def test_a_file_follows_the_rules(path):
 def test_every_class_has_a_style(path):
     used = set(" ".join(re.findall(r'class="([^"]*)"', path.read_text(encoding="utf-8"))).split())
     assert used - {"attntut-diagram"} <= {name[1:] for name in re.findall(r"\.d-\w+", STYLE)}
-
-
-def test_a_page_has_the_rules_of_the_files():
-    rules = STYLE.split("/* From here on as in book.css. */")[1].strip()
-    assert rules in BOOK_STYLE
 
 
 # --- on a page --------------------------------------------------------------------------------------------------------
@@ -83,6 +78,11 @@ def test_a_drawing_becomes_part_of_the_page(build):
     assert "<style" not in svg and "d-card" not in svg and "xmlns" not in svg
     assert "<img" not in page and not (built.out / "_images").exists()
     assert "<p><figure" not in page
+    assert "diagrams.css" in page, "the page has the rules of the files"
+
+
+def test_a_page_without_a_drawing_loads_no_rules_for_one(build):
+    assert "diagrams.css" not in build("No drawing.").page("index")
 
 
 def test_drawings_on_a_page_share_no_identifiers(build):

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import struct
 import zlib
 
 import ipywidgets as widgets
@@ -12,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from attntut import plots
 from attntut.explorer import Explorer, assets, bars, heat_map, histogram, lines, number, page
 from attntut.explorer import grid as grid_module
 from attntut.explorer.controls import read
-from attntut.explorer.picture import DIVERGING, LINE_COLORS
+from attntut.explorer.picture import DIVERGING
 
 ALT = "A picture."
 
@@ -51,7 +51,7 @@ def product(a=1, b=2):
         (widgets.FloatSlider(value=0.2, min=0, max=0.2), "slider", (0, 0.1, 0.2), ("0.00", "0.10", "0.20"), 2),
         (widgets.FloatLogSlider(value=1, min=-1, max=1, step=1), "slider", (0.1, 1.0, 10.0), ("0.1", "1", "10"), 1),
         (widgets.Checkbox(value=True), "check", (False, True), ("off", "on"), 1),
-        (widgets.ToggleButton(value=False), "toggle", (False, True), ("off", "on"), 0),
+        (widgets.ToggleButton(value=False), "check", (False, True), ("off", "on"), 0),
         ([1, 2.5], "slider", (1, 2.5), ("1", "2.5"), 0),
         (["pre", "post"], "buttons", ("pre", "post"), ("pre", "post"), 0),
         (list("abcde"), "select", tuple("abcde"), tuple("abcde"), 0),
@@ -62,7 +62,7 @@ def test_controls_become_options(control, kind, values, labels, start):
     found = read("x", control)
     assert (found.kind, found.labels, found.start) == (kind, labels, start)
     assert found.values == pytest.approx(values) if isinstance(values[0], float | int) else found.values == values
-    json.dumps(found.describe(), allow_nan=False)
+    json.dumps(found.encode(), allow_nan=False)
     assert found.make().value == found.values[found.start]
 
 
@@ -199,34 +199,11 @@ def test_a_map_of_one_cell_may_be_of_one_colour(mode):
 # --- the grid ---------------------------------------------------------------------------------------------------------
 
 
-def unpack(data: bytes) -> list[dict[str, dict[str, list[int]]]]:
-    """Read the format of grid.py, written from its description: the arrays of every panel in every state."""
-    raw = zlib.decompress(data)
-    (size,) = struct.unpack("<I", raw[:4])
-    header, at = json.loads(raw[4 : 4 + size]), 4 + size
-    states: list[dict] = []
-    for panel in header["panels"]:
-        for name, field in panel["fields"].items():
-            count = field["count"]
-            lengths = field["lengths"] if isinstance(field["lengths"], list) else [field["lengths"]] * count
-            total = sum(lengths)
-            planes = [raw[at + p * total : at + (p + 1) * total] for p in range(field["planes"])]
-            at += total * field["planes"]
-            zigzag = [sum(plane[k] << 8 * p for p, plane in enumerate(planes)) for k in range(total)]
-            numbers = np.array([(z >> 1) ^ -(z & 1) for z in zigzag], dtype=np.int64)
-            arrays = np.split(numbers, np.cumsum(lengths)[:-1])
-            for k in range(count):
-                if field["along"]:
-                    arrays[k] = np.cumsum(arrays[k])
-                if field["across"] and k and len(arrays[k - 1]) == len(arrays[k]):
-                    arrays[k] = arrays[k] + arrays[k - 1]
-            points = int(np.prod([len(c["labels"]) for c in header["controls"]], dtype=int))
-            while len(states) < points:
-                states.append({})
-            for k in range(points):
-                states[k].setdefault(panel["name"], {})[name] = arrays[field["of"][k] if field["of"] else k].tolist()
-    assert at == len(raw), "bytes are left over"
-    return states
+def unpack(data: bytes) -> list[dict[str, dict]]:
+    """The panels of every state, as the page finds them."""
+    panels = json.loads(zlib.decompress(data))["panels"]
+    points = range(len(panels[0]["of"]))
+    return [{p["states"][p["of"][k]]["name"]: p["states"][p["of"][k]] for p in panels} for k in points]
 
 
 def many(n=3, sigma=1.0, causal=False):
@@ -252,10 +229,13 @@ def test_a_packed_grid_is_what_the_function_returned():
     states = grid_module.evaluate(many, controls)
     data, _ = grid_module.pack(states, controls)
     for packed, panels in zip(unpack(data), states, strict=True):
-        for name, panel in panels.items():
-            wanted = {key: array for key, array in panel.encode()[1].items() if array}
-            found = {key: array for key, array in packed[name].items() if array}
-            assert found == wanted, name
+        assert list(packed) == list(panels)
+        cells = np.array(packed["Map"]["values"]["values"], dtype=float)  # it reads "NaN" too
+        np.testing.assert_array_equal(cells, panels["Map"].values.values.ravel())
+        assert packed["Curves"]["y"]["values"] == panels["Curves"].y.values.ravel().tolist()
+        assert packed["Histogram"]["curves"]["values"] == panels["Histogram"].curves.values.ravel().tolist()
+        for name in ("Big", "Small", "Undefined", "Predicted"):
+            assert packed[name]["value"] == panels[name].value
 
 
 def test_the_last_control_varies_fastest():
@@ -322,7 +302,7 @@ def test_the_weight_of_a_usual_explorer(mode):
         attention, title="T", alt=ALT, d_k=[2**k for k in range(10)], temperature=[0.1 * 1.5**k for k in range(12)]
     )
     weight = page.weight(explorer.html())
-    assert weight < 40_000, f"120 points of a 16 × 16 map, a line and a number weigh {weight} bytes"
+    assert weight < grid_module.MAX_BYTES, f"120 points of a 16 × 16 map, a line and a number weigh {weight} bytes"
 
 
 # --- the three ways ---------------------------------------------------------------------------------------------------
@@ -409,7 +389,7 @@ def test_moving_a_control_calls_the_function_for_any_value(mode):
     live = Explorer(lambda x: {"X": number(x, digits=6)}, title="T", alt=ALT, x=widgets.FloatSlider(value=1.0)).live()
     live.controls["x"].value = 1.23456
     (panel,) = live.drawing.state["panels"]
-    assert panel["data"]["value"] == [123456] and live.drawing.state["error"] == ""
+    assert panel["value"] == "1.23456" and live.drawing.state["error"] == ""
 
 
 def test_a_live_number_has_its_prediction_where_there_is_one(mode):
@@ -418,9 +398,9 @@ def test_a_live_number_has_its_prediction_where_there_is_one(mode):
 
     live = Explorer(half, title="T", alt=ALT, a=[1, 2, 3]).live()
     live.controls["a"].value = 2
-    assert live.drawing.state["panels"][0]["data"]["predicted"] == [100]
+    assert live.drawing.state["panels"][0]["predicted"] == "1.00"
     live.controls["a"].value = 3
-    assert "predicted" not in live.drawing.state["panels"][0]["data"]
+    assert live.drawing.state["panels"][0]["predicted"] is None
 
 
 def test_an_error_is_shown_and_the_next_move_recovers(mode):
@@ -437,7 +417,7 @@ def test_reset_goes_back(mode):
     live.controls["a"].value = 3
     live.reset()
     assert live.controls["a"].value == 1
-    assert live.drawing.state["panels"][0]["data"]["value"] == [2]
+    assert live.drawing.state["panels"][0]["value"] == "2"
 
 
 # --- the module and its colours ---------------------------------------------------------------------------------------
@@ -462,4 +442,4 @@ def test_the_picture_and_the_page_have_the_same_colours():
     count = len(stops["VIRIDIS"]) - 1
     assert [f"#{c}" for c in stops["VIRIDIS"]] == [to_hex(colormaps["viridis"](k / count)) for k in range(count + 1)]
     assert tuple(f"#{c}" for c in stops["DIVERGING"]) == DIVERGING
-    assert tuple(re.search(rf"--ax-{k}: (#\w+)", css)[1] for k in range(6)) == LINE_COLORS
+    assert tuple(re.search(rf"--ax-{k}: (#\w+)", css)[1] for k in range(6)) == plots.COLORS

@@ -1,5 +1,6 @@
-"""Panels: what the function of an explorer returns, quantized where it is made."""
+"""Panels: what the function of an explorer returns, rounded where it is made."""
 
+import json
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from attntut.explorer import bars, heat_map, histogram, lines, number
-from attntut.explorer.quantize import exact, fixed, show, significant
+from attntut.explorer.rounding import fixed, significant
 
 RNG = np.random.default_rng(0)
 
@@ -18,14 +19,14 @@ RNG = np.random.default_rng(0)
 @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 20.0, 5e6])
 def test_fixed_numbers_are_rounded_and_not_more(scale):
     values = RNG.normal(size=500) * scale
-    quantized = fixed(values, 3)
-    assert quantized.decimals == 3 - math.ceil(math.log10(np.abs(values).max()))
-    assert np.abs(quantized.floats() - values).max() <= 0.5001 * 10.0**-quantized.decimals
+    rounded = fixed(values, 3)
+    assert rounded.decimals == 3 - math.ceil(math.log10(np.abs(values).max()))
+    assert np.abs(rounded.values - values).max() <= 0.5001 * 10.0**-rounded.decimals
 
 
 def test_significant_numbers_keep_their_digits():
     values = RNG.normal(size=500) * 10.0 ** RNG.integers(-12, 12, size=500)
-    shown = significant(values, 3).floats()
+    shown = significant(values, 3).values
     assert np.allclose(shown, [float(f"{v:.2e}") for v in values], rtol=1e-12, atol=0)
 
 
@@ -34,24 +35,32 @@ def test_significant_numbers_keep_their_digits():
     [(9.999, "10.0"), (0.0, "0"), (-0.02346, "−0.0235"), (1234.5, "1230"), (1e9, "1.00×10⁹"), (1.5e-7, "1.50×10⁻⁷")],
 )
 def test_text_of_a_number(value, text):
-    assert significant([value], 3).show(0) == text
+    assert significant([value], 3).text(0) == text
 
 
 @pytest.mark.parametrize("value", [0.0004, 0.12345, 1.0, 17.125, 99999.5])
 def test_positional_text_is_pythons_own(value):
-    quantized = fixed([value], 4)
-    assert quantized.show(0) == f"{value:.{max(0, quantized.decimals)}f}"
+    rounded = fixed([value], 4)
+    assert rounded.text(0) == f"{value:.{max(0, rounded.decimals)}f}"
 
 
 def test_what_is_not_finite_has_a_text():
-    quantized = fixed([math.nan, math.inf, -math.inf, 1.0], 3)
-    assert [quantized.show(k) for k in range(4)] == ["NaN", "∞", "−∞", "1.000"]
-    assert np.isnan(quantized.floats()[0]) and quantized.floats()[2] == -math.inf
+    rounded = fixed([math.nan, math.inf, -math.inf, 1.0], 3)
+    assert [rounded.text(k) for k in range(4)] == ["NaN", "∞", "−∞", "1.000"]
+    assert rounded.encode() == {"values": ["NaN", "Infinity", "-Infinity", 1], "decimals": 3, "digits": None}
 
 
 def test_integers_keep_all_their_digits():
-    assert exact(12345678).show(0) == "12345678"
-    assert show(*[int(exact(10**15).integers[0]), int(exact(10**15).decimals[0])]) == "1.00000×10¹⁵"
+    assert number(-12345678).value == "−12345678"
+    assert number(10**15).value == "1.00000×10¹⁵"
+
+
+@pytest.mark.parametrize("value, text", [(0.0005, "0.001"), (0.0015, "0.002"), (0.5, "0.500"), (-0.0001, "0.000")])
+def test_halves_and_zeros_are_rounded_as_python_prints_them(value, text):
+    """0.0005 is stored as a little more than a half, 0.0015 too; no zero has a sign."""
+    rounded = fixed([value], 3, 1.0)
+    assert rounded.text(0) == text
+    assert json.dumps(rounded.encode()["values"]) == f"[{float(text):g}]"
 
 
 # --- what may be given ------------------------------------------------------------------------------------------------
@@ -62,12 +71,12 @@ KINDS_OF_ARRAYS = [MATRIX, np.array(MATRIX), torch.tensor(MATRIX, requires_grad=
 
 @pytest.mark.parametrize("values", KINDS_OF_ARRAYS, ids=["list", "numpy", "torch", "bfloat16"])
 def test_lists_arrays_and_tensors_are_alike(values):
-    assert heat_map(values).values.floats().tolist() == MATRIX
+    assert heat_map(values).values.values.tolist() == MATRIX
 
 
 def test_a_number_may_be_a_tensor():
-    assert number(torch.tensor(2.5, requires_grad=True), unit="nats").text == "2.50 nats"
-    assert number(np.int64(7)).text == "7"
+    assert number(torch.tensor(2.5, requires_grad=True), unit="nats").value == "2.50"
+    assert number(np.int64(7)).value == "7"
 
 
 @pytest.mark.parametrize(
@@ -80,11 +89,15 @@ def test_a_number_may_be_a_tensor():
     ],
 )
 def test_a_number_stands_beside_its_prediction(measured, predicted, text):
-    assert number(measured, predicted=predicted, unit="nats").text == text
+    assert ", ".join(number(measured, predicted=predicted, unit="nats").parts) == text
 
 
-def test_a_number_without_a_prediction_is_stored_as_before():
-    assert number(2.5).encode() == ({"unit": ""}, {"value": [250], "value_decimals": [2], "value_codes": []})
+def test_a_panel_is_encoded_with_all_that_is_drawn():
+    assert number(2.5).encode() == {"kind": "number", "unit": "", "value": "2.50", "predicted": None}
+    found = bars({"a": 1, "b": -0.5}, unit="s", digits=2).encode()
+    assert found.pop("values") == {"values": [1, -0.5], "decimals": 2, "digits": None}
+    rest = {"kind": "bars", "unit": "s", "names": ("a", "b"), "low": None, "high": None}
+    assert found == {**rest, "xlabel": "", "ylabel": "", "yscale": "linear"}
 
 
 def test_colours_follow_the_bounds_or_the_values():
@@ -112,8 +125,8 @@ def test_a_constant_has_a_scale_around_it(value, bounds, ends):
 
 def test_a_heat_map_may_be_all_gaps():
     panel = heat_map([[math.nan, math.nan]])
-    assert panel.values.show(0, 0) == "NaN"
-    assert panel.encode()[1]["values_codes"] == [1, 1]
+    assert panel.values.text(0, 0) == "NaN"
+    assert panel.encode()["values"]["values"] == ["NaN", "NaN"]
 
 
 def test_one_name_or_several_choose_the_style():
@@ -125,14 +138,14 @@ def test_the_bars_of_a_histogram_have_the_area_of_their_share():
     samples = RNG.normal(size=1000)
     panel = histogram(samples, bins=20, low=-1, high=1, digits=6)
     share = np.mean((samples >= -1) & (samples <= 1))
-    assert np.isclose(panel.density.floats().sum() * 0.1, share, atol=1e-4)
+    assert np.isclose(panel.density.values.sum() * 0.1, share, atol=1e-4)
 
 
 @pytest.mark.parametrize("bins", [5, 32, 100])
 def test_a_curve_is_known_at_the_middle_of_every_bar(bins):
     panel = histogram([0.0, 1.0], bins=bins, low=0, high=1, curve=lambda x: x, digits=6)
-    points = panel.curves.integers.shape[1]
-    middles = panel.curves.floats()[0, (np.arange(bins) * 2 + 1) * (points - 1) // (2 * bins)]
+    points = panel.curves.values.shape[1]
+    middles = panel.curves.values[0, (np.arange(bins) * 2 + 1) * (points - 1) // (2 * bins)]
     assert np.allclose(middles, (np.arange(bins) + 0.5) / bins, atol=1e-6)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ class Control:
     Attributes:
         name: of the function's argument.
         label: shown beside it.
-        kind: ``slider``, ``select``, ``buttons``, ``check`` or ``toggle``: how the page draws it.
+        kind: ``slider``, ``select``, ``buttons`` or ``check``: how the page draws it.
         values: what the function is given.
         labels: what the reader sees.
         start: index of the default option.
@@ -35,17 +34,9 @@ class Control:
     start: int
     make: Callable[[], Any]
 
-    def describe(self) -> dict[str, Any]:
-        """What the ES module needs."""
-        plain = [v if _is_plain(v) else text for v, text in zip(self.values, self.labels, strict=True)]
-        return {
-            "name": self.name,
-            "label": self.label,
-            "kind": self.kind,
-            "values": plain,
-            "labels": list(self.labels),
-            "start": self.start,
-        }
+    def encode(self) -> dict[str, Any]:
+        """What the ES module needs, as JSON."""
+        return {key: getattr(self, key) for key in ("name", "label", "kind", "labels", "start")}
 
 
 def read(name: str, control: Any, default: Any = None) -> Control:
@@ -63,89 +54,55 @@ def read(name: str, control: Any, default: Any = None) -> Control:
         >>> read("sigma", widgets.FloatLogSlider(value=1, base=10, min=-1, max=1, step=0.5)).labels
         ('0.1', '0.316', '1', '3.16', '10')
     """
+
+    def made(kind: str, values: Iterable[Any], labels: Iterable[str], start: int, make: Callable[[], Any]) -> Control:
+        return Control(name, getattr(control, "description", name) or name, kind, (*values,), (*labels,), start, make)
+
     if isinstance(control, bool):
-        return _switch(name, name, "check", control, lambda: _labelled(widgets.Checkbox(value=control), name))
+        return made("check", (False, True), ("off", "on"), int(control), lambda: widgets.Checkbox(value=control))
     if isinstance(control, list | tuple | range) and len(control):
-        return _listed(name, list(control), default)
+        labels = [f"{o:g}" if isinstance(o, float) else str(o) for o in control]
+        numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in control)
+        kind = "slider" if numeric else "buttons" if len(control) <= BUTTONS_AT_MOST else "select"
+        start = control.index(default) if default in control else 0
+        widget = {"slider": widgets.SelectionSlider, "buttons": widgets.ToggleButtons, "select": widgets.Dropdown}[kind]
+        options = list(zip(labels, control, strict=True))
+        return made(kind, control, labels, start, lambda: widget(options=options, value=control[start]))
     if isinstance(control, widgets.Checkbox | widgets.ToggleButton):
-        kind = "check" if isinstance(control, widgets.Checkbox) else "toggle"
-        return _switch(name, control.description or name, kind, control.value, lambda: _labelled(control, name))
+        return made("check", (False, True), ("off", "on"), int(control.value), lambda: control)
     if isinstance(control, widgets.widget_selection._Selection):
-        return _selection(name, control)
+        if control.index is None:
+            raise ValueError(f"The control {name!r} must have a value to start at: got None.")
+        kinds = {"slider": widgets.SelectionSlider, "buttons": widgets.ToggleButtons}
+        kind = next((kind for kind, widget in kinds.items() if isinstance(control, widget)), "select")
+        return made(kind, control._options_values, control._options_labels, int(control.index), lambda: control)
     if isinstance(control, widgets.IntSlider | widgets.FloatSlider | widgets.FloatLogSlider):
-        return _slider(name, control)
+        values, start = _steps(name, control)
+        return made("slider", values, [_format(v, control.readout_format) for v in values], start, lambda: control)
     raise TypeError(
         f"The control {name!r} can't be put on a page: got {type(control).__name__}. Use SelectionSlider, Dropdown, "
         "ToggleButtons, IntSlider, FloatSlider, FloatLogSlider, Checkbox, ToggleButton, a list of options, or a bool."
     )
 
 
-def _switch(name: str, label: str, kind: str, value: bool, make: Callable[[], Any]) -> Control:
-    return Control(name, label, kind, (False, True), ("off", "on"), int(value), make)
-
-
-def _listed(name: str, options: list[Any], default: Any) -> Control:
-    labels = tuple(f"{o:g}" if isinstance(o, float) else str(o) for o in options)
-    numeric = all(isinstance(o, int | float) and not isinstance(o, bool) for o in options)
-    kind = "slider" if numeric else "buttons" if len(options) <= BUTTONS_AT_MOST else "select"
-    start = options.index(default) if default in options else 0
-    widget = {"slider": widgets.SelectionSlider, "buttons": widgets.ToggleButtons, "select": widgets.Dropdown}[kind]
-
-    def make() -> Any:
-        pairs = list(zip(labels, options, strict=True))
-        return _labelled(widget(options=pairs, value=options[start]), name)
-
-    return Control(name, name, kind, tuple(options), labels, start, make)
-
-
-def _selection(name: str, control: Any) -> Control:
-    if control.index is None:
-        raise ValueError(f"The control {name!r} must have a value to start at: got None.")
-    labels = tuple(map(str, control._options_labels))
-    values = tuple(control._options_values)
-    if isinstance(control, widgets.SelectionSlider):
-        kind = "slider"
-    else:
-        kind = "buttons" if isinstance(control, widgets.ToggleButtons) else "select"
-    return Control(
-        name, control.description or name, kind, values, labels, int(control.index), lambda: _labelled(control, name)
-    )
-
-
-def _slider(name: str, control: Any) -> Control:
+def _steps(name: str, control: Any) -> tuple[list[Any], int]:
+    """The values of a slider, and the place of the one at which it starts."""
     if not control.step or control.step <= 0:
         raise ValueError(f"The control {name!r} must have a step > 0: got {control.step!r}.")
     steps = math.floor((control.max - control.min) / control.step + 1e-9)
-    position: Any = control.value
-    places: Sequence[Any]
-    if isinstance(control, widgets.IntSlider):
-        places = values = [control.min + k * control.step for k in range(steps + 1)]
-    else:
-        places = values = [_clean(control.min + k * control.step) for k in range(steps + 1)]
-        if isinstance(control, widgets.FloatLogSlider):
-            values = [_clean(control.base**exponent) for exponent in places]
-            position = math.log(control.value, control.base)
+    places: list[Any] = [control.min + k * control.step for k in range(steps + 1)]
+    values, position = places, control.value
+    if isinstance(control, widgets.FloatLogSlider):
+        values, position = [control.base**exponent for exponent in places], math.log(control.value, control.base)
+    if not isinstance(control, widgets.IntSlider):
+        values = [float(f"{value:.12g}") for value in values]  # 0.30000000000000004 → 0.3, the same on every machine
     start = min(range(len(places)), key=lambda k: abs(places[k] - position))
     if abs(places[start] - position) > 1e-6 * max(1.0, abs(control.step)):
         raise ValueError(
             f"The control {name!r} must start on one of its steps: got value={control.value!r} with "
             f"min={control.min!r}, max={control.max!r}, step={control.step!r}. Nearest: {values[start]!r}."
         )
-    labels = tuple(_format(value, control.readout_format) for value in values)
-    return Control(
-        name, control.description or name, "slider", tuple(values), labels, start, lambda: _labelled(control, name)
-    )
-
-
-def _labelled(control: Any, name: str) -> Any:
-    if not control.description:
-        control.description = name
-    return control
-
-
-def _clean(value: float) -> float:
-    """0.30000000000000004 → 0.3, the same on every machine."""
-    return float(f"{value:.12g}")
+    return values, start
 
 
 def _format(value: float, form: str) -> str:
@@ -153,13 +110,3 @@ def _format(value: float, form: str) -> str:
         return format(value, form).replace("-", "−")
     except ValueError:  # a format of d3 that Python does not know
         return f"{value:g}".replace("-", "−")
-
-
-def _is_plain(value: Any) -> bool:
-    if not isinstance(value, bool | int | float | str | None):
-        return False
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        return False
-    return True

@@ -11,7 +11,7 @@ from typing import Any
 from .._checks import check_choice
 from . import controls as _controls
 from . import grid, page, picture
-from .panels import _check_text
+from .panels import check_text
 
 ENVIRONMENT = "ATTNTUT_EXPLORER"
 MODES = ("live", "static", "picture")
@@ -79,7 +79,7 @@ class Explorer:
         if not callable(function):
             raise TypeError(f"function must be callable: got {function!r} ({type(function).__name__}).")
         self.function = function
-        self.title, self.alt, self.caption = _text("title", title), _text("alt", alt), _check_text("caption", caption)
+        self.title, self.alt, self.caption = _text("title", title), _text("alt", alt), check_text("caption", caption)
         self.mode = check_choice(ENVIRONMENT, os.environ.get(ENVIRONMENT) or "live", MODES)
         defaults = _match(function, controls)
         self.controls = [_controls.read(name, control, defaults.get(name)) for name, control in controls.items()]
@@ -115,7 +115,7 @@ class Explorer:
         lines = [f"Explorer: {self.title}"]
         for k, c in enumerate(self.controls):
             lines.append(f"{'  controls: ' if k == 0 else ' ' * 12}{c.name} = {c.labels[c.start]} ({_span(c.labels)})")
-        panels = ", ".join(f"{name} ({grid.KINDS[panel.kind]})" for name, panel in self.panels.items())
+        panels = ", ".join(f"{name} ({panel.kind.replace('_', ' ')})" for name, panel in self.panels.items())
         return "\n".join([*lines, f"  panels:   {panels}"])
 
     def _repr_mimebundle_(
@@ -140,7 +140,7 @@ class Explorer:
 
 
 def _text(name: str, value: object) -> str:
-    if not _check_text(name, value).strip():
+    if not check_text(name, value).strip():
         raise ValueError(f"{name} must say something: got {value!r}.")
     return str(value)
 

@@ -7,87 +7,38 @@ const DIVERGING = "00456e 2a76a8 76aacf bdd6e8 f7f7f7 f6cdb0 e69460 c5602a 8a380
 const FONT = 12; // pixels, whatever the width: nothing is scaled
 const LEAST = 9; // before a name is dropped
 const narrow = matchMedia("(max-width: 40rem)"); // explorer.css asks the same
+const lying = matchMedia("(max-height: 30rem)"); // a phone on its side
 const LOADED = Math.random().toString(36).slice(2, 8); // Jupyter loads this module once for each widget
 let serial = 0;
 const unique = () => `attntut-${LOADED}-${++serial}`;
 
-// -- numbers: integers and a power of ten; attntut/explorer/quantize.py has the same `show` --------------------------
+// -- numbers, rounded by Python; attntut/explorer/rounding.py has the same `show` -------------------------------------
 
-export function show(integer, decimals, code = 0) {
-  if (code) return ["", "NaN", "∞", "−∞"][code];
-  const sign = integer < 0 ? "−" : "";
-  const digits = String(Math.abs(integer));
-  const power = digits.length - 1 - decimals;
-  if (integer === 0) return decimals > 0 && decimals <= 6 ? "0." + "0".repeat(decimals) : "0";
-  if (power < -5 || (power > 6 && decimals < 0)) {
-    return sign + digits[0] + (digits.length > 1 ? "." + digits.slice(1) : "") + "×10" + superscript(power);
-  }
-  if (decimals <= 0) return sign + digits + "0".repeat(-decimals);
-  const padded = digits.padStart(decimals + 1, "0");
-  return sign + padded.slice(0, -decimals) + "." + padded.slice(-decimals);
+// The text of a number of so many decimals or, where they are null, of so many significant digits.
+export function show(value, decimals, digits) {
+  if (!Number.isFinite(value)) return Number.isNaN(value) ? "NaN" : value > 0 ? "∞" : "−∞";
+  const power = +value.toExponential(9).split("e")[1]; // of the leading digit
+  const places = decimals ?? (value ? digits - 1 - power : 0);
+  if (!value && places > 6) return "0";
+  if (power < -5 || (power > 6 && places < 0)) return scientific(value, power + places);
+  return value.toFixed(Math.max(0, places)).replace("-", "−");
+}
+
+function scientific(value, places) {
+  const [mantissa, exponent] = value.toExponential(Math.max(0, places)).split("e");
+  return (mantissa + "×10" + superscript(+exponent)).replace("-", "−");
 }
 
 const superscript = (n) => [...String(n)].map((c) => (c === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[c])).join("");
 
-function column(panel, field) {
-  const integers = panel.data[field] ?? [];
-  const each = panel.data[field + "_decimals"];
-  const codes = panel.data[field + "_codes"] ?? [];
-  const decimals = (k) => (each ? each[k] : panel.meta[field + "_decimals"]);
-  return {
-    length: integers.length,
-    value(k) {
-      if (codes[k]) return [0, NaN, Infinity, -Infinity][codes[k]];
-      const d = decimals(k);
-      return d >= 0 ? integers[k] / 10 ** d : integers[k] * 10 ** -d;
-    },
-    text: (k) => show(integers[k], decimals(k), codes[k]),
-  };
-}
+const numbers = (field) => field.values.map(Number); // some are strings: "NaN", "Infinity"
+const textOf = ({ values, decimals, digits }, k) => show(Number(values[k]), decimals, digits);
 
-// -- the page's data: see attntut/explorer/grid.py --------------------------------------------------------------------
+// -- the page's data: JSON of attntut/explorer/grid.py, zlib, base64 -------------------------------------------------
 
-export async function unpack(base64) {
+async function unpack(base64) {
   const packed = Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const buffer = await new Response(stream).arrayBuffer();
-  const size = new DataView(buffer).getUint32(0, true);
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
-  const bytes = new Uint8Array(buffer);
-  let at = 4 + size;
-  for (const panel of header.panels) {
-    for (const field of Object.values(panel.fields)) at = decode(field, bytes, at);
-  }
-  return header;
-}
-
-function decode(field, bytes, at) {
-  const lengths = Array.isArray(field.lengths) ? field.lengths : Array(field.count).fill(field.lengths);
-  const total = lengths.reduce((a, b) => a + b, 0);
-  field.arrays = [];
-  let start = at;
-  for (const length of lengths) {
-    const array = new Float64Array(length);
-    const before = field.across ? field.arrays.at(-1) : undefined;
-    for (let k = 0; k < length; k++) {
-      let zigzag = 0;
-      for (let p = field.planes - 1; p >= 0; p--) zigzag = zigzag * 256 + bytes[start + k + p * total];
-      array[k] = zigzag % 2 ? -(zigzag + 1) / 2 : zigzag / 2;
-    }
-    if (field.along) for (let k = 1; k < length; k++) array[k] += array[k - 1];
-    if (before && before.length === length) for (let k = 0; k < length; k++) array[k] += before[k];
-    field.arrays.push(array);
-    start += length;
-  }
-  return at + total * field.planes;
-}
-
-function panelsAt(header, index) {
-  return header.panels.map(({ name, kind, metas, meta_of, fields }) => {
-    const data = {};
-    for (const [key, field] of Object.entries(fields)) data[key] = field.arrays[field.of ? field.of[index] : index];
-    return { name, kind, meta: metas[meta_of ? meta_of[index] : index], data };
-  });
+  return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).json();
 }
 
 // -- small tools ------------------------------------------------------------------------------------------------------
@@ -137,24 +88,25 @@ function table(stops) {
 }
 const TABLES = { false: table(VIRIDIS), true: table(DIVERGING) };
 
+// The next of 1, 2, 5, 10, 20, …
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return power * [1, 2, 5, 10].find((m) => m * power >= least);
+}
+
 // Round ticks between two ends, about `count` of them.
 function linearTicks(low, high, count) {
-  const raw = (high - low) / Math.max(1, count);
-  const power = 10 ** Math.floor(Math.log10(raw));
-  const step = power * [1, 2, 5, 10].find((m) => m * power >= raw * 0.999);
+  const step = roundStep((0.999 * (high - low)) / Math.max(1, count));
   const ticks = [];
   for (let k = Math.ceil(low / step - 1e-6); k * step <= high + step * 1e-6; k++) ticks.push(k * step);
   const largest = Math.max(Math.abs(low), Math.abs(high));
   const places = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
-  const text = (v) => {
+  const name = (v) => {
     if (Math.abs(v) < step * 1e-6) return "0";
-    if (largest < 1e-3 || largest >= 1e6) {
-      const [mantissa, exponent] = v.toExponential(Math.max(0, places + Math.floor(Math.log10(Math.abs(v)) + 1e-9))).split("e");
-      return (mantissa + "×10" + superscript(+exponent)).replace("-", "−");
-    }
+    if (largest < 1e-3 || largest >= 1e6) return scientific(v, places + Math.floor(Math.log10(Math.abs(v)) + 1e-9));
     return v.toFixed(places).replace("-", "−");
   };
-  return ticks.map((value) => ({ value, text: text(value) }));
+  return ticks.map((value) => ({ value, text: name(value) }));
 }
 
 function logTicks(low, high, count) {
@@ -215,15 +167,13 @@ class NumberView {
   }
 
   update(panel) {
-    const value = column(panel, "value");
-    const predicted = column(panel, "predicted");
-    say(this.value, value.text(0));
-    say(this.unit, panel.meta.unit);
-    const one = predicted.length;
-    say(this.predicted, one ? predicted.text(0) : "");
-    say(this.measured, one ? "measured" : "");
-    say(this.formula, one ? "predicted" : "");
-    this.right.hidden = !one;
+    const { value, unit, predicted } = panel;
+    say(this.value, value);
+    say(this.unit, unit);
+    say(this.predicted, predicted ?? "");
+    say(this.measured, predicted ? "measured" : "");
+    say(this.formula, predicted ? "predicted" : "");
+    this.right.hidden = !predicted;
   }
 }
 
@@ -283,7 +233,6 @@ class PlotView {
 
   update(panel) {
     this.panel = panel;
-    this.meta = panel.meta;
     this.take();
     this.layout();
   }
@@ -354,9 +303,6 @@ class PlotView {
 
   swatches(series, styles, offset = 0) {
     const named = series.map((name, k) => [name, styles[k], k + offset]).filter(([name]) => name);
-    const key = JSON.stringify(named);
-    if (this.legendKey === key) return;
-    this.legendKey = key;
     this.legend.replaceChildren(
       ...named.map(([name, style, k]) => {
         const mark = style === "points" ? shape("circle", { cx: 11, cy: 6, r: 3.6, class: `ax-s${k % 6}` }) : shape("path", { d: "M1 6H21", class: `ax-curve ax-s${k % 6} is-${style}` });
@@ -377,11 +323,6 @@ function fit(names, pitch, across) {
 
 const word = (text, size, attributes) => shape("text", { style: `font-size: ${size}px`, ...attributes }, text);
 
-function roundStep(least) {
-  const power = 10 ** Math.floor(Math.log10(least));
-  return power * [1, 2, 5, 10].find((m) => m * power >= least);
-}
-
 class HeatMapView extends PlotView {
   role = "heat map";
   hint = "Point at a cell, or use arrow keys.";
@@ -394,42 +335,38 @@ class HeatMapView extends PlotView {
   }
 
   take() {
-    this.values = column(this.panel, "values");
-    this.size = [this.meta.rows.length, this.meta.columns.length];
+    this.values = numbers(this.panel.values);
+    this.size = [this.panel.rows.length, this.panel.columns.length];
     this.paint();
   }
 
   paint() {
     const [rows, columns] = this.size;
-    const { low, high, diverging } = this.meta;
+    const { low, high, diverging } = this.panel;
     const colors = TABLES[diverging];
     const scale = 255 / (high - low);
     this.canvas.width = columns;
     this.canvas.height = rows;
     const context = this.canvas.getContext("2d");
     const image = context.createImageData(columns, rows);
-    for (let k = 0; k < rows * columns; k++) {
-      const value = this.values.value(k);
-      if (!Number.isFinite(value)) continue; // transparent: the hatching behind shows
-      const color = colors[clamp(Math.round((value - low) * scale), 0, 255)];
-      image.data.set([color[0], color[1], color[2], 255], 4 * k);
-    }
+    this.values.forEach((value, k) => {
+      if (!Number.isFinite(value)) return; // transparent: the hatching behind shows
+      image.data.set([...colors[clamp(Math.round((value - low) * scale), 0, 255)], 255], 4 * k);
+    });
     context.putImageData(image, 0, 0);
   }
 
-  caption() {
-    return this.meta.unit;
-  }
+  caption() { return this.panel.unit; }
 
   describe() {
     const [rows, columns] = this.size;
-    return `${this.panel.name}: ${rows} × ${columns}, ${this.meta.ylabel} down, ${this.meta.xlabel} across`;
+    return `${this.panel.name}: ${rows} × ${columns}, ${this.panel.ylabel} down, ${this.panel.xlabel} across`;
   }
 
   draw(W) {
     const [rows, columns] = this.size;
-    const { low, high, xlabel, ylabel } = this.meta;
-    const names = this.meta.rows.map((n) => short(n));
+    const { low, high, xlabel, ylabel } = this.panel;
+    const names = this.panel.rows.map((n) => short(n));
     const bar = linearTicks(low, high, 4);
     const right = Math.ceil(24 + widest(bar.map((t) => t.text)) + 5);
     const top = 7;
@@ -459,13 +396,13 @@ class HeatMapView extends PlotView {
     });
     const middle = top + tall / 2;
     if (ylabel) out.push(shape("text", { class: "ax-title", x: 11, y: middle, "text-anchor": "middle", transform: `rotate(-90 11 ${middle})` }, ylabel));
-    out.push(...this.nameAxis(this.meta.columns, left, cw, top + tall, xlabel, wide));
+    out.push(...this.nameAxis(this.panel.columns, left, cw, top + tall, xlabel, wide));
     out.push(...this.colorBar(left + wide + 12, top, tall, bar));
     return out;
   }
 
   colorBar(x, top, tall, ticks) {
-    const { low, high, diverging } = this.meta;
+    const { low, high, diverging } = this.panel;
     const stops = Array.from({ length: 17 }, (_, k) => shape("stop", { offset: k / 16, "stop-color": `rgb(${TABLES[diverging][Math.round((k * 255) / 16)]})` }));
     const gradient = shape("linearGradient", { id: this.gradient, x1: 0, x2: 0, y1: 1, y2: 0 }, ...stops);
     const out = [gradient, shape("rect", { x, y: top, width: 10, height: tall, rx: 2, fill: `url(#${this.gradient})` })];
@@ -484,13 +421,8 @@ class HeatMapView extends PlotView {
     return i >= 0 && j >= 0 && i < rows && j < columns ? [i, j] : null;
   }
 
-  first() {
-    return [0, 0];
-  }
-
-  keep([i, j]) {
-    return [clamp(i, 0, this.size[0] - 1), clamp(j, 0, this.size[1] - 1)];
-  }
+  first() { return [0, 0]; }
+  keep([i, j]) { return [clamp(i, 0, this.size[0] - 1), clamp(j, 0, this.size[1] - 1)]; }
 
   move(key, [i, j]) {
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -1e9], End: [0, 1e9], PageUp: [-1e9, 0], PageDown: [1e9, 0] };
@@ -505,8 +437,8 @@ class HeatMapView extends PlotView {
   }
 
   read([i, j]) {
-    const { xlabel, ylabel, rows, columns, unit } = this.meta;
-    return `${ylabel} ${rows[i]}, ${xlabel} ${columns[j]}: ${withUnit(this.values.text(i * columns.length + j), unit)}`;
+    const { xlabel, ylabel, rows, columns, unit } = this.panel;
+    return `${ylabel} ${rows[i]}, ${xlabel} ${columns[j]}: ${withUnit(textOf(this.panel.values, i * columns.length + j), unit)}`;
   }
 }
 
@@ -523,6 +455,10 @@ function trace(xs, ys) {
 
 // What lines, bars and histograms share: one cursor that runs along the horizontal axis.
 class ChartView extends PlotView {
+  hint = "Point at a bar, or use arrow keys.";
+
+  center(k) { return this.box.left + (k + 0.5) * this.cell; }
+
   pick(x, y) {
     if (!this.box || x < this.box.left - 12 || x > this.box.left + this.box.wide + 12 || y > this.box.bottom + 24) return null;
     let best = 0;
@@ -530,22 +466,15 @@ class ChartView extends PlotView {
     return best + 1; // never 0, so that a cursor is true
   }
 
-  first() {
-    return 1;
-  }
-
-  keep(cursor) {
-    return clamp(cursor, 1, this.count);
-  }
+  first() { return 1; }
+  keep(cursor) { return clamp(cursor, 1, this.count); }
 
   move(key, cursor) {
     const step = { ArrowLeft: -1, ArrowDown: -1, ArrowRight: 1, ArrowUp: 1, PageDown: -10, PageUp: 10, Home: -1e9, End: 1e9 }[key];
     return step && this.keep(cursor + step);
   }
 
-  caption() {
-    return titled(this.meta.ylabel, this.meta.unit);
-  }
+  caption() { return titled(this.panel.ylabel, this.panel.unit); }
 
   clip(...children) {
     const { left, top, wide, bottom } = this.box;
@@ -557,8 +486,9 @@ class ChartView extends PlotView {
     return [shape("circle", { class: `ax-dot ax-s${k % 6}`, cx: x, cy: y, r: 5 })];
   }
 
-  guide(x) {
-    return shape("line", { class: "ax-guide", x1: x, x2: x, y1: this.box.top, y2: this.box.bottom });
+  band(k) {
+    const { left, top, bottom } = this.box;
+    return shape("rect", { class: "ax-band", x: left + k * this.cell, width: this.cell, y: top, height: bottom - top });
   }
 }
 
@@ -567,23 +497,20 @@ class LinesView extends ChartView {
   hint = "Point at a line, or use arrow keys.";
 
   take() {
-    this.x = column(this.panel, "x");
-    this.y = column(this.panel, "y");
-    this.count = this.x.length;
-    this.swatches(this.meta.series, this.meta.styles);
+    this.count = this.panel.x.values.length;
+    this.swatches(this.panel.series, this.panel.styles);
   }
 
   describe() {
-    const { xlabel, series } = this.meta;
+    const { xlabel, series } = this.panel;
     const names = series.filter(Boolean).join(", ");
     return `${this.panel.name}: ${names ? names + "; " : ""}${this.count} points${xlabel ? " over " + xlabel : ""}`;
   }
 
   draw(W) {
-    const { low, high, xscale, yscale, xlabel, series, styles } = this.meta;
+    const { low, high, xscale, yscale, xlabel, series, styles } = this.panel;
     const n = this.count;
-    const xs = Array.from({ length: n }, (_, k) => this.x.value(k));
-    const ys = Array.from({ length: this.y.length }, (_, k) => this.y.value(k));
+    const [xs, ys] = [numbers(this.panel.x), numbers(this.panel.y)];
     const frame = this.frame(ys, low, high, yscale, W);
     const { left, wide, bottom, y } = (this.box = frame);
     const pad = n > 1 ? (styles.includes("points") ? 6 : 0) : wide / 2;
@@ -601,20 +528,19 @@ class LinesView extends ChartView {
     return [...this.valueAxis(y, left, wide), ...this.numberAxis(x, left, wide, bottom, xlabel), this.clip(...curves)];
   }
 
-  center(k) {
-    return this.px[k];
-  }
+  center(k) { return this.px[k]; }
 
   mark(cursor) {
     const k = cursor - 1;
-    return [this.guide(this.px[k]), ...this.meta.series.flatMap((_, s) => this.dot(this.px[k], this.py[s * this.count + k], s))];
+    const guide = shape("line", { class: "ax-guide", x1: this.px[k], x2: this.px[k], y1: this.box.top, y2: this.box.bottom });
+    return [guide, ...this.panel.series.flatMap((_, s) => this.dot(this.px[k], this.py[s * this.count + k], s))];
   }
 
   read(cursor) {
     const k = cursor - 1;
-    const { series, xlabel, ylabel, unit } = this.meta;
-    const parts = series.map((name, s) => `${name || ylabel || "value"} ${withUnit(this.y.text(s * this.count + k), unit)}`);
-    return `${xlabel || "x"} ${trim(this.x.text(k))}: ${parts.join(", ")}`;
+    const { x, y, series, xlabel, ylabel, unit } = this.panel;
+    const parts = series.map((name, s) => `${name || ylabel || "value"} ${withUnit(textOf(y, s * this.count + k), unit)}`);
+    return `${xlabel || "x"} ${trim(textOf(x, k))}: ${parts.join(", ")}`;
   }
 }
 
@@ -622,20 +548,13 @@ const trim = (text) => (text.includes(".") && !text.includes("×") ? text.replac
 
 class BarsView extends ChartView {
   role = "bar chart";
-  hint = "Point at a bar, or use arrow keys.";
 
-  take() {
-    this.values = column(this.panel, "values");
-    this.count = this.values.length;
-  }
-
-  describe() {
-    return `${this.panel.name}: ${this.count} bars`;
-  }
+  take() { this.count = this.panel.names.length; }
+  describe() { return `${this.panel.name}: ${this.count} bars`; }
 
   draw(W) {
-    const { low, high, yscale, xlabel, names } = this.meta;
-    const values = Array.from({ length: this.count }, (_, k) => this.values.value(k));
+    const { low, high, yscale, xlabel, names } = this.panel;
+    const values = numbers(this.panel.values);
     const zero = yscale === "log" || low != null ? [] : [0];
     const { left, wide, bottom, y } = (this.box = this.frame([...values, ...zero], low, high, yscale, W));
     const cell = (this.cell = wide / this.count);
@@ -650,47 +569,34 @@ class BarsView extends ChartView {
     return [...this.valueAxis(y, left, wide), this.clip(...bars), line, ...this.nameAxis(names, left, cell, bottom, xlabel, wide)];
   }
 
-  center(k) {
-    return this.box.left + (k + 0.5) * this.cell;
-  }
-
-  mark(cursor) {
-    const { left, top, bottom } = this.box;
-    return [shape("rect", { class: "ax-band", x: left + (cursor - 1) * this.cell, width: this.cell, y: top, height: bottom - top })];
-  }
+  mark(cursor) { return [this.band(cursor - 1)]; }
 
   read(cursor) {
-    const { names, xlabel, unit } = this.meta;
+    const { values, names, xlabel, unit } = this.panel;
     const name = names[cursor - 1];
-    return `${xlabel ? xlabel + " " : ""}${name}: ${withUnit(this.values.text(cursor - 1), unit)}`;
+    return `${xlabel ? xlabel + " " : ""}${name}: ${withUnit(textOf(values, cursor - 1), unit)}`;
   }
 }
 
 class HistogramView extends ChartView {
   role = "histogram";
-  hint = "Point at a bar, or use arrow keys.";
 
   take() {
-    this.edges = column(this.panel, "edges");
-    this.density = column(this.panel, "density");
-    this.curves = column(this.panel, "curves");
-    this.count = this.density.length;
-    this.swatches(this.meta.series, this.meta.series.map(() => "line"), 1);
+    this.count = this.panel.density.values.length;
+    this.swatches(this.panel.series, this.panel.series.map(() => "line"), 1);
   }
 
   describe() {
-    const { series, xlabel } = this.meta;
+    const { series, xlabel } = this.panel;
     return `${this.panel.name}: histogram of ${xlabel || "values"}, ${this.count} bars${series.length ? ", with " + series.join(", ") : ""}`;
   }
 
   draw(W) {
-    const { top, xlabel, series } = this.meta;
+    const { top, xlabel, series } = this.panel;
     const n = this.count;
-    const values = Array.from({ length: n }, (_, k) => this.density.value(k));
-    const curves = Array.from({ length: this.curves.length }, (_, k) => this.curves.value(k));
+    const [edges, values, curves] = ["edges", "density", "curves"].map((name) => numbers(this.panel[name]));
     const { left, wide, bottom, y } = (this.box = this.frame([...values, ...curves], 0, top, "linear", W));
-    const ends = [this.edges.value(0), this.edges.value(n)];
-    const x = axis(ends, null, null, "linear", left, left + wide, clamp(wide / 55, 3, 7), false);
+    const x = axis([edges[0], edges[n]], null, null, "linear", left, left + wide, clamp(wide / 55, 3, 7), false);
     const points = (this.points = curves.length / Math.max(1, series.length));
     this.cell = wide / n;
     this.cy = curves.map(y.place);
@@ -702,33 +608,25 @@ class HistogramView extends ChartView {
     return [...this.valueAxis(y, left, wide), this.clip(...bars, ...paths), ...this.numberAxis(x, left, wide, bottom, xlabel)];
   }
 
-  center(k) {
-    return this.box.left + (k + 0.5) * this.cell;
-  }
-
   middle(s, k) {
     const each = (this.points - 1) / this.count;
     return s * this.points + k * each + each / 2;
   }
 
   mark(cursor) {
-    const { left, top, bottom } = this.box;
     const k = cursor - 1;
-    const band = shape("rect", { class: "ax-band", x: left + k * this.cell, width: this.cell, y: top, height: bottom - top });
-    return [band, ...this.meta.series.flatMap((_, s) => this.dot(this.center(k), this.cy[this.middle(s, k)], s + 1))];
+    return [this.band(k), ...this.panel.series.flatMap((_, s) => this.dot(this.center(k), this.cy[this.middle(s, k)], s + 1))];
   }
 
   read(cursor) {
     const k = cursor - 1;
-    const { series, xlabel, ylabel, unit } = this.meta;
-    const parts = series.map((name, s) => `, ${name} ${withUnit(this.curves.text(this.middle(s, k)), unit)}`);
-    return `${xlabel || "from"} ${this.edges.text(k)} to ${this.edges.text(k + 1)}: ${ylabel} ${withUnit(this.density.text(k), unit)}${parts.join("")}`;
+    const { edges, density, curves, series, xlabel, ylabel, unit } = this.panel;
+    const parts = series.map((name, s) => `, ${name} ${withUnit(textOf(curves, this.middle(s, k)), unit)}`);
+    return `${xlabel || "from"} ${textOf(edges, k)} to ${textOf(edges, k + 1)}: ${ylabel} ${withUnit(textOf(density, k), unit)}${parts.join("")}`;
   }
 }
 
 const VIEWS = { heat_map: HeatMapView, lines: LinesView, bars: BarsView, histogram: HistogramView, number: NumberView };
-
-const same = (a, b) => a && a.meta === b.meta && Object.keys(b.data).every((key) => a.data[key] === b.data[key]);
 
 // All panels of one explorer. `update` draws a state; the nodes stay, and with them the focus and the cursor.
 class Panels {
@@ -740,6 +638,7 @@ class Panels {
     this.root = root;
     this.views = new Map();
     this.observer = new ResizeObserver(() => {
+      this.arrange();
       for (const view of this.views.values()) {
         const width = Math.floor(view.plot?.clientWidth ?? 0);
         if (width && width !== view.width) {
@@ -761,11 +660,18 @@ class Panels {
         this.views.set(panel.name, view);
       }
     }
+    this.arrange();
     for (const panel of panels) {
       const view = this.views.get(panel.name);
-      if (!same(view.shown, panel)) view.update(panel); // what a control does not change is not drawn again
+      if (view.shown !== panel) view.update(panel); // what a control does not change is not drawn again
       view.shown = panel;
     }
+  }
+
+  // One plot, or a phone on its side: what moves the plots stands beside them.
+  arrange() {
+    const plots = this.plots.children.length;
+    this.root.classList.toggle("is-beside", plots === 1 || (plots > 1 && lying.matches));
   }
 
   fail(message, details) {
@@ -809,13 +715,11 @@ function control(spec, chosen) {
     box.append(label);
     return { box, put: (k) => (input.checked = Boolean(k)) };
   }
-  const toggle = spec.kind === "toggle";
-  const buttons = (toggle ? [spec.label] : spec.labels).map((text) => make("button", { type: "button" }, text));
-  const press = (k) => buttons.forEach((b, j) => b.setAttribute("aria-pressed", String(toggle ? Boolean(k) : j === k)));
-  buttons.forEach((b, j) => b.addEventListener("click", () => chosen(toggle ? +(b.getAttribute("aria-pressed") !== "true") : j)));
-  if (!toggle) box.append(make("span", { class: "ax-control-name", id }, spec.label));
-  box.append(make("div", toggle ? { class: "ax-buttons" } : { class: "ax-buttons", role: "group", "aria-labelledby": id }, ...buttons));
-  return { box, put: press };
+  const buttons = spec.labels.map((text) => make("button", { type: "button" }, text));
+  buttons.forEach((b, j) => b.addEventListener("click", () => chosen(j)));
+  box.append(make("span", { class: "ax-control-name", id }, spec.label));
+  box.append(make("div", { class: "ax-buttons", role: "group", "aria-labelledby": id }, ...buttons));
+  return { box, put: (k) => buttons.forEach((b, j) => b.setAttribute("aria-pressed", String(j === k))) };
 }
 
 class PageExplorer {
@@ -842,13 +746,7 @@ class PageExplorer {
   }
 
   // Where the state is on the grid; the last control varies fastest.
-  get index() {
-    return this.header.controls.reduce((at, c, k) => at * c.labels.length + this.choice[k], 0);
-  }
-
-  get state() {
-    return Object.fromEntries(this.header.controls.map((c, k) => [c.name, c.values[this.choice[k]]]));
-  }
+  get index() { return this.header.controls.reduce((at, c, k) => at * c.labels.length + this.choice[k], 0); }
 
   // Choose the option of one control by its place; the same as moving it.
   set(name, index) {
@@ -865,33 +763,26 @@ class PageExplorer {
 
   redraw() {
     this.controls.forEach((c, k) => c.put(this.choice[k]));
-    this.panels.update(panelsAt(this.header, this.index));
+    this.panels.update(this.header.panels.map(({ states, of }) => states[of[this.index]]));
   }
 }
 
-export async function upgrade(figure) {
+async function upgrade(figure) {
   if (figure.dataset.upgraded) return;
   figure.dataset.upgraded = "true";
+  if (typeof DecompressionStream === "undefined") {
+    const advice = "The controls need a browser of 2023 or later: Chrome, Edge, Firefox 113 or Safari 16.4. The picture shows where they start.";
+    figure.append(make("p", { class: "attntut-caption" }, advice));
+    return;
+  }
   const data = JSON.parse(figure.querySelector(".attntut-data").textContent);
   figure.explorer = new PageExplorer(figure, await unpack(data));
 }
 
 // Every explorer of the page comes to life shortly before it comes into sight.
-if (typeof DecompressionStream !== "undefined" && typeof IntersectionObserver !== "undefined") {
-  const observer = new IntersectionObserver(
-    (entries) => {
-      for (const { isIntersecting, target } of entries) {
-        if (!isIntersecting) continue;
-        observer.unobserve(target);
-        upgrade(target);
-      }
-    },
-    { rootMargin: "600px" },
-  );
-  const find = () => document.querySelectorAll("figure.attntut-explorer").forEach((figure) => observer.observe(figure));
-  if (document.readyState === "loading") document.addEventListener("DOMContentLoaded", find);
-  else find();
-}
+const awake = (entries) => entries.filter((e) => e.isIntersecting).forEach(({ target }) => upgrade(target));
+const near = new IntersectionObserver(awake, { rootMargin: "600px" });
+document.querySelectorAll("figure.attntut-explorer").forEach((figure) => near.observe(figure));
 
 // -- Jupyter ----------------------------------------------------------------------------------------------------------
 

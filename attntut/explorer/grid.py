@@ -1,30 +1,19 @@
-"""The function of an explorer on the grid of its controls, packed into a few kilobytes.
-
-The format, which ``explorer.js`` reads: the whole is zlib-compressed; inside are four bytes (little-endian) with the
-length of a JSON header, the header, and the arrays of integers that it describes, one after the other. An array that
-several states share is stored once. The arrays of one name are filtered (differences to the array before, or to the
-number before, whichever compresses better), made non-negative (zigzag) and split into planes of bytes, lowest first.
-"""
+"""The function of an explorer on the grid of its controls: JSON, compressed to a few kilobytes."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
-import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from .controls import Control
 from .panels import Panel
-from .quantize import Ints
 
 MAX_POINTS = 4000
 MAX_BYTES = 60_000
-KINDS = {"heat_map": "heat map", "lines": "lines", "bars": "bars", "histogram": "histogram", "number": "number"}
 
 Panels = dict[str, Panel]
 
@@ -79,7 +68,7 @@ def check_first(panels: Panels) -> None:
 
 def _describe(panel: Panel) -> str:
     series = getattr(panel, "series", ())
-    return KINDS[panel.kind] + (f" of {list(series)}" if any(series) else "")
+    return panel.kind.replace("_", " ") + (f" of {list(series)}" if any(series) else "")
 
 
 def check_size(controls: Sequence[Control], max_points: int = MAX_POINTS) -> int:
@@ -130,67 +119,26 @@ def evaluate(function: Callable[..., Any], controls: Sequence[Control]) -> list[
 # -- packing ----------------------------------------------------------------------------------------------------------
 
 
+def encode(panels: Panels) -> list[dict[str, Any]]:
+    """The panels of one state as JSON: what the ES module draws."""
+    return [{"name": name, **panel.encode()} for name, panel in panels.items()]
+
+
 def pack(states: Sequence[Panels], controls: Sequence[Control]) -> tuple[bytes, dict[str, int]]:
-    """Return the compressed grid, and what each panel weighs in it."""
-    header: dict[str, Any] = {"controls": [c.describe() for c in controls], "panels": []}
-    body, parts = [], {}
-    for name in states[0]:
-        encoded = [state[name].encode() for state in states]
-        metas, meta_of = _distinct([json.dumps(meta, ensure_ascii=False, sort_keys=True) for meta, _ in encoded])
-        fields: dict[str, Any] = {}
-        weight = 0
-        for field in dict.fromkeys(key for _, data in encoded for key in data):
-            arrays, array_of = _distinct([tuple(data.get(field, ())) for _, data in encoded])
-            description, stream = _encode([np.array(a, dtype=np.int64) for a in arrays])
-            if not stream:
-                continue
-            fields[field] = {"of": array_of, **description}
-            body.append(stream)
-            weight += len(zlib.compress(stream, 9))
-        parts[name] = weight
-        header["panels"].append(
-            {
-                "name": name,
-                "kind": states[0][name].kind,
-                "metas": [json.loads(meta) for meta in metas],
-                "meta_of": meta_of,
-                "fields": fields,
-            }
-        )
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    return zlib.compress(struct.pack("<I", len(text)) + text + b"".join(body), 9), parts
+    """Return the grid as compressed JSON, and what each panel weighs in it.
+
+    For each panel: its different states, and ``of``, which of them stands at each point of the grid.
+    """
+    panels, weights = [], {}
+    for name, shown in zip(states[0], zip(*map(encode, states), strict=True), strict=True):
+        texts = [_json(panel) for panel in shown]
+        different = dict(zip(texts, shown, strict=True))
+        places = {text: place for place, text in enumerate(different)}
+        panels.append({"states": list(different.values()), "of": [places[text] for text in texts]})
+        weights[name] = len(zlib.compress("".join(different).encode(), 9))
+    grid = {"controls": [c.encode() for c in controls], "panels": panels}
+    return zlib.compress(_json(grid).encode(), 9), weights
 
 
-def _distinct(items: list[Any]) -> tuple[list[Any], list[int] | None]:
-    """The different ones among the items, and which of them each item is (None: each its own)."""
-    places = {item: k for k, item in enumerate(dict.fromkeys(items))}
-    order = [places[item] for item in items]
-    return list(places), None if order == list(range(len(items))) else order
-
-
-def _encode(arrays: list[Ints]) -> tuple[dict[str, Any], bytes]:
-    lengths: list[int] | int = [len(a) for a in arrays]
-    if len(set(map(len, arrays))) == 1:
-        lengths = len(arrays[0])
-    candidates = []
-    for across, along in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        planes, stream = _planes(_filter(arrays, bool(across), bool(along)))
-        candidates.append((len(zlib.compress(stream, 6)), across, along, planes, stream))
-    _, across, along, planes, stream = min(candidates)
-    return {"count": len(arrays), "lengths": lengths, "across": across, "along": along, "planes": planes}, stream
-
-
-def _filter(arrays: list[Ints], across: bool, along: bool) -> Ints:
-    """Differences to the array before (where it has the same length), then to the number before."""
-    out = []
-    for k, array in enumerate(arrays):
-        if across and k and len(arrays[k - 1]) == len(array):
-            array = array - arrays[k - 1]
-        out.append(np.diff(array, prepend=0) if along else array)
-    return np.concatenate(out)
-
-
-def _planes(numbers: Ints) -> tuple[int, bytes]:
-    zigzag = np.where(numbers < 0, -2 * numbers - 1, 2 * numbers)
-    planes = max(1, math.ceil(int(zigzag.max(initial=0)).bit_length() / 8))
-    return planes, b"".join(((zigzag >> 8 * p) & 255).astype(np.uint8).tobytes() for p in range(planes))
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -1,40 +1,49 @@
 """What the function of an explorer returns: a heat map, lines, bars, a histogram, a number.
 
-A panel is checked and quantized where it is made, so that an error points at the line of the chapter that made it, and
-the live widget, the page and the picture all show the same digits.
+A panel is checked and its numbers are rounded where it is made, so that an error points at the line of the chapter that
+made it, and the live widget, the page and the picture all show the same digits.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from .._checks import check_choice, check_int, check_number
-from .quantize import Floats, Quantized, as_array, exact, fixed, significant
+from .rounding import Floats, Rounded, as_array, fixed, show, significant
 
 SCALES = ("linear", "log")
 LEAST_OF_SCALE = 0.05  # a map that uses less of its colours is one colour to the eye
+EXACT = 10**14  # integers below it keep all their digits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """One thing that an explorer shows. ``encode`` gives what the ES module draws."""
+    """One thing that an explorer shows."""
 
     kind: ClassVar[str]
-    unit: str = ""
+    unit: str
+
+    def __post_init__(self) -> None:
+        for name in ("unit", "xlabel", "ylabel"):
+            check_text(name, getattr(self, name, ""))
+        for name in ("xscale", "yscale"):
+            check_choice(name, getattr(self, name, "linear"), SCALES)
 
     def signature(self) -> tuple[Any, ...]:
         """What may not change from one state of the controls to another."""
-        return (self.kind,)
+        return (self.kind, getattr(self, "series", ()))
 
-    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        """Return ``(meta, data)``: labels and sizes, and flat lists of integers."""
-        raise NotImplementedError
+    def encode(self) -> dict[str, Any]:
+        """The panel as JSON: what the ES module draws."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {name: value.encode() if isinstance(value, Rounded) else value for name, value in values.items()}
+        return {"kind": self.kind, **plain}
 
     def blank(self) -> str:
         """Why there is nothing to see, or an empty string."""
@@ -46,7 +55,7 @@ class HeatMap(Panel):
     """A matrix as colours. Made by :func:`heat_map`."""
 
     kind: ClassVar[str] = "heat_map"
-    values: Quantized  # (rows, columns)
+    values: Rounded  # (rows, columns)
     low: float
     high: float
     xlabel: str
@@ -55,12 +64,8 @@ class HeatMap(Panel):
     columns: tuple[str, ...]
     diverging: bool
 
-    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "rows", "columns", "diverging")
-        return _put(meta, {}, "values", self.values)
-
     def blank(self) -> str:
-        values = self.values.floats()
+        values = self.values.values
         seen = np.clip(values[np.isfinite(values)], self.low, self.high)
         if values.size < 2 or (seen.size and np.ptp(seen) >= LEAST_OF_SCALE * (self.high - self.low)):
             return ""
@@ -75,8 +80,8 @@ class Lines(Panel):
     """Curves over a common axis. Made by :func:`lines`."""
 
     kind: ClassVar[str] = "lines"
-    x: Quantized  # (points,)
-    y: Quantized  # (series, points)
+    x: Rounded  # (points,)
+    y: Rounded  # (series, points)
     series: tuple[str, ...]
     styles: tuple[str, ...]  # line, dashed or points, for each series
     low: float | None
@@ -86,16 +91,8 @@ class Lines(Panel):
     xscale: str
     yscale: str
 
-    def signature(self) -> tuple[Any, ...]:
-        return (self.kind, self.series)
-
-    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "series", "styles", "xscale", "yscale")
-        meta, data = _put(meta, {}, "x", self.x)
-        return _put(meta, data, "y", self.y)
-
     def blank(self) -> str:
-        return _outside(self.y.floats(), self.low, self.high)
+        return _outside(self.y.values, self.low, self.high)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +100,7 @@ class Bars(Panel):
     """One bar for each name. Made by :func:`bars`."""
 
     kind: ClassVar[str] = "bars"
-    values: Quantized  # (names,)
+    values: Rounded  # (names,)
     names: tuple[str, ...]
     low: float | None
     high: float | None
@@ -111,12 +108,8 @@ class Bars(Panel):
     ylabel: str
     yscale: str
 
-    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        meta = _meta(self, "unit", "xlabel", "ylabel", "low", "high", "names", "yscale")
-        return _put(meta, {}, "values", self.values)
-
     def blank(self) -> str:
-        values = self.values.floats()
+        values = self.values.values
         return "every bar has the height 0" if not values.any() else _outside(values, None, None)
 
 
@@ -125,49 +118,30 @@ class Histogram(Panel):
     """The density of samples, with curves to compare it to. Made by :func:`histogram`."""
 
     kind: ClassVar[str] = "histogram"
-    edges: Quantized  # (bins + 1,)
-    density: Quantized  # (bins,)
-    curves: Quantized  # (curves, points), at equal distances from the first edge to the last
+    edges: Rounded  # (bins + 1,)
+    density: Rounded  # (bins,)
+    curves: Rounded  # (curves, points), at equal distances from the first edge to the last
     series: tuple[str, ...]
     top: float | None
     xlabel: str
     ylabel: str
 
-    def signature(self) -> tuple[Any, ...]:
-        return (self.kind, self.series)
-
-    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        meta = _meta(self, "unit", "xlabel", "ylabel", "top", "series")
-        meta, data = _put(meta, {}, "edges", self.edges)
-        meta, data = _put(meta, data, "density", self.density)
-        return _put(meta, data, "curves", self.curves) if self.series else (meta, data)
-
     def blank(self) -> str:
-        return "no sample lies between low and high" if not self.density.floats().any() else ""
+        return "no sample lies between low and high" if not self.density.values.any() else ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Number(Panel):
-    """One number, in large type, and beside it what was predicted. Made by :func:`number`."""
+    """One number as text, in large type, and beside it what was predicted. Made by :func:`number`."""
 
     kind: ClassVar[str] = "number"
-    value: Quantized  # (1,)
-    predicted: Quantized | None = None  # (1,)
-
-    @property
-    def text(self) -> str:
-        """The number and its unit, as shown; then the prediction, if there is one."""
-        return ", ".join(self.parts)
+    value: str
+    predicted: str | None = None
 
     @property
     def parts(self) -> list[str]:
         """The number and its unit; and, if there is one, the prediction with its name."""
-        predicted = [] if self.predicted is None else [f"predicted {self.predicted.show(0)}"]
-        return [f"{self.value.show(0)} {self.unit}".strip(), *predicted]
-
-    def encode(self) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        meta, data = _put(_meta(self, "unit"), {}, "value", self.value)
-        return (meta, data) if self.predicted is None else _put(meta, data, "predicted", self.predicted)
+        return [f"{self.value} {self.unit}".strip(), *([f"predicted {self.predicted}"] if self.predicted else [])]
 
 
 def _outside(values: Floats, low: float | None, high: float | None) -> str:
@@ -175,23 +149,6 @@ def _outside(values: Floats, low: float | None, high: float | None) -> str:
     inside &= values >= (-math.inf if low is None else low)
     inside &= values <= (math.inf if high is None else high)
     return "" if inside.any() else "no value is a number within its axis"
-
-
-def _meta(panel: Panel, *names: str) -> dict[str, Any]:
-    return {name: getattr(panel, name) for name in names}
-
-
-def _put(
-    meta: dict[str, Any], data: dict[str, list[int]], name: str, numbers: Quantized
-) -> tuple[dict[str, Any], dict[str, list[int]]]:
-    """Add one array: its integers, its decimals (one in ``meta``, or as many in ``data``), its codes if it has any."""
-    data[name] = numbers.integers.ravel().tolist()
-    if isinstance(numbers.decimals, int):
-        meta[name + "_decimals"] = numbers.decimals
-    else:
-        data[name + "_decimals"] = numbers.decimals.ravel().tolist()
-    data[name + "_codes"] = numbers.codes.ravel().tolist() if numbers.codes.any() else []
-    return meta, data
 
 
 # -- what chapters call -----------------------------------------------------------------------------------------------
@@ -214,10 +171,8 @@ def heat_map(
 
     Args:
         values: ``(rows, columns)``.
-        xlabel: what a column is.
-        ylabel: what a row is.
-        rows: names of the rows (tokens, say); their numbers from 0 by default.
-        columns: names of the columns.
+        xlabel, ylabel: what a column is, and what a row is.
+        rows, columns: their names (tokens, say); their numbers from 0 by default.
         low: where the colours begin; the smallest value by default, which may differ from state to state. A map that
             is constant has the colour in the middle.
         high: where the colours end; the largest value by default.
@@ -226,12 +181,10 @@ def heat_map(
         diverging: blue below zero, white at zero, orange above.
 
     Example:
-        >>> heat_map([[0.25, 0.75], [1.0, 0.0]], xlabel="key", ylabel="query", low=0, high=1).values.show(0, 1)
+        >>> heat_map([[0.25, 0.75], [1.0, 0.0]], xlabel="key", ylabel="query", low=0, high=1).values.text(0, 1)
         '0.750'
     """
     array = as_array("values", values, ndim=2)
-    _check_filled("values", array)
-    digits = check_int("digits", digits, low=1, high=6)
     low, high = _check_bounds(low, high)
     finite = array[np.isfinite(array)] if np.isfinite(array).any() else np.zeros(1)
     if diverging and low is None and high is None and finite.any():
@@ -247,9 +200,9 @@ def heat_map(
         values=fixed(array, digits, low, high),
         low=_short(low),
         high=_short(high),
-        unit=_check_text("unit", unit),
-        xlabel=_check_text("xlabel", xlabel),
-        ylabel=_check_text("ylabel", ylabel),
+        unit=unit,
+        xlabel=xlabel,
+        ylabel=ylabel,
         rows=_check_names("rows", rows, array.shape[0]),
         columns=_check_names("columns", columns, array.shape[1]),
         diverging=bool(diverging),
@@ -278,10 +231,8 @@ def lines(
         y: ``(points,)``, or a mapping from the name of each curve to such values.
         xlabel: the quantity on the horizontal axis, with its unit in parentheses.
         ylabel: the quantity on the vertical axis.
-        low: lower end of the vertical axis; chosen from the values by default, which may differ from state to state.
-        high: upper end of the vertical axis.
-        xscale: ``"linear"`` or ``"log"``.
-        yscale: ``"linear"`` or ``"log"``.
+        low, high: its ends; chosen from the values by default, which may differ from state to state.
+        xscale, yscale: ``"linear"`` or ``"log"``.
         points: names of the curves drawn as points (measurements).
         dashed: names of the curves drawn dashed (predictions).
         unit: of the values.
@@ -296,9 +247,8 @@ def lines(
     if not curves:
         raise ValueError("y must hold at least one curve: got an empty mapping.")
     for name in curves:
-        _check_text("the name of a curve", name)
+        check_text("the name of a curve", name)
     axis = as_array("x", x, ndim=1)
-    _check_filled("x", axis)
     rows = [as_array(f"y[{name!r}]" if name else "y", row, ndim=1) for name, row in curves.items()]
     for name, row in zip(curves, rows, strict=True):
         if row.shape != axis.shape:
@@ -307,8 +257,6 @@ def lines(
             )
     if not np.isfinite(axis).all():
         raise ValueError("x must be finite: got NaN or infinity.")
-    digits = check_int("digits", digits, low=1, high=6)
-    xscale, yscale = check_choice("xscale", xscale, SCALES), check_choice("yscale", yscale, SCALES)
     if xscale == "log" and axis.min() <= 0:
         raise ValueError(f"x must be > 0 on a logarithmic axis: got {axis.min():g}.")
     low, high = _check_bounds(low, high, yscale)
@@ -317,17 +265,16 @@ def lines(
     for argument, names in (("points", points), ("dashed", dashed)):
         for name in names:
             check_choice(argument, name, list(curves))
-    stack = np.stack(rows)
     return Lines(
-        x=significant(axis, 6) if xscale == "log" else fixed(axis, 6),
-        y=significant(stack, digits) if yscale == "log" else fixed(stack, digits, low, high),
+        x=_rounded(axis, 6, xscale),
+        y=_rounded(np.stack(rows), digits, yscale, low, high),
         series=tuple(curves),
         styles=tuple(styles),
         low=low,
         high=high,
-        unit=_check_text("unit", unit),
-        xlabel=_check_text("xlabel", xlabel),
-        ylabel=_check_text("ylabel", ylabel),
+        unit=unit,
+        xlabel=xlabel,
+        ylabel=ylabel,
         xscale=xscale,
         yscale=yscale,
     )
@@ -352,8 +299,7 @@ def bars(
         names: of the bars; their numbers from 0 by default.
         xlabel: what a bar is.
         ylabel: the quantity on the vertical axis.
-        low: lower end of the vertical axis; 0 or the smallest value by default.
-        high: upper end of the vertical axis.
+        low, high: its ends; by default 0 or the smallest value, and the largest.
         yscale: ``"linear"`` or ``"log"``.
         unit: of the values.
         digits: digits of the largest value that are kept; on a logarithmic axis, of each value.
@@ -367,18 +313,15 @@ def bars(
             raise ValueError("names must be left out when values is a mapping: the keys are the names.")
         names, values = list(values), list(values.values())
     array = as_array("values", values, ndim=1)
-    _check_filled("values", array)
-    digits = check_int("digits", digits, low=1, high=6)
-    yscale = check_choice("yscale", yscale, SCALES)
     low, high = _check_bounds(low, high, yscale)
     return Bars(
-        values=significant(array, digits) if yscale == "log" else fixed(array, digits, low, high),
+        values=_rounded(array, digits, yscale, low, high),
         names=_check_names("names", names, len(array)),
         low=low,
         high=high,
-        unit=_check_text("unit", unit),
-        xlabel=_check_text("xlabel", xlabel),
-        ylabel=_check_text("ylabel", ylabel),
+        unit=unit,
+        xlabel=xlabel,
+        ylabel=ylabel,
         yscale=yscale,
     )
 
@@ -412,13 +355,11 @@ def histogram(
 
     Example:
         >>> panel = histogram([0.1, 0.2, 0.3, 0.9], bins=2, low=0, high=1)
-        >>> panel.density.floats().tolist()
+        >>> panel.density.values.tolist()
         [1.5, 0.5]
     """
     array = as_array("samples", samples).ravel()
-    _check_filled("samples", array)
     bins = check_int("bins", bins, low=1, high=400)
-    digits = check_int("digits", digits, low=1, high=6)
     low, high = _check_bounds(low, high)
     finite = array[np.isfinite(array)] if np.isfinite(array).any() else np.zeros(1)
     low = float(finite.min()) if low is None else low
@@ -428,17 +369,11 @@ def histogram(
     edges = fixed(np.linspace(low, high, bins + 1), 5)
     counts, _ = np.histogram(finite, bins=bins, range=(low, high))
     density = counts / (array.size * (high - low) / bins)
-    curves: dict[str, Callable[[Floats], ArrayLike]]
-    if curve is None:
-        curves = {}
-    elif isinstance(curve, Mapping):
-        curves = dict(curve)
-    else:
-        curves = {"predicted": curve}
+    curves = dict(curve) if isinstance(curve, Mapping) else {} if curve is None else {"predicted": curve}
     grid = np.linspace(low, high, 2 * math.ceil(32 / bins) * bins + 1)  # the middle of each bar is on it
     rows = []
     for name, function in curves.items():
-        _check_text("the name of a curve", name)
+        check_text("the name of a curve", name)
         if not callable(function):
             raise TypeError(f"curve must be a function of an array: got {type(function).__name__}.")
         row = as_array(f"curve {name!r}", function(grid))
@@ -454,9 +389,9 @@ def histogram(
         curves=fixed(np.stack(rows) if rows else np.zeros((0, grid.size)), digits, top),
         series=tuple(curves),
         top=top,
-        unit=_check_text("unit", unit),
-        xlabel=_check_text("xlabel", xlabel),
-        ylabel=_check_text("ylabel", ylabel),
+        unit=unit,
+        xlabel=xlabel,
+        ylabel=ylabel,
     )
 
 
@@ -472,42 +407,42 @@ def number(value: Any, *, predicted: Any = None, unit: str = "", digits: int = 3
         digits: significant digits.
 
     Example:
-        >>> number(2.7182818, unit="nats").text
-        '2.72 nats'
-        >>> number(2.398, predicted=2.27, unit="nats").text
-        '2.40 nats, predicted 2.27'
-        >>> number(262144).text
+        >>> number(2.7182818, unit="nats").parts
+        ['2.72 nats']
+        >>> number(2.398, predicted=2.27, unit="nats").parts
+        ['2.40 nats', 'predicted 2.27']
+        >>> number(262144).value
         '262144'
     """
-    digits = check_int("digits", digits, low=1, high=6)
     return Number(
         value=_one("value", value, digits),
         predicted=None if predicted is None else _one("predicted", predicted, digits),
-        unit=_check_text("unit", unit),
+        unit=unit,
     )
 
 
-def _one(name: str, value: Any, digits: int) -> Quantized:
-    if isinstance(value, int | np.integer) and not isinstance(value, bool):
-        return exact(int(value))
+def _one(name: str, value: Any, digits: int) -> str:
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if whole and abs(value) < EXACT:
+        return show(value, 0)
     array = as_array(name, value)
     if array.size != 1:
         raise ValueError(f"{name} must be one number: got shape {array.shape}.")
-    return significant(array.reshape(1), digits)
+    return significant(array.ravel(), 6 if whole else digits).text(0)
+
+
+def _rounded(values: Floats, digits: int, scale: str, *bounds: float | None) -> Rounded:
+    return significant(values, digits) if scale == "log" else fixed(values, digits, *bounds)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _check_text(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
+    """Return ``value`` if it is a string, or say what it is."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a string: got {value!r} ({type(value).__name__}).")
     return value
-
-
-def _check_filled(name: str, array: Floats) -> None:
-    if array.size == 0:
-        raise ValueError(f"{name} must not be empty: got shape {array.shape}.")
 
 
 def _check_bounds(low: float | None, high: float | None, scale: str = "linear") -> tuple[float | None, float | None]:

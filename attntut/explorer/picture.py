@@ -1,4 +1,4 @@
-"""A picture of one state: for code hosts, for paper, for readers without JavaScript."""
+"""A picture of one state, in the style of ``attntut.plots``: for code hosts, paper, and readers without JavaScript."""
 
 from __future__ import annotations
 
@@ -17,28 +17,17 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import NullFormatter
 from PIL import Image, features
 
+from .. import plots
 from .panels import Bars, HeatMap, Histogram, Lines, Number, Panel
 
-# The colours of explorer.js: a test compares them. Lines: Okabe & Ito (2008). Maps: viridis, and blue – white – orange.
-LINE_COLORS = ("#0072b2", "#d55e00", "#009e73", "#b5548c", "#8a6d00", "#56b4e9")
+# As in explorer.js, and a test compares the two: blue – white – orange. The other colours are those of the plots.
 DIVERGING = ("#00456e", "#2a76a8", "#76aacf", "#bdd6e8", "#f7f7f7", "#f6cdb0", "#e69460", "#c5602a", "#8a3800")
 MARKERS = "osD^vX"
 SMALLEST = 5  # points, before a name is dropped
-WIDTH, DPI = 5.2, 115  # 598 pixels; at 360 the type is still 9 pixels high
-STYLE: dict[str, Any] = {
-    "font.family": "DejaVu Sans",
+DPI = 120  # 600 pixels; at 360 the type is still 9 pixels high
+STYLE: Any = plots.STYLE | {
     "font.size": 10,
     "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.labelcolor": "#333",
-    "axes.edgecolor": "#888",
-    "xtick.color": "#555",
-    "ytick.color": "#555",
-    "axes.grid": False,
-    "legend.frameon": False,
     "legend.fontsize": 9,
     "mathtext.default": "regular",
 }
@@ -47,65 +36,53 @@ STYLE: dict[str, Any] = {
 def draw(panels: Mapping[str, Panel], state: str) -> bytes:
     """Return a PNG of the panels, with the state of the controls above them."""
     numbers = {name: p for name, p in panels.items() if isinstance(p, Number)}
-    plots = {name: p for name, p in panels.items() if not isinstance(p, Number)}
-    columns = 1 if len(plots) == 1 else 2
-    rows = math.ceil(len(plots) / columns)
-    lines_of_text = bool(state) + math.ceil(len(numbers) / _in_a_row(numbers)) * 1.7
-    head = 0.12 + 0.27 * lines_of_text
-    row_height = (3.3 if columns == 1 else 2.5) if plots else 0
-    with rc_context(cast(Any, STYLE)):
-        figure = Figure(figsize=(WIDTH, head + rows * row_height), dpi=DPI, facecolor="white", layout="constrained")
+    charts = {name: p for name, p in panels.items() if not isinstance(p, Number)}
+    columns = 1 if len(charts) == 1 else 2
+    rows = math.ceil(len(charts) / columns)
+    in_a_row = 2 if any(panel.predicted is not None for panel in numbers.values()) else 3
+    head = 0.12 + 0.27 * (bool(state) + math.ceil(len(numbers) / in_a_row) * 1.7)
+    height = rows * (3.3 if columns == 1 else 2.5)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(plots.WIDTH, head + height), dpi=DPI, layout="constrained")
         FigureCanvasAgg(figure)
         top: Figure | SubFigure = figure
-        if plots:
-            top, frame = cast(Any, figure.subfigures(2, 1, height_ratios=[head, rows * row_height]))
+        if charts:
+            top, frame = cast(Any, figure.subfigures(2, 1, height_ratios=[head, height]))
             axes = np.atleast_1d(frame.subplots(rows, columns)).ravel()
-            for axis, (name, panel) in zip(axes, plots.items(), strict=False):
+            for axis, (name, panel) in zip(axes, charts.items(), strict=False):
                 axis.set_title(name)
                 DRAW[panel.kind](axis, panel)
-            for axis in axes[len(plots) :]:
+            for axis in axes[len(charts) :]:
                 axis.set_visible(False)
-        _head(top, head, state, numbers)
+        _head(top, head, state, numbers, in_a_row)
         return _png(figure)
 
 
-def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[str, Number]) -> None:
+def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[str, Number], in_a_row: int) -> None:
     y = 1 - 0.1 / height
     if state:
-        top.text(0.02, y, state, va="top", fontsize=min(10, 680 / len(state)), color="#333")
+        top.text(0.02, y, state, va="top", fontsize=min(10, 650 / len(state)))
         y -= 0.27 / height
-    columns = _in_a_row(numbers)
     for k, (name, panel) in enumerate(numbers.items()):
-        x = 0.02 + k % columns / columns
-        line = y - k // columns * 0.46 / height
-        top.text(x, line, name, va="top", fontsize=9, color="#555")
+        x = 0.02 + k % in_a_row / in_a_row
+        line = y - k // in_a_row * 0.46 / height
+        top.text(x, line, name, va="top", fontsize=9, color=plots.MUTED)
         measured, *predicted = panel.parts
         shown = top.text(x, line - 0.17 / height, measured, va="top", fontsize=12.5, fontweight="bold")
         for text in predicted:
-            beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "fontsize": 10, "color": "#333"}
+            beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "fontsize": 10}
             top.add_artist(Annotation(text, (1, 0.5), xycoords=shown, va="center", **beside))
 
 
-def _in_a_row(numbers: Mapping[str, Number]) -> int:
-    return 2 if any(panel.predicted is not None for panel in numbers.values()) else 3
-
-
 def _heat_map(axis: Axes, panel: Any) -> None:
-    cmap = LinearSegmentedColormap.from_list("blue-orange", DIVERGING) if panel.diverging else "viridis"
-    values = np.ma.masked_invalid(panel.values.floats())
-    image = axis.imshow(values, cmap=cmap, vmin=panel.low, vmax=panel.high, aspect="auto", interpolation="nearest")
-    axis.set_facecolor("#e4e4e4")
-    axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel)
+    about = {"xlabel": panel.xlabel, "ylabel": panel.ylabel, "title": axis.get_title(loc="left")}
+    values = np.ma.masked_invalid(panel.values.values)
+    plots.heat_map(axis, values, **about, low=panel.low, high=panel.high, cells=False, bar=panel.unit)
+    if panel.diverging:
+        axis.images[0].set_cmap(LinearSegmentedColormap.from_list("blue-orange", DIVERGING))
+    axis.set_facecolor(plots.GRID)
     _name_ticks(axis, "x", panel.columns)
     _name_ticks(axis, "y", panel.rows)
-    figure = axis.get_figure()
-    if figure is not None:
-        bar = figure.colorbar(image, ax=axis, fraction=0.06, pad=0.03)
-        bar.outline.set_visible(False)
-        bar.ax.tick_params(labelsize=8.5)
-        bar.ax.locator_params(nbins=3)
-        if panel.unit:
-            bar.ax.set_title(panel.unit, fontsize=8.5, fontweight="normal", loc="center")
 
 
 def _name_ticks(axis: Axes, which: Literal["x", "y"], names: tuple[str, ...]) -> None:
@@ -127,30 +104,30 @@ def _name_ticks(axis: Axes, which: Literal["x", "y"], names: tuple[str, ...]) ->
 
 
 def _lines(axis: Axes, panel: Any) -> None:
-    x, y = panel.x.floats(), panel.y.floats()
+    x, y = panel.x.values, panel.y.values
     for k, (name, style) in enumerate(zip(panel.series, panel.styles, strict=True)):
-        look: dict[str, Any] = {"linewidth": 1.8, "linestyle": "--" if style == "dashed" else "-"}
+        look: dict[str, Any] = {"linestyle": "--" if style == "dashed" else "-"}
         if style == "points":
             look = {"linestyle": "none", "marker": MARKERS[k % len(MARKERS)], "markersize": 4.5}
-        axis.plot(x, y[k], color=LINE_COLORS[k % len(LINE_COLORS)], label=name, **look)
+        axis.plot(x, y[k], label=name, **look)
     axis.set(xlabel=panel.xlabel, xscale=panel.xscale, yscale=panel.yscale)
     axis.xaxis.set_minor_formatter(NullFormatter())
     _finish(axis, panel, panel.low, panel.high)
 
 
 def _bars(axis: Axes, panel: Any) -> None:
-    axis.bar(range(len(panel.names)), panel.values.floats(), color=LINE_COLORS[0], width=0.75)
+    axis.bar(range(len(panel.names)), panel.values.values, width=0.75)
     _name_ticks(axis, "x", panel.names)
     axis.set(xlabel=panel.xlabel, yscale=panel.yscale)
     _finish(axis, panel, panel.low, panel.high)
 
 
 def _histogram(axis: Axes, panel: Any) -> None:
-    edges = panel.edges.floats()
-    axis.stairs(panel.density.floats(), edges, fill=True, color=LINE_COLORS[0], alpha=0.45)
-    for k, (name, curve) in enumerate(zip(panel.series, panel.curves.floats(), strict=True)):
+    edges = panel.edges.values
+    axis.stairs(panel.density.values, edges, fill=True, alpha=0.45)
+    for k, (name, curve) in enumerate(zip(panel.series, panel.curves.values, strict=True)):
         x = np.linspace(edges[0], edges[-1], len(curve))
-        axis.plot(x, curve, color=LINE_COLORS[(k + 1) % len(LINE_COLORS)], linewidth=1.8, label=name)
+        axis.plot(x, curve, color=f"C{k + 1}", label=name)
     axis.set(xlabel=panel.xlabel)
     _finish(axis, panel, 0, panel.top)
 

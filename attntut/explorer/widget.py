@@ -12,7 +12,7 @@ import ipywidgets as widgets
 import traitlets
 
 from .controls import Control
-from .grid import Panels, call, check_same
+from .grid import Panels, call, check_same, encode
 from .page import SCRIPT, STYLE
 
 
@@ -27,15 +27,6 @@ class Drawing(anywidget.AnyWidget):
         return "Drawing()"
 
 
-def encode(panels: Panels) -> list[dict[str, Any]]:
-    """The panels as JSON: what the page unpacks for one state."""
-    out = []
-    for name, panel in panels.items():
-        meta, data = panel.encode()
-        out.append({"name": name, "kind": panel.kind, "meta": meta, "data": data})
-    return out
-
-
 class Live:
     """The widget of one explorer: moving a control calls the function, whatever the value."""
 
@@ -47,7 +38,8 @@ class Live:
         self.controls = {c.name: c.make() for c in controls}
         self.start = {name: control.value for name, control in self.controls.items()}
         self.drawing = Drawing(state={"panels": encode(first), "error": ""})
-        for control in self.controls.values():
+        for name, control in self.controls.items():
+            control.description = control.description or name
             control.style.description_width = "initial"
             control.observe(self.update, names="value")
         reset = widgets.Button(description="Reset", tooltip="Back to the values of the book", icon="undo")

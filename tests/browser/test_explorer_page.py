@@ -126,11 +126,12 @@ def open_page(browser, figures):
             complaints.append(f"asked for {route.request.url}")
             route.abort()
 
-    def visit(name="page", *, width=1000, height=900, live=True, **options):
+    def visit(name="page", *, width=1000, height=900, live=True, script="", **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(20_000)
+        page.add_init_script(script)
         page.route("**/*", serve)
         page.on("console", lambda m: complaints.append(m.text) if m.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
@@ -180,13 +181,13 @@ def test_every_number_of_every_state_is_the_functions(open_page):
             "scheme": ["xavier", "he"][scheme],
             "causal": bool(causal),
         }
-        assert page.evaluate("document.querySelector('figure').explorer.state") == state
+        assert page.evaluate("document.querySelector('figure').explorer.choice") == [n, sigma, scheme, causal]
         panels = at(**state)
         for name in ("Variance", "Tiny", "Parameters", "Spread"):
-            assert shown(page, name) == panels[name].value.show(0), f"{name} at {state}"
+            assert shown(page, name) == panels[name].value, f"{name} at {state}"
         predicted = page.locator('[data-panel="Spread"] .ax-predicted')
         assert predicted.is_visible() == (not causal)
-        assert causal or predicted.inner_text() == panels["Spread"].predicted.show(0)
+        assert causal or predicted.inner_text() == panels["Spread"].predicted
 
 
 def test_every_cell_and_point_is_the_functions(open_page):
@@ -201,16 +202,16 @@ def test_every_cell_and_point_is_the_functions(open_page):
             text = readout(page, name)
             if name == "Logits":
                 i, j = divmod(k, 3)
-                assert text == f"query {WORDS[i]}, key {WORDS[j]}: {panels[name].values.show(i, j)}"
+                assert text == f"query {WORDS[i]}, key {WORDS[j]}: {panels[name].values.text(i, j)}"
                 page.keyboard.press("Home" if j == 2 else "ArrowRight")
                 if j == 2:
                     page.keyboard.press("ArrowDown")
             else:
                 if name == "Loss":
-                    values = [panels[name].y.show(s, k) for s in range(2)]
+                    values = [panels[name].y.text(s, k) for s in range(2)]
                     assert text == f"step {k + 1}: measured {values[0]}, formula {values[1]}"
                 else:
-                    assert text == f"{panels[name].names[k]}: {panels[name].values.show(k)} a. u."
+                    assert text == f"{panels[name].names[k]}: {panels[name].values.text(k)} a. u."
                 page.keyboard.press(key)
 
 
@@ -220,22 +221,28 @@ def test_a_histogram_reads_its_bar_and_its_curve(open_page):
     plot(page, "Weights").focus()
     page.keyboard.press("ArrowRight")
     page.keyboard.press("End")
-    middle = (panel.curves.integers.shape[1] - 1) // 32 * 31
-    edges = f"{panel.edges.show(15)} to {panel.edges.show(16)}"
-    wanted = f"w {edges}: density {panel.density.show(15)}, normal {panel.curves.show(0, middle)}"
+    middle = (panel.curves.values.shape[1] - 1) // 32 * 31
+    edges = f"{panel.edges.text(15)} to {panel.edges.text(16)}"
+    wanted = f"w {edges}: density {panel.density.text(15)}, normal {panel.curves.text(0, middle)}"
     assert readout(page, "Weights") == wanted
 
 
 def test_the_text_of_numbers_is_pythons(open_page):
-    from attntut.explorer.quantize import show
+    from attntut.explorer.rounding import show, significant
 
-    cases = [(q, d) for q in (0, 1, -7, 12, 123, -4567, 999999) for d in range(-9, 14)]
+    cases = [[round(q * 10.0**-d, d), d, None] for q in (0, 1, -7, 12, 123, -4567, 999999) for d in range(-9, 14)]
+    cases += [
+        [significant([q * 10.0**e], n).values.item(), None, n]
+        for q in (0, 1, -7.5, 9.9996, 1.2345678)
+        for e in range(-9, 12)
+        for n in (1, 3, 6)
+    ]
     page = open_page()
     texts = page.evaluate(
-        "async (cases) => { const m = await import('./explorer.js'); return cases.map(([q, d]) => m.show(q, d)); }",
+        "async (cases) => { const m = await import('./explorer.js'); return cases.map((c) => m.show(...c)); }",
         cases,
     )
-    assert texts == [show(q, d) for q, d in cases]
+    assert texts == [show(*case) for case in cases]
 
 
 def test_nan_is_a_gap(open_page):
@@ -262,17 +269,16 @@ def test_controls_by_keyboard(open_page):
     page.keyboard.press("ArrowRight")
     assert slider.get_attribute("aria-valuetext") == "10"
     assert page.locator('[data-control="sigma"] output').inner_text() == "10"
-    assert shown(page, "Variance") == at(sigma=10.0)["Variance"].value.show(0)
+    assert shown(page, "Variance") == at(sigma=10.0)["Variance"].value
     page.get_by_label("causal").focus()
     page.keyboard.press("Space")
     page.get_by_role("button", name="he", exact=True).focus()
     page.keyboard.press("Enter")
     assert page.get_by_role("button", name="he", exact=True).get_attribute("aria-pressed") == "true"
     assert page.get_by_role("button", name="xavier").get_attribute("aria-pressed") == "false"
-    state = {"n": 4, "sigma": 10, "scheme": "he", "causal": True}
-    assert page.evaluate("document.querySelector('figure').explorer.state") == state
+    assert page.evaluate("document.querySelector('figure').explorer.choice") == [2, 2, 1, 1]
     page.get_by_role("button", name="Reset").press("Enter")
-    assert shown(page, "Variance") == at()["Variance"].value.show(0)
+    assert shown(page, "Variance") == at()["Variance"].value
     assert slider.input_value() == "1" and not page.get_by_label("causal").is_checked()
 
 
@@ -281,7 +287,7 @@ def test_mouse_reads_a_cell_and_leaves(open_page):
     hint = readout(page, "Logits")
     box = page.locator("canvas").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.3)
-    assert readout(page, "Logits") == f"query animal, key did: {at()['Logits'].values.show(1, 2)}"
+    assert readout(page, "Logits") == f"query animal, key did: {at()['Logits'].values.text(1, 2)}"
     page.mouse.move(1, 1)
     assert readout(page, "Logits") == hint
 
@@ -292,7 +298,7 @@ def test_a_clicked_cell_stays_and_follows_the_state(open_page):
     page.mouse.click(box["x"] + box["width"] * 0.6, box["y"] + box["height"] * 0.3)
     page.mouse.move(1, 1)
     choose(page, sigma=2)
-    assert readout(page, "Logits") == f"query animal, key did: {at(sigma=10.0)['Logits'].values.show(1, 2)}"
+    assert readout(page, "Logits") == f"query animal, key did: {at(sigma=10.0)['Logits'].values.text(1, 2)}"
     choose(page, n=0)  # the map is 2 × 2 now
     assert readout(page, "Logits").startswith("query animal, key animal: ")
     page.keyboard.press("Escape")
@@ -305,7 +311,7 @@ def test_touch_reads_a_cell(open_page):
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     page.touchscreen.tap(box["x"] + box["width"] * 0.1, box["y"] + box["height"] * 0.9)
-    assert readout(page, "Logits") == f"query not, key The: {at()['Logits'].values.show(3, 0)}"
+    assert readout(page, "Logits") == f"query not, key The: {at()['Logits'].values.text(3, 0)}"
 
 
 # --- how it looks -----------------------------------------------------------------------------------------------------
@@ -478,6 +484,13 @@ def test_without_javascript_there_is_a_picture(open_page):
     assert page.locator(".ax-live").count() == 0
 
 
+def test_a_browser_that_cannot_inflate_keeps_the_picture_and_says_what_to_do(open_page):
+    page = open_page(live=False, script="delete window.DecompressionStream")
+    page.get_by_text("need a browser of 2023 or later").wait_for()
+    assert page.get_by_role("img", name="Eight panels.").is_visible()
+    assert page.locator(".ax-live").count() == 0
+
+
 def test_in_print_there_is_a_picture(open_page):
     page = open_page()
     picture = page.get_by_role("img", name="Eight panels.")
@@ -502,7 +515,7 @@ def test_labels_and_live_regions(open_page):
     assert page.locator(".ax-readout").evaluate_all("all => all.every((p) => p.ariaLive === 'polite')")
     tile = page.locator('[data-panel="Variance"]')
     assert tile.get_attribute("role") == "status"
-    assert tile.inner_text().split() == ["Variance", at(n=2)["Variance"].value.show(0), "nats²"]
+    assert tile.inner_text().split() == ["Variance", at(n=2)["Variance"].value, "nats²"]
     spread = at(n=2)["Spread"]
-    words = ["Spread", spread.value.show(0), "nats", "measured", spread.predicted.show(0), "predicted"]
+    words = ["Spread", spread.value, "nats", "measured", spread.predicted, "predicted"]
     assert page.locator('[data-panel="Spread"]').inner_text().split() == words

@@ -6,13 +6,11 @@ Each module is one concern with its own ``setup(app)``:
 * ``mathml``: formulas become MathML when the book is built; ``mathfont`` ships the font, reduced to what is used
 * ``figures``: alternative text of output images, and a warning where there is none
 * ``diagrams``: drawings become part of the page
-* ``dropdown``: admonitions that fold, without a script
-* ``portable``: plain Markdown becomes citations, notes and hints that fold
+* ``portable``: plain Markdown becomes citations and notes
 * ``anchors``: links to a label on another page
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
 * ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
-* ``explorers``: the explorer's script and style, on the pages that have one
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 """
@@ -29,9 +27,7 @@ from . import (
     catalogue,
     claims,
     diagrams,
-    dropdown,
     evidence,
-    explorers,
     figures,
     mathfont,
     mathml,
@@ -42,9 +38,8 @@ from . import (
 )
 
 MODULES = (
-    address, theme, mathml, mathfont, figures, diagrams, portable, dropdown, anchors,
-    records, claims, evidence, catalogue, explorers,
-    published,
+    address, theme, mathml, mathfont, figures, diagrams, portable, anchors,
+    records, claims, evidence, catalogue, published,
 )  # fmt: skip
 
 

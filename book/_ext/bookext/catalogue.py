@@ -53,7 +53,6 @@ ROLES = {
     "position": "positions",
     "readout": "readout",
 }
-MARK = 'class="catalogue-filter"'
 GAPS = re.compile(r",?\s*\\q?quad\s*(?![^{]*\})")
 AUTHORS = re.compile(
     r"(?P<first>[A-Z][\w'-]+)(?:(?:, | & )[A-Z][\w'-]+)*(?: et al\.)? \(\d{4}\)"  # Glorot & Bengio (2010)
@@ -61,25 +60,6 @@ AUTHORS = re.compile(
 
 
 # --- what is wrong with the registry ----------------------------------------------------------------------------------
-
-
-def number(value: object, unit: str = "") -> str:
-    """Return a number as the chapters print it, with a true minus sign; a list as its numbers.
-
-    >>> number(0.041923), number(65536.0, "nats"), number(-1.2e-7), number(None), number([1, 2])
-    ('0.0419', '65500 nats', '−1.2e−07', '', '1, 2')
-    """
-    from attntut.evidence import number as as_printed  # brings torch: not before there is something to print
-
-    if value is None:
-        return ""
-    if isinstance(value, list | tuple):
-        text = ", ".join(map(number, value))
-    elif isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    else:
-        text = as_printed(value).replace("-", "−")
-    return f"{text} {unit}" if unit else text
 
 
 def problems_of(schemes: Mapping[str, Scheme], known_sources: Iterable[str] | None = None) -> list[str]:
@@ -223,7 +203,9 @@ def three_digits(value: float) -> str:
     >>> three_digits(0.125), three_digits(3.7), three_digits(0.0), three_digits(0.00012)
     ('0.125', '3.70', '0', '0.00012')
     """
-    return f"{value:#.3g}" if 1e-3 <= abs(value) < 1e3 else number(value)
+    from attntut.evidence import number  # brings torch: not before there is something to print
+
+    return f"{value:#.3g}" if 1e-3 <= abs(value) < 1e3 else number(value).replace("-", "−")
 
 
 def table(drawn: Drawn) -> str:
@@ -248,7 +230,7 @@ def controls(schemes: Mapping[str, Scheme], families: Iterable[str], requirement
     options = [("", "any, or none"), ("nothing", f"none ({nothing})")]
     options += [(name, f"{name} ({needing[name]})") for name in requirements if needing[name]]
     return (
-        f'<form {MARK} hidden aria-label="Filter the catalogue"><fieldset><legend>Family</legend>'
+        '<form class="catalogue-filter" hidden aria-label="Filter the catalogue"><fieldset><legend>Family</legend>'
         + "".join(
             f'<label><input type="radio" name="family" value="{value}"{"" if value else " checked"}>{text}</label>'
             for value, text in radios
@@ -267,10 +249,6 @@ class scheme_entry(nodes.General, nodes.Element):  # docutils names nodes in low
     """One entry, which the filter shows or hides."""
 
 
-class scheme_name(nodes.Part, nodes.TextElement):
-    """The name over an entry: a heading that is not in the table of contents."""
-
-
 def _visit_entry(self: HTML5Translator, node: scheme_entry) -> None:
     data = {"data-family": node["family"], "data-needs": "|".join(node["needs"])}
     self.body.append(self.starttag(node, "article", CLASS="scheme", **data))
@@ -280,13 +258,26 @@ def _depart_entry(self: HTML5Translator, node: scheme_entry) -> None:
     self.body.append("</article>\n")
 
 
-def _visit_name(self: HTML5Translator, node: scheme_name) -> None:
-    self.body.append("<h3><code>")
+ENTRY = """\
+<div class="scheme-head">
+<h3><code>{name}</code> <span class="year">{year}</span>
+<a class="headerlink" href="#{name}" title="Link to this scheme">#</a></h3>
 
+{why}
 
-def _depart_name(self: HTML5Translator, node: scheme_name) -> None:
-    anchor = f'<a class="headerlink" href="#{node["anchor"]}" title="Link to this scheme">#</a>'
-    self.body.append(f'</code> <span class="year">{node["year"]}</span>{anchor}</h3>\n')
+<div class="scheme-formula">
+
+{formula}
+
+</div>
+</div>
+<dl class="scheme-facts">
+
+{facts}
+
+</dl>
+{numbers}
+"""
 
 
 class CatalogueDirective(SphinxDirective):
@@ -317,56 +308,32 @@ class CatalogueDirective(SphinxDirective):
     def _entry(self, scheme: Scheme, drawn: Drawn, bibliography: Mapping[str, Any] | None) -> nodes.Node:
         entry = scheme_entry(family=scheme.family, needs=scheme.requires, ids=[scheme.name], names=[scheme.name])
         self.state.document.note_explicit_target(entry)
-        head = nodes.container(classes=["scheme-head"])
-        head += scheme_name("", scheme.name, anchor=scheme.name, year=scheme.year)
-        head += nodes.paragraph("", scheme.why)
-        formula = nodes.container(classes=["scheme-formula"])
-        formula += [nodes.math_block(piece, piece, number=None, label=None) for piece in pieces(scheme.formula)]
-        head += formula
-        entry += [head, self._facts(scheme, bibliography)]
-        entry += nodes.raw("", picture(drawn.logit_std, drawn.entropy, _n_keys()) + table(drawn), format="html")
+        facts = self._facts(scheme, bibliography)
+        markdown = ENTRY.format(
+            name=scheme.name,
+            year=scheme.year,
+            why=scheme.why,
+            formula="\n".join(f"```{{math}}\n{piece}\n```" for piece in pieces(scheme.formula)),
+            facts="\n\n".join(f"<dt>{term}</dt>\n<dd>\n\n{text}\n\n</dd>" for term, text in facts.items() if text),
+            numbers=picture(drawn.logit_std, drawn.entropy, _n_keys()) + table(drawn),
+        )
+        entry += self.parse_text_to_nodes(markdown)
         return entry
 
-    def _facts(self, scheme: Scheme, bibliography: Mapping[str, Any] | None) -> nodes.definition_list:
+    def _facts(self, scheme: Scheme, bibliography: Mapping[str, Any] | None) -> dict[str, str]:
         from attntut.init.requirements import REQUIREMENTS
 
-        facts = nodes.definition_list(classes=["scheme-facts"])
-
-        def add(term: str, *paragraphs: list[nodes.Node]) -> None:
-            definition = nodes.definition()
-            definition += [nodes.paragraph("", "", *content) for content in paragraphs]
-            facts.append(nodes.definition_list_item("", nodes.term("", term), definition))
-
-        needs = [
-            [nodes.strong("", name), nodes.Text(f": {_sentence(REQUIREMENTS[name].reason)}")]
-            for name in scheme.requires
-        ] or [[nodes.Text("nothing of the model.")]]
-        add("Needs", *needs)
-        add("Source", self._source(scheme, bibliography))
-        if scheme.options:
-            options = ", ".join(f"{name}={default!r}" for name, default in scheme.options.items())
-            add("Options", [nodes.literal("", options)])
+        needs = [f"**{name}**: {_sentence(REQUIREMENTS[name].reason)}" for name in scheme.requires]
+        options = ", ".join(f"{name}={default!r}" for name, default in scheme.options.items())
         pages = chapters_of(scheme.name, scheme.family, self.env.found_docs)
-        if pages:
-            links: list[nodes.Node] = []
-            for page in pages:
-                links += [nodes.Text(", ")] if links else []
-                links += self.parse_inline(f"{{doc}}`/{page}`")[0]
-            add("Chapter", links)
         name, address = code_of(scheme, from_environment(os.environ))
-        add(
-            "Code",
-            [nodes.reference("", "", nodes.literal("", name), refuri=address) if address else nodes.literal("", name)],
-        )
-        return facts
-
-    def _source(self, scheme: Scheme, bibliography: Mapping[str, Any] | None) -> list[nodes.Node]:
-        if bibliography is None or not scheme.cite:
-            return [nodes.Text(f"{scheme.source}.")]
-        first = bibliography[scheme.cite].persons["author"][0].last_names[-1]
-        before, after = source_parts(scheme.source, first)
-        cited = self.parse_inline(f"{{cite:t}}`{scheme.cite}`")[0]
-        return [nodes.Text(before), *cited, nodes.Text(f"{after}.")]
+        return {
+            "Needs": "\n\n".join(needs) or "nothing of the model.",
+            "Source": _source(scheme, bibliography),
+            "Options": options and f"`{options}`",
+            "Chapter": ", ".join(f"{{doc}}`/{page}`" for page in pages),
+            "Code": f"[`{name}`]({address})" if address else f"`{name}`",
+        }
 
     def _bibliography(self) -> Mapping[str, Any] | None:
         if "cite" not in self.env.domains:
@@ -379,6 +346,14 @@ class CatalogueDirective(SphinxDirective):
         for module in ("attntut", "attntut.init"):
             for path in Path(inspect.getfile(importlib.import_module(module))).parent.glob("*.py"):
                 self.env.note_dependency(str(path))
+
+
+def _source(scheme: Scheme, bibliography: Mapping[str, Any] | None) -> str:
+    if bibliography is None or not scheme.cite:
+        return f"{scheme.source}."
+    first = bibliography[scheme.cite].persons["author"][0].last_names[-1]
+    before, after = source_parts(scheme.source, first)
+    return f"{before}{{cite:t}}`{scheme.cite}`{after}."
 
 
 def _sentence(text: str) -> str:
@@ -396,14 +371,7 @@ def _summary(family: str) -> str:
     return " ".join((importlib.import_module(f"attntut.init.{family}").__doc__ or "").split("\n\n")[0].split())
 
 
-def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: object) -> None:
-    """Say to the template whether the page has the form."""
-    context["has_catalogue"] = MARK in context.get("body", "")
-
-
 def setup(app: Sphinx) -> None:
-    """Register the directive and its nodes."""
+    """Register the directive and its node."""
     app.add_node(scheme_entry, html=(_visit_entry, _depart_entry))
-    app.add_node(scheme_name, html=(_visit_name, _depart_name))
     app.add_directive("catalogue", CatalogueDirective)
-    app.connect("html-page-context", add)

@@ -18,7 +18,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
-from .records import Record, ShowsRecords, in_reading_order, link, place, store
+from .records import Record, add_directive, in_reading_order, link, pages_with, place
 
 logger = logging.getLogger(__name__)
 
@@ -99,23 +99,13 @@ def judge(claims: Iterable[Claim], records: Iterable[Record]) -> tuple[list[Verd
     return list(verdicts.values()), problems
 
 
-class ledger(nodes.General, nodes.Element):  # docutils names nodes in lower case
-    """Where the ledger will stand, once all pages are read."""
-
-
-class ClaimsDirective(ShowsRecords):
-    """``claims``: the ledger."""
-
-    place = ledger
-
-
 def _verdicts(app: Sphinx) -> tuple[list[Verdict], list[tuple[str, str]]]:
     return judge(read_claims(Path(app.srcdir, app.config.book_claims)), in_reading_order(app))
 
 
 def check(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of whatever is wrong with the ledger."""
-    ledgers = sorted(page for page, shows in store(env).pages.items() if shows == "claims")
+    ledgers = pages_with(env, "claims")
     for page, message in _verdicts(app)[1] if ledgers else []:
         logger.warning("%s", message, location=page or ledgers[0], type="claims")
 
@@ -175,19 +165,16 @@ def summarize(verdicts: Iterable[Verdict]) -> str:
     )
 
 
-def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put the ledger where the directive stood."""
-    for hole in list(doctree.findall(ledger)):
-        verdicts, _ = _verdicts(app)
-        summary = nodes.paragraph("", summarize(verdicts), classes=["claims-summary"])
-        hole.replace_self([summary, *(_entry(app, docname, verdict) for verdict in verdicts)])
+def show(app: Sphinx, docname: str) -> list[nodes.Node]:
+    """Return the ledger."""
+    verdicts, _ = _verdicts(app)
+    summary = nodes.paragraph("", summarize(verdicts), classes=["claims-summary"])
+    return [summary, *(_entry(app, docname, verdict) for verdict in verdicts)]
 
 
 def setup(app: Sphinx) -> None:
     """Register the directive and follow the build."""
     app.add_config_value("book_claims", "book/claims.yml", "env")
     app.add_config_value("book_article", "book/article", "env")
-    app.add_node(ledger)
-    app.add_directive("claims", ClaimsDirective)
+    add_directive(app, "claims", show)
     app.connect("env-check-consistency", check)
-    app.connect("doctree-resolved", fill)

@@ -1,16 +1,17 @@
 """Diagrams: drawings in ``book/diagrams`` become part of the page, in its colours and with its text.
 
 A page or a notebook shows one as an image alone in its paragraph, ``![what it shows](../book/diagrams/heads.svg)``, so
-JupyterLab and code hosts show it too. There the file is seen as it is: it carries its own style, which knows light and
-dark, and a card to lie on. Here both are taken away, because book.css has the same rules for the same classes:
+JupyterLab and code hosts show it too. There the file is seen as it is: it carries its style, which knows light and
+dark, and a card to lie on. Here both are taken away, and the page loads the rules (``book/_static/diagrams.css``) once:
 
 * ``text`` is ink in the page's font; ``d-title``, ``d-small``, ``d-math``, ``d-sub`` change its form
 * ``d-box``, ``d-line``, ``d-region``, ``d-fill``, ``d-ink`` are shapes; ``d-dash`` changes their form
 * ``d-0`` … ``d-5`` (query, key, value, output, …), ``d-accent``, ``d-muted`` change the colour of any of them
 * ``d-card`` is the ground on which the drawing lies where there is no page
 
-So a drawing holds no colour but in its style, which is ``book/diagrams/style.css``, the same in all. Text is text: it
-is read, searched and translated (Sphinx takes ``heads.zh_CN.svg`` in a Chinese book).
+So a drawing holds no colour but in its style, the same in all: ``book/diagrams/style.css``, which has the colours where
+there is no page, then those rules. Text is text: it is read, searched and translated (Sphinx takes ``heads.zh_CN.svg``
+in a Chinese book).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ def inline(source: str, *, alt: str, prefix: str) -> str:
     '<svg viewBox="0 0 9 6" width="9" height="6" role="img" aria-label="A path"><path
     id="a-p" /><use href="#a-p" /></svg>'
     """
+    for mark in (' id="', "url(#", 'href="#'):
+        source = source.replace(mark, mark + prefix)
     root = ElementTree.fromstring(source)
     _, _, width, height = root.get("viewBox", "").split()
     for parent in list(root.iter()):
@@ -50,11 +53,6 @@ def inline(source: str, *, alt: str, prefix: str) -> str:
                 parent.remove(child)
     for element in root.iter():
         element.tag = element.tag.removeprefix(SVG)
-        for name, value in element.attrib.items():
-            if name == "id":
-                element.set(name, prefix + value)
-            elif name == "href" or value.startswith("url(#"):
-                element.set(name, value.replace("#", f"#{prefix}"))
     root.attrib |= {"width": width, "height": height, "role": "img", "aria-label": alt}
     return ElementTree.tostring(root, encoding="unicode")
 

@@ -12,19 +12,9 @@ from itertools import groupby
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from .records import Record, ShowsRecords, in_reading_order, link, place
+from .records import Record, add_directive, in_reading_order, link, place
 
 HEAD = ("quantity", "predicted", "measured", "agreement")
-
-
-class evidence(nodes.General, nodes.Element):  # docutils names nodes in lower case
-    """Where the records will stand, once all pages are read."""
-
-
-class EvidenceDirective(ShowsRecords):
-    """``evidence``: all records."""
-
-    place = evidence
 
 
 def summarize(records: Iterable[Record]) -> str:
@@ -60,22 +50,19 @@ def table(app: Sphinx, docname: str, records: Sequence[Record]) -> nodes.table:
     return nodes.table("", group, classes=["evidence-records"])
 
 
-def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Put the records where the directive stood."""
-    for hole in list(doctree.findall(evidence)):
-        records = in_reading_order(app)
-        shown: list[nodes.Node] = [nodes.paragraph("", summarize(records), classes=["claims-summary"])]
-        explained = [record for record in records if record.explained]
-        if explained:
-            shown += [nodes.rubric("", "Where theory and measurement differ"), table(app, docname, explained)]
-        for page, found in groupby(records, key=lambda record: record.page):
-            title = place(app, page)
-            shown += [nodes.rubric("", title[:1].upper() + title[1:]), table(app, docname, list(found))]
-        hole.replace_self(shown)
+def show(app: Sphinx, docname: str) -> list[nodes.Node]:
+    """Return all records."""
+    records = in_reading_order(app)
+    shown: list[nodes.Node] = [nodes.paragraph("", summarize(records), classes=["claims-summary"])]
+    explained = [record for record in records if record.explained]
+    if explained:
+        shown += [nodes.rubric("", "Where theory and measurement differ"), table(app, docname, explained)]
+    for page, found in groupby(records, key=lambda record: record.page):
+        title = place(app, page)
+        shown += [nodes.rubric("", title[:1].upper() + title[1:]), table(app, docname, list(found))]
+    return shown
 
 
 def setup(app: Sphinx) -> None:
     """Register the directive."""
-    app.add_node(evidence)
-    app.add_directive("evidence", EvidenceDirective)
-    app.connect("doctree-resolved", fill)
+    add_directive(app, "evidence", show)

@@ -3,19 +3,18 @@
 A chapter is also read in JupyterLab, in an editor and on a code host, where roles and directives are raw markup. So it
 is written without them, and here, on what was parsed (code and formulas are out of reach),
 
-* ``<details>``, ``<summary>Hint</summary>``, text, ``</details>`` becomes an admonition that folds;
 * a quote that begins with a bold sentence, ``> **Title.** Text``, becomes a note of that title;
 * a link to the address of a paper in the bibliography becomes a citation of it: ``[He et al. (2015)](…)`` in running
   text, ``([He et al., 2015](…))`` in parentheses. A label that names other authors or another year is a warning.
+
+A hint that folds (``<details>``, ``<summary>Hint</summary>``, text, ``</details>``) does so in a page as it is.
 
 What runs and what is downloaded stays as it was, and so does the cache of executed notebooks.
 """
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +30,6 @@ from sphinxcontrib.bibtex.style.referencing.author_year import AuthorYearReferen
 
 logger = logging.getLogger(__name__)
 
-OPENS = re.compile(r"<details>\s*<summary>(.*?)</summary>\s*", re.DOTALL)
 CITES = re.compile(r".*\w\.?(, \d{4}| \(\d{4}\))", re.DOTALL)
 
 
@@ -55,36 +53,23 @@ def labels(entry: Entry) -> dict[str, str]:
 
 
 class Portable(SphinxTransform):
-    """Replace the three in one document."""
+    """Replace the two in one document."""
 
     default_priority = 5  # before translation and the collection of titles
 
     def apply(self, **kwargs: object) -> None:
-        for raw in list(self.document.findall(nodes.raw)):
-            self.fold(raw)
+        for section in self.document.findall(nodes.section):
+            self.check_folds(section)
         for quote in list(self.document.findall(nodes.block_quote)):
             self.note(quote)
         for link in list(self.document.findall(nodes.reference)):
             self.cite(link)
 
-    def fold(self, raw: nodes.raw) -> None:
-        """Put what stands between ``raw`` and the end of ``<details>`` into an admonition."""
-        opening = OPENS.fullmatch(raw.astext())
-        if not opening:
-            return
-        inside = []
-        for node in _after(raw):
-            if isinstance(node, nodes.raw) and node.astext().strip() == "</details>":
-                break
-            inside.append(node)
-        else:
-            logger.warning("a <details> has no </details> in a paragraph of its own", location=raw, type="book")
-            return
-        node.parent.remove(node)
-        for node in inside:
-            node.parent.remove(node)
-        text = html.unescape(opening.group(1).strip())
-        raw.replace_self(nodes.admonition("", nodes.title(text, text), *inside, classes=["dropdown"]))
+    def check_folds(self, section: nodes.section) -> None:
+        """Warn of a ``<details>`` that does not end: it would hide the rest of the page."""
+        raw = "".join(node.astext() for node in section.children if isinstance(node, nodes.raw))
+        if raw.count("<details") != raw.count("</details>"):
+            logger.warning("a <details> has no </details> in a paragraph of its own", location=section, type="book")
 
     def note(self, quote: nodes.block_quote) -> None:
         """Make a note of ``quote`` if its first words are bold and end like a sentence."""
@@ -128,10 +113,6 @@ class Portable(SphinxTransform):
             return {}
         entries = self.env.get_domain("cite").bibdata.data.entries
         return {where: (key, labels(entry)) for key, entry in entries.items() if (where := address(entry))}
-
-
-def _after(node: nodes.Node) -> Iterator[nodes.Node]:
-    yield from node.parent.children[node.parent.index(node) + 1 :]
 
 
 def _round() -> BracketStyle:

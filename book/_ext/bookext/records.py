@@ -1,17 +1,19 @@
 """The records that ``attntut.evidence`` leaves in the chapters, gathered from all pages of this build.
 
-Each is a row ``<tr class="attntut-record" id=… data-record='{…}'>`` of a table on its page. ``claims`` and ``evidence``
-show them again elsewhere, with a link to the cell. Nothing is typed by hand, and a record that failed without an
-explanation fails the build.
+A cell's output holds its records under a MIME type of their own, beside the table that the page shows. They are read
+from the executed notebooks once, when all pages are read; ``claims`` and ``evidence`` show them again elsewhere, with a
+link to the row. Nothing is typed by hand, and a record that failed without an explanation fails the build.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from html.parser import HTMLParser
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -21,13 +23,15 @@ from sphinx.util.docutils import SphinxDirective
 
 logger = logging.getLogger(__name__)
 
+MIME = "application/vnd.attntut.evidence+json"  # attntut.evidence.MIME; importing it brings torch
+
 
 @dataclass(frozen=True)
 class Record:
     """What was said before a measurement, what it gave, and where; as :class:`attntut.evidence.Evidence`."""
 
     page: str
-    anchor: str
+    slug: str
     name: str
     kind: str = "predicted"
     predicted: float | None = None
@@ -44,6 +48,11 @@ class Record:
     when: str | None = None
 
     @property
+    def anchor(self) -> str:
+        """Of its row on its page."""
+        return f"evidence-{self.slug}"
+
+    @property
     def cells(self) -> list[str]:
         """Its name, and what was predicted, measured and found, as its chapter prints them.
 
@@ -52,84 +61,77 @@ class Record:
         """
         from attntut.evidence import Evidence  # brings torch: not before there is something to print
 
-        values = {key: value for key, value in asdict(self).items() if key not in ("page", "anchor")}
-        if self.measured is None:
-            return [self.name, "", "", ""]
-        return list(Evidence(**values, slug="").cells)
+        values = asdict(self)
+        del values["page"]
+        return [self.name, "", "", ""] if self.measured is None else list(Evidence(**values).cells)
 
 
-class _Rows(HTMLParser):
-    """Collects the elements of class ``attntut-record``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[tuple[str, str]] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        if "attntut-record" in (values.get("class") or "").split() and values.get("data-record"):
-            self.found.append((values.get("id") or "", values["data-record"] or ""))
-
-
-def read_records(html: str, page: str = "") -> list[Record]:
-    """Return the records in a piece of HTML.
+def read_records(notebook: Mapping[str, Any], page: str = "") -> list[Record]:
+    """Return the records in the outputs of an executed notebook.
 
     Args:
-        html: what a cell displays.
-        page: the page on which it stands, by its name in the book.
+        notebook: its JSON.
+        page: its name in the book.
 
-    >>> read_records('<tr class="attntut-record" id="evidence-a" data-record=\\'{"name": "a", "claim": "C01"}\\'>')
-    [Record(page='', anchor='evidence-a', name='a', ... claim='C01', supports=True, when=None)]
+    >>> output = {"data": {MIME: [{"name": "a", "slug": "a", "claim": "C01"}]}}
+    >>> read_records({"cells": [{"outputs": [output]}]})
+    [Record(page='', slug='a', name='a', ... claim='C01', supports=True, when=None)]
     """
-    parser = _Rows()
-    parser.feed(html)
-    known = set(Record.__dataclass_fields__) - {"page", "anchor"}
-    found = []
-    for anchor, text in parser.found:
-        values = {key: value for key, value in json.loads(text).items() if key in known}
-        found.append(Record(page=page, anchor=anchor, **({"name": anchor} | values)))
-    return found
+    outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
+    return [Record(page=page, **values) for output in outputs for values in output.get("data", {}).get(MIME, [])]
 
 
-@dataclass
-class Store:
-    """What the environment remembers between two builds: the records by page, and which directive shows them where."""
-
-    records: dict[str, list[Record]] = field(default_factory=dict)
-    pages: dict[str, str] = field(default_factory=dict)
+SHOWN = "shows_records"  # in a page's metadata: the directive that it has
+Show = Callable[[Sphinx, str], list[nodes.Node]]
+SHOWS: dict[str, Show] = {}
 
 
-def store(env: BuildEnvironment) -> Store:
-    """Return the environment's store."""
-    if not hasattr(env, "book_records"):
-        env.book_records = Store()  # type: ignore[attr-defined]
-    return env.book_records  # type: ignore[attr-defined]
+class place_of_records(nodes.General, nodes.Element):  # docutils names nodes in lower case
+    """Where records will stand, once all pages are read."""
 
 
 class ShowsRecords(SphinxDirective):
     """A directive whose place is filled once all pages are read."""
 
-    place: type[nodes.Element]
-
     def run(self) -> list[nodes.Node]:
-        store(self.env).pages[self.env.docname] = self.name
-        return [self.place()]
+        self.env.metadata[self.env.docname][SHOWN] = self.name
+        return [place_of_records(shows=self.name)]
 
 
+def add_directive(app: Sphinx, name: str, show: Show) -> None:
+    """Make ``name`` a directive in whose place stands what ``show(app, docname)`` returns."""
+    SHOWS[name] = show
+    app.add_directive(name, ShowsRecords)
+
+
+def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Put the records where a directive stood."""
+    for hole in list(doctree.findall(place_of_records)):
+        hole.replace_self(SHOWS[hole["shows"]](app, docname))
+
+
+def pages_with(env: BuildEnvironment, *directives: str) -> list[str]:
+    """Return the pages that have one of these directives."""
+    return sorted(page for page, about in env.metadata.items() if about.get(SHOWN) in directives)
+
+
+@lru_cache(maxsize=1)  # of one build
 def in_reading_order(app: Sphinx) -> list[Record]:
     """Return the records of the whole book."""
     includes: Mapping[str, list[str]] = app.env.toctree_includes
-    order: dict[str, int] = {}
+    order: list[str] = []
 
     def walk(page: str) -> None:
         if page not in order:
-            order[page] = len(order)
+            order.append(page)
             for child in includes.get(page, []):
                 walk(child)
 
     walk(app.config.root_doc)
-    known = store(app.env).records
-    return [record for page in sorted(known, key=lambda page: order.get(page, len(order))) for record in known[page]]
+    folder = Path(app.env.mystnb_config.output_folder)  # type: ignore[attr-defined]
+    pages = [*order, *sorted(app.env.found_docs - {*order})]
+    executed = {page: path for page in pages if (path := folder / f"{page}.ipynb").exists()}
+    return [r for page, path in executed.items() for r in read_records(json.loads(path.read_bytes()), page)]
 
 
 def link(app: Sphinx, source: str, target: str, anchor: str, text: str) -> nodes.reference:
@@ -154,41 +156,24 @@ def failures(records: Iterable[Record]) -> list[tuple[str, str]]:
     ]
 
 
-def collect(app: Sphinx, doctree: nodes.document) -> None:
-    """Remember the records of a page that was just read."""
-    found: list[Record] = []
-    for raw in doctree.findall(nodes.raw):
-        if "html" in raw.get("format", "") and "attntut-record" in raw.astext():
-            found += read_records(raw.astext(), app.env.docname)
-    for anchor, times in Counter(record.anchor for record in found).items():
+def check(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of records that failed, and of two with one name on a page."""
+    found = in_reading_order(app)
+    for (page, anchor), times in Counter((record.page, record.anchor) for record in found).items():
         if times > 1:
-            logger.warning("%s comparisons have the name %s", times, anchor, location=app.env.docname, type="book")
+            logger.warning("%s comparisons have the name %s", times, anchor, location=page, type="book")
     for page, message in failures(found):
         logger.warning("%s", message, location=page, type="book")
-    store(app.env).records[app.env.docname] = found
-
-
-def forget(app: Sphinx, env: BuildEnvironment, docname: str) -> None:
-    """Forget a page that will be read again."""
-    store(env).records.pop(docname, None)
-    store(env).pages.pop(docname, None)
-
-
-def merge(app: Sphinx, env: BuildEnvironment, docnames: list[str], other: BuildEnvironment) -> None:
-    """Take over what another process read."""
-    mine, theirs = store(env), store(other)
-    mine.records |= {docname: theirs.records[docname] for docname in docnames if docname in theirs.records}
-    mine.pages |= {docname: theirs.pages[docname] for docname in docnames if docname in theirs.pages}
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
     """Read the pages that show records again whenever any other page changed."""
-    return sorted(store(env).pages.keys() - removed) if added | changed | removed else []
+    return [page for page in pages_with(env, *SHOWS) if page not in removed] if added | changed | removed else []
 
 
 def setup(app: Sphinx) -> None:
     """Follow the build."""
-    app.connect("doctree-read", collect)
-    app.connect("env-purge-doc", forget)
-    app.connect("env-merge-info", merge)
+    app.add_node(place_of_records)
     app.connect("env-get-outdated", outdated)
+    app.connect("env-check-consistency", check)
+    app.connect("doctree-resolved", fill)

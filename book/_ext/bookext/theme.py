@@ -1,19 +1,19 @@
 """What a page is made of: the templates beside this file, one stylesheet, one small script.
 
-The templates inherit from Sphinx's plain ``basic`` theme. Of what the extensions add, a page loads only what it uses.
+The templates inherit from Sphinx's plain ``basic`` theme. A page loads only what it uses: the script and the style of
+explorers, say, where it has one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from pygments.formatters import HtmlFormatter
 from sphinx.application import Sphinx
-
-from . import explorers
 
 HERE = Path(__file__).parent
 LIGHT, DARK = "a11y-high-contrast-light", "a11y-high-contrast-dark"
@@ -73,18 +73,27 @@ def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], 
         context["navigation"] = lambda **options: navigation(**options).replace(' role="heading"', "")
 
 
+def explorer_files() -> list[Path]:
+    """Return the files of ``attntut.explorer`` that a page with an explorer loads."""
+    from attntut.explorer import assets  # brings torch
+
+    return list(assets().values())
+
+
 def _digest(root: Path, name: str) -> str:
-    places = [root / "book" / "_static" / name, *(path for path in explorers.assets() if path.name == name)]
+    places = [root / "book" / "_static" / name, *(path for path in explorer_files() if path.name == name)]
     data = next((path.read_bytes() for path in places if path.exists()), highlighting().encode())
     return hashlib.sha256(data).hexdigest()[:8]
 
 
 def write(app: Sphinx, exception: Exception | None) -> None:
-    """Write the style of code over Sphinx's own, and take away what no page loads."""
+    """Write the style of code over Sphinx's own, add the explorers' files, and take away what no page loads."""
     if exception or app.builder.format != "html":
         return
     static = Path(app.outdir, "_static")
     (static / "pygments.css").write_text(highlighting(), encoding="utf-8")
+    for path in explorer_files():
+        shutil.copy(path, static)
     for name in ("basic.css", "plus.png", "minus.png", "file.png", "mystnb.css", "design-tabs.js"):
         for path in static.glob(f"{name.rsplit('.', 1)[0]}*.{name.rsplit('.', 1)[1]}"):
             path.unlink()
