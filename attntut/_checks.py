@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import numbers
 from collections.abc import Iterable
+from typing import Any
 
 from torch import Tensor
 
@@ -30,23 +32,31 @@ def check_int(name: str, value: object, *, low: int = 1, high: int | None = None
 
 
 def check_number(
-    name: str, value: object, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> float:
-    """Return ``value`` as a finite float in ``[low, high]`` (``(low, high]`` with ``open_low``).
+    """Return ``value`` as a finite float in ``[low, high]``, without an end that is open.
 
     >>> check_number("lr", 0.1, low=0)
     0.1
-    >>> check_number("lr", -1, low=0)
+    >>> check_number("share", 1, low=0, high=1, open_high=True)
     Traceback (most recent call last):
     ...
-    ValueError: lr must be a number ≥ 0: got -1.
+    ValueError: share must be a number ≥ 0 and < 1: got 1.
     """
-    bounds = [f"{'>' if open_low else '≥'} {low:g}"] * (low > -math.inf) + [f"≤ {high:g}"] * (high < math.inf)
-    expected = " ".join(["a finite number" if not bounds else "a number", " and ".join(bounds)]).strip()
+    bounds = [f"{'>' if open_low else '≥'} {low:g}"] * (low > -math.inf)
+    bounds += [f"{'<' if open_high else '≤'} {high:g}"] * (high < math.inf)
+    expected = f"a number {' and '.join(bounds)}" if bounds else "a finite number"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {expected}: got {value!r} ({type(value).__name__}).")
     number = float(value)
-    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
+    outside = not low <= number <= high or (open_low and number == low) or (open_high and number == high)
+    if outside or not math.isfinite(number):
         raise ValueError(f"{name} must be {expected}: got {value!r}.")
     return number
 
@@ -89,3 +99,18 @@ def check_tensor(
     if floating and not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor: got {value.dtype}.")
     return value
+
+
+def import_extra(module: str, extra: str) -> Any:
+    """Import a module that comes with an extra of this package, or say which.
+
+    >>> import_extra("no_such_module", "book")
+    Traceback (most recent call last):
+    ...
+    ModuleNotFoundError: no_such_module is not installed, and this needs it: pip install 'attntut[book]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f"{module} is not installed, and this needs it: pip install 'attntut[{extra}]'"
+        raise ModuleNotFoundError(message, name=error.name) from error

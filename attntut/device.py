@@ -15,7 +15,7 @@ def default_device() -> torch.device:
     """The device named by the environment variable ``ATTNTUT_DEVICE``; ``cpu`` when it is unset.
 
     Returns:
-        A device that is present: a tensor can be made on it.
+        A device that is present: it holds and returns a number.
 
     Raises:
         ValueError: the name is no device of torch.
@@ -30,20 +30,13 @@ def default_device() -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"{VARIABLE} must name a torch device such as 'cpu' or 'cuda': got {name!r}.") from error
-    if not _is_present(device):
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own way to say no
         raise RuntimeError(
             f"{VARIABLE} is {name!r}, but torch finds no such device here. Unset it to compute on the CPU."
-        )
+        ) from error
     return device
-
-
-def _is_present(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return True
-    backend = getattr(torch, device.type, None) or getattr(torch.backends, device.type, None)
-    if backend is None or not backend.is_available():
-        return False
-    return device.index is None or device.index < getattr(backend, "device_count", lambda: 1)()
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -3,5 +3,6 @@
 from attntut.train.history import Evaluation, History
 from attntut.train.many import train_many
 from attntut.train.one import train
+from attntut.train.settings import Settings
 
-__all__ = ["Evaluation", "History", "train", "train_many"]
+__all__ = ["Evaluation", "History", "Settings", "train", "train_many"]

@@ -15,30 +15,26 @@ EVAL_BATCH = 128
 
 def cross_entropy(logits: Tensor, targets: Tensor, n_classes: int) -> Tensor:
     """The mean loss of the scored targets, in nats."""
-    _check_output(logits, targets, n_classes)
-    return _losses(logits, targets).sum() / (targets != UNSCORED).sum()
+    return _losses(logits, targets, n_classes).sum() / (targets != UNSCORED).sum()
 
 
 def scores(logits: Tensor, targets: Tensor, n_classes: int) -> Tensor:
     """Sum of the losses, number of right answers, number of scored targets: ``(3,)``."""
-    _check_output(logits, targets, n_classes)
+    loss = _losses(logits, targets, n_classes).sum()
     right = (logits.argmax(dim=-1) == targets).sum()
-    return torch.stack([_losses(logits, targets).sum().double(), right.double(), (targets != UNSCORED).sum().double()])
+    return torch.stack([loss.double(), right.double(), (targets != UNSCORED).sum().double()])
 
 
-def _losses(logits: Tensor, targets: Tensor) -> Tensor:
+def _losses(logits: Tensor, targets: Tensor, n_classes: int) -> Tensor:
     """As :func:`torch.nn.functional.cross_entropy` without its reduction, which vmap would run in Python."""
-    log_p = torch.log_softmax(logits, dim=-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-    return torch.where(targets != UNSCORED, -log_p, 0.0)
-
-
-def _check_output(logits: Tensor, targets: Tensor, n_classes: int) -> None:
     if not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape or logits.shape[-1] < n_classes:
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ValueError(
             f"model must return logits of shape {(*targets.shape, n_classes)} for targets of shape "
             f"{tuple(targets.shape)}: got {got}."
         )
+    log_p = torch.log_softmax(logits, dim=-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    return torch.where(targets != UNSCORED, -log_p, 0.0)
 
 
 def pieces(data: Data) -> Iterator[tuple[Tensor, Tensor]]:

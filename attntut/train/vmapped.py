@@ -25,7 +25,7 @@ def fast_vmap(device: torch.device) -> Iterator[None]:
 
 
 class _ForAllModels(TorchFunctionMode):
-    """The same functions with fewer passes over memory, which is what a step of a stack on a CPU waits for.
+    """The same functions with fewer passes over memory, which is what a step of many models on a CPU waits for.
 
     Under vmap a bias is a pass of its own: here it is added in place. Fused attention has no batched form there, and
     where the maps are small, plain products of matrices are faster in any case.

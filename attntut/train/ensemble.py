@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,52 +16,54 @@ from attntut.train.scoring import cross_entropy, evaluation, pieces, scores
 from attntut.train.settings import EPS, Settings
 
 
-class Stack:
+class Ensemble:
     """The weights of M models as one matrix ``(M, P)``, and their one program run over its rows."""
 
     def __init__(self, models: list[nn.Module]) -> None:
         self.program = copy.deepcopy(models[0])
-        self.shapes = {name: p.shape for name, p in models[0].named_parameters() if p.requires_grad}
-        self.sizes = [shape.numel() for shape in self.shapes.values()]
-        rows = [[p.detach().flatten() for p in m.parameters() if p.requires_grad] for m in models]
-        self.flat = torch.stack([torch.cat(row) for row in rows]).requires_grad_()
-        others = [_untrained(model) for model in models]
-        self.others = {name: torch.stack([other[name].detach() for other in others]) for name in others[0]}
+        members = [dict([*model.named_parameters(), *model.named_buffers()]) for model in models]
+        tensors = {name: torch.stack([member[name].detach() for member in members]) for name in members[0]}
+        trained = {n: tensors.pop(n) for n, p in models[0].named_parameters() if p.requires_grad}
+        self.shapes = {name: tensor.shape[1:] for name, tensor in trained.items()}
+        self.flat = torch.cat([tensor.flatten(1) for tensor in trained.values()], dim=1).requires_grad_()
+        self.untrained = tensors
 
     def parameters(self) -> dict[str, Tensor]:
-        parts = self.flat.split(self.sizes, dim=1)
+        """The trained weights by name, each ``(M, …)``: views of the matrix."""
+        parts = self.flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {n: part.view(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
 
     def losses(self, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
         """The loss of each model on its own batch, ``(M,)``; ``x`` is ``(M, B, T, …)``."""
-
-        def loss(parameters: dict[str, Tensor], others: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return cross_entropy(functional_call(self.program, (parameters, others), (x,)), y, n_classes)
-
         self.program.train()
-        return vmap(loss, randomness="different")(self.parameters(), self.others, x, y)
+        return self._score(cross_entropy, x, y, n_classes)
 
     @torch.no_grad()
     def evaluate(self, data: Data, step: int) -> list[Evaluation]:
-        def part(parameters: dict[str, Tensor], others: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            return scores(functional_call(self.program, (parameters, others), (x,)), y, data.n_classes)
-
+        """Every model on the whole test set."""
         self.program.eval()
-        run = vmap(part, randomness="different")
         M = len(self.flat)
-        parts = [(x.expand(M, *x.shape), y.expand(M, *y.shape)) for x, y in pieces(data)]
-        total = torch.stack([run(self.parameters(), self.others, x, y) for x, y in parts]).sum(dim=0)  # (M, 3)
-        return [evaluation(step, row) for row in total]
+        parts = [
+            self._score(scores, x.expand(M, *x.shape), y.expand(M, *y.shape), data.n_classes) for x, y in pieces(data)
+        ]
+        return [evaluation(step, row) for row in torch.stack(parts).sum(dim=0)]  # (M, 3)
 
     @torch.no_grad()
     def write_back(self, models: list[nn.Module]) -> None:
-        stacked = {**self.parameters(), **self.others}
+        """Give each model its weights and buffers."""
+        tensors = self.parameters() | self.untrained
         for i, model in enumerate(models):
             for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-                tensor.copy_(stacked[name][i])
+                tensor.copy_(tensors[name][i])
+
+    def _score(self, score: Callable[[Tensor, Tensor, int], Tensor], x: Tensor, y: Tensor, n_classes: int) -> Tensor:
+        def of_one(parameters: dict[str, Tensor], untrained: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            return score(functional_call(self.program, (parameters, untrained), (x,)), y, n_classes)
+
+        return vmap(of_one, randomness="different")(self.parameters(), self.untrained, x, y)
 
 
-class StackedOptimizer:
+class EnsembleOptimizer:
     """SGD, Adam or AdamW as in torch.optim, on the rows of a matrix, each with its own learning rate."""
 
     def __init__(self, flat: Tensor, settings: Settings) -> None:
@@ -87,8 +90,3 @@ class StackedOptimizer:
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         scale = (self.second.sqrt()).div_(math.sqrt(1 - beta2**self.t)).add_(EPS)
         flat.addcmul_(torch.div(self.first, scale, out=scale), -lr / (1 - beta1**self.t))
-
-
-def _untrained(model: nn.Module) -> dict[str, Tensor]:
-    frozen = {name: p for name, p in model.named_parameters() if not p.requires_grad}
-    return {**frozen, **dict(model.named_buffers())}
