@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -51,3 +53,27 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
         True
     """
     return torch.Generator(device=device).manual_seed(check_int("seed", seed, low=0))
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let what draws from torch's global generators draw from ``seed``, and leave them as they were.
+
+    Args:
+        seed: any integer ≥ 0.
+        device: the generators are that of the CPU, and that of this device if it is a GPU.
+
+    Example:
+        >>> with own_randomness(1):
+        ...     first = torch.randn(3)
+        >>> torch.equal(first, torch.randn(3, generator=seeded(1)))
+        True
+    """
+    check_int("seed", seed, low=0)
+    gpu = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=gpu):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs, which nobody restores
+        for one in gpu:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

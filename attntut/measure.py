@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from graphlib import TopologicalSorter
 from typing import Any, NamedTuple
 
 import torch
@@ -351,18 +352,16 @@ def products_in_a_row(output: Tensor) -> int:
     """
     if check_tensor("output", output).grad_fn is None:
         raise ValueError("output must come from something that requires a gradient: it has no graph.")
-    lengths: dict[Any, int] = {}
+    graph: dict[Any, list[Any]] = {}
     waiting: list[Any] = [output.grad_fn]
-    while waiting:  # depth first, without recursion: a chain may be longer than Python's stack
-        node = waiting[-1]
-        before = [previous for previous, _ in node.next_functions if previous is not None]
-        missing = [previous for previous in before if previous not in lengths]
-        if missing:
-            waiting += missing
-        else:
-            longest = max((lengths[previous] for previous in before), default=0)
-            lengths[waiting.pop()] = longest + (node.name() in PRODUCTS)
-    return lengths[output.grad_fn]
+    while waiting:
+        if (node := waiting.pop()) not in graph:
+            graph[node] = [previous for previous, _ in node.next_functions if previous is not None]
+            waiting += graph[node]
+    longest: dict[Any, int] = {}
+    for node in TopologicalSorter(graph).static_order():
+        longest[node] = max((longest[previous] for previous in graph[node]), default=0) + (node.name() in PRODUCTS)
+    return longest[output.grad_fn]
 
 
 def multiply_adds(build: Callable[[], Callable[[Tensor], object]], *shape: int) -> int:

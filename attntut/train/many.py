@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from attntut._checks import check_int, check_number
 from attntut.data import Data
-from attntut.train.alike import check_alike, one_each
-from attntut.train.ensemble import Ensemble, EnsembleOptimizer
-from attntut.train.history import Evaluation, History
-from attntut.train.settings import Settings, batch_order, data_for, own_randomness, progress_bar
+from attntut.device import own_randomness
+from attntut.train.ensemble import Ensemble, EnsembleOptimizer, check_alike, one_each
+from attntut.train.scoring import Evaluation, History
+from attntut.train.settings import Settings, batch_order, data_for, progress_bar
 from attntut.train.vmapped import fast_vmap
 
 CHUNK = 32

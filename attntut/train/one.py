@@ -12,9 +12,9 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from attntut._checks import check_int, check_number
 from attntut._modes import restored_mode
 from attntut.data import Data
-from attntut.train.history import Evaluation, History
-from attntut.train.scoring import cross_entropy, evaluate
-from attntut.train.settings import EPS, Settings, batch_order, check_model, data_for, own_randomness, progress_bar
+from attntut.device import own_randomness
+from attntut.train.scoring import Evaluation, History, cross_entropy, evaluate
+from attntut.train.settings import EPS, Settings, batch_order, check_model, data_for, progress_bar
 
 
 def train(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -112,11 +110,3 @@ def check_model(name: str, model: object) -> nn.Module:
 def progress_bar(total: int, progress: bool | None) -> tqdm:
     """A bar of steps; without an answer in ``progress``, only a terminal gets one."""
     return tqdm(total=total, disable=None if progress is None else not progress, unit="step", leave=False)
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """What dropout draws follows from ``seed``, and the global generators are left as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
