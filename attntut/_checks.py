@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any
 
 from torch import Tensor
 
@@ -99,18 +97,3 @@ def check_tensor(
     if floating and not value.dtype.is_floating_point:
         raise TypeError(f"{name} must be a floating-point tensor: got {value.dtype}.")
     return value
-
-
-def import_extra(module: str, extra: str) -> Any:
-    """Import a module that comes with an extra of this package, or say which.
-
-    >>> import_extra("no_such_module", "book")
-    Traceback (most recent call last):
-    ...
-    ModuleNotFoundError: no_such_module is not installed, and this needs it: pip install 'attntut[book]'
-    """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        message = f"{module} is not installed, and this needs it: pip install 'attntut[{extra}]'"
-        raise ModuleNotFoundError(message, name=error.name) from error

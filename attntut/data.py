@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attntut._checks import check_int, check_number, check_tensor, import_extra
+from attntut._checks import check_int, check_number, check_tensor
+from attntut._extras import extra
 from attntut.device import seeded
 
 UNSCORED = -100
@@ -164,7 +165,9 @@ def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None =
     if 8 % patch:
         raise ValueError(f"patch must divide 8, the side of an image: got {patch}. Take 1, 2, 4 or 8.")
     check_number("test_fraction", test_fraction, low=0, high=1, open_low=True, open_high=True)
-    generator, rearrange = seeded(seed), import_extra("einops", "book").rearrange
+    generator = seeded(seed)
+    with extra("train"):
+        from einops import rearrange
     lines = gzip.decompress(_corpus("digits.csv.gz")).decode("ascii").splitlines()
     table = torch.tensor(np.loadtxt(lines, delimiter=",", dtype=np.int64))  # (1797, 65): pixels from 0 to 16, the digit
     pixels = dict(h=8 // patch, p=patch, w=8 // patch, q=patch)
@@ -203,8 +206,9 @@ def to_images(patches: Tensor) -> Tensor:
         raise ValueError(
             f"patches must have shape (N, T, pixels) where T and pixels are squares: got {tuple(patches.shape)}."
         )
-    pattern = "n (h w) (p q) -> n (h p) (w q)"
-    return import_extra("einops", "book").rearrange(patches, pattern, h=across, p=patch)
+    with extra("train"):
+        from einops import rearrange
+    return rearrange(patches, "n (h w) (p q) -> n (h p) (w q)", h=across, p=patch)
 
 
 def shuffle_tokens(inputs: Tensor, *, seed: int, keep: int = 0) -> Tensor:

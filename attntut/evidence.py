@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from attntut._checks import check_number, import_extra
+from attntut._checks import check_number
+from attntut._extras import extra
 
 MIME = "application/vnd.attntut.evidence+json"
 COLUMNS = ("quantity", "predicted", "measured", "agreement")
@@ -315,11 +316,9 @@ def confidence_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, f
     mean = float(samples.mean())
     if samples.size == 1:
         return mean, None, None
-    half = float(
-        import_extra("scipy.special", "plots").stdtrit(samples.size - 1, 0.975)
-        * samples.std(ddof=1)
-        / math.sqrt(samples.size)
-    )
+    with extra("plots"):
+        from scipy.special import stdtrit  # the quantile of Student's t
+    half = float(stdtrit(samples.size - 1, 0.975) * samples.std(ddof=1) / math.sqrt(samples.size))
     return mean, mean - half, mean + half
 
 

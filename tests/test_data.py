@@ -1,6 +1,7 @@
 """The data sets: their shapes, their exact answers, and that they need nothing but what is installed."""
 
 import socket
+import sys
 from importlib.resources import files
 
 import pytest
@@ -102,6 +103,13 @@ def test_fewer_training_digits_and_the_same_test_set():
 def test_patches_are_read_like_a_page():
     patches = torch.tensor([[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]])
     assert torch.equal(to_images(patches), torch.arange(16).view(1, 4, 4))
+
+
+@pytest.mark.parametrize("call", [digits, lambda: to_images(torch.zeros(1, 4, 4))])
+def test_without_einops_it_is_said_what_to_install(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "einops", None)
+    with pytest.raises(ModuleNotFoundError, match=r"einops is not installed.*pip install 'attntut\[train\]'"):
+        call()
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])

@@ -126,6 +126,12 @@ def test_outside_a_notebook_nothing_of_jupyter_or_scipy_is_imported():
     assert done.stdout.splitlines()[1] == "[]"
 
 
+def test_without_scipy_an_interval_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(ModuleNotFoundError, match=r"scipy is not installed.*pip install 'attntut\[plots\]'"):
+        compare("x", 1, [1, 2], rtol=1)
+
+
 # --- how they are shown -------------------------------------------------------------------------------------------
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from attntut._checks import check_int, check_number
 from attntut.data import Data
@@ -74,12 +73,17 @@ def train_many(
     with progress_bar(checked.steps * len(starts), progress) as bar:
         for start in starts:
             part = slice(start, start + chunk)
-            histories += _train_at_once(models[part], data, lrs[part], seeds[part], checked, bar)
+            histories += _train_at_once(models[part], data, lrs[part], seeds[part], checked, bar.update)
     return histories
 
 
 def _train_at_once(
-    models: list[nn.Module], data: Data, lrs: list[float], seeds: list[int], settings: Settings, bar: tqdm
+    models: list[nn.Module],
+    data: Data,
+    lrs: list[float],
+    seeds: list[int],
+    settings: Settings,
+    tick: Callable[[], object],
 ) -> list[History]:
     ensemble = Ensemble(models)
     device = ensemble.flat.device
@@ -112,7 +116,7 @@ def _train_at_once(
             if not alive.all():
                 gradient[~alive] = 0
             optimizer.step(gradient, lr * settings.lr_factor(step) * alive[:, None])
-            bar.update()
+            tick()
         evaluations.append(ensemble.evaluate(data, settings.steps))
     ensemble.write_back(models)
     ends = [at if at >= 0 else None for at in diverged_at.tolist()]

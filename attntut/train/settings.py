@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from attntut._checks import check_choice, check_int, check_number
+from attntut._extras import extra
 from attntut.data import Data
 from attntut.device import seeded
+
+with extra("train"):
+    from tqdm import tqdm
 
 OPTIMIZERS = ("adamw", "adam", "sgd")
 EPS = 1e-8
