@@ -28,7 +28,7 @@ def train_many(
     seeds: Sequence[int] | None = None,
     chunk: int | None = None,
     progress: bool | None = None,
-    **settings: Any,
+    **options: Any,
 ) -> list[History]:
     """Train many models of one shape in place and at once: what :func:`train` does to each, in a fraction of the time.
 
@@ -39,7 +39,7 @@ def train_many(
     Args:
         models: may differ in the values of their weights, and in nothing else. Dropout works, but draws other numbers
             than :func:`train` would.
-        data, progress, settings: as in :func:`train`.
+        data, progress, options: as in :func:`train`.
         lrs: one learning rate for all, or one a model.
         seeds: of the order of the batches, one a model; 0, 1, 2 … by default. Equal seeds see equal batches.
         chunk: how many models are trained at a time, which bounds the memory; at most 32 by default.
@@ -66,14 +66,14 @@ def train_many(
     lrs = one_each("lrs", lrs, len(models), check_number)
     seeds = one_each("seeds", range(len(models)) if seeds is None else seeds, len(models), check_int)
     chunk = min(len(models), CHUNK) if chunk is None else check_int("chunk", chunk)
-    checked = Settings(**settings)
-    data = data_for(models[0], data, checked)
+    settings = Settings(**options)
+    data = data_for(models[0], data, settings)
     histories: list[History] = []
     starts = range(0, len(models), chunk)
-    with progress_bar(checked.steps * len(starts), progress) as bar:
+    with progress_bar(settings.steps * len(starts), progress) as bar:
         for start in starts:
             part = slice(start, start + chunk)
-            histories += _train_at_once(models[part], data, lrs[part], seeds[part], checked, bar.update)
+            histories += _train_at_once(models[part], data, lrs[part], seeds[part], settings, bar.update)
     return histories
 
 
@@ -120,5 +120,5 @@ def _train_at_once(
         evaluations.append(ensemble.evaluate(data, settings.steps))
     ensemble.write_back(models)
     ends = [at if at >= 0 else None for at in diverged_at.tolist()]
-    own = zip(losses.T.cpu().contiguous(), zip(*evaluations, strict=True), ends, lrs, seeds, strict=True)
-    return [History(*member) for member in own]
+    members = zip(losses.T.cpu().contiguous(), zip(*evaluations, strict=True), ends, lrs, seeds, strict=True)
+    return [History(*member) for member in members]

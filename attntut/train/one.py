@@ -18,7 +18,7 @@ from attntut.train.settings import EPS, Settings, batch_order, check_model, data
 
 
 def train(
-    model: nn.Module, data: Data, *, lr: float, seed: int = 0, progress: bool | None = None, **settings: Any
+    model: nn.Module, data: Data, *, lr: float, seed: int = 0, progress: bool | None = None, **options: Any
 ) -> History:
     r"""Train a model in place by cross-entropy, with an optimizer of torch.
 
@@ -32,7 +32,7 @@ def train(
         lr: learning rate.
         seed: of the order of the batches, and of dropout if there is any.
         progress: whether to show a bar; by default only where stderr is a terminal.
-        settings: ``steps``, and whatever else of :class:`Settings` (``batch_size``, ``optimizer``, ``weight_decay``,
+        options: ``steps``, and whatever else of :class:`Settings` (``batch_size``, ``optimizer``, ``weight_decay``,
             ``momentum``, ``betas``, ``warmup``, ``clip_norm``, ``max_loss``, ``eval_every``) is not as there.
 
     Returns:
@@ -51,18 +51,19 @@ def train(
     """
     check_model("model", model)
     check_number("lr", lr, low=0), check_int("seed", seed, low=0)
-    s = Settings(**settings)
-    data = data_for(model, data, s)
+    settings = Settings(**options)
+    data = data_for(model, data, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _torch_optimizer(parameters, lr, s)
-    batches = batch_order(seed, len(data.train_inputs), s)  # (steps, batch)
-    losses = torch.full((s.steps,), math.nan, dtype=torch.float64)
+    optimizer = _torch_optimizer(parameters, lr, settings)
+    batches = batch_order(seed, len(data.train_inputs), settings)  # (steps, batch)
+    losses = torch.full((settings.steps,), math.nan, dtype=torch.float64)
     evaluations: list[Evaluation] = []
     diverged_at = None
 
-    with restored_mode(model), own_randomness(seed, parameters[0].device), progress_bar(s.steps, progress) as bar:
+    randomness = own_randomness(seed, parameters[0].device)
+    with restored_mode(model), randomness, progress_bar(settings.steps, progress) as bar:
         for step, batch in enumerate(batches):
-            if s.evaluates(step):
+            if settings.evaluates(step):
                 evaluations.append(evaluate(model, data, step))
             if diverged_at is not None:
                 continue
@@ -71,18 +72,18 @@ def train(
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             norm = get_total_norm(gradients)
             losses[step] = value = loss.item()
-            if not (math.isfinite(value) and value <= s.max_loss and math.isfinite(norm)):
+            if not (math.isfinite(value) and value <= settings.max_loss and math.isfinite(norm)):
                 diverged_at = step
                 continue
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            if s.clip_norm is not None:
-                clip_grads_with_norm_(parameters, s.clip_norm, norm)
-            optimizer.param_groups[0]["lr"] = lr * s.lr_factor(step)
+            if settings.clip_norm is not None:
+                clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+            optimizer.param_groups[0]["lr"] = lr * settings.lr_factor(step)
             optimizer.step()
             bar.update()
         optimizer.zero_grad()
-        evaluations.append(evaluate(model, data, s.steps))
+        evaluations.append(evaluate(model, data, settings.steps))
     return History(losses, tuple(evaluations), diverged_at, float(lr), seed)
 
 
