@@ -30,23 +30,31 @@ def check_int(name: str, value: object, *, low: int = 1, high: int | None = None
 
 
 def check_number(
-    name: str, value: object, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False
+    name: str,
+    value: object,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    open_low: bool = False,
+    open_high: bool = False,
 ) -> float:
-    """Return ``value`` as a finite float in ``[low, high]`` (``(low, high]`` with ``open_low``).
+    """Return ``value`` as a finite float in ``[low, high]``, without an end that is open.
 
     >>> check_number("lr", 0.1, low=0)
     0.1
-    >>> check_number("lr", -1, low=0)
+    >>> check_number("share", 1, low=0, high=1, open_high=True)
     Traceback (most recent call last):
     ...
-    ValueError: lr must be a number ≥ 0: got -1.
+    ValueError: share must be a number ≥ 0 and < 1: got 1.
     """
-    bounds = [f"{'>' if open_low else '≥'} {low:g}"] * (low > -math.inf) + [f"≤ {high:g}"] * (high < math.inf)
-    expected = " ".join(["a finite number" if not bounds else "a number", " and ".join(bounds)]).strip()
+    bounds = [f"{'>' if open_low else '≥'} {low:g}"] * (low > -math.inf)
+    bounds += [f"{'<' if open_high else '≤'} {high:g}"] * (high < math.inf)
+    expected = f"a number {' and '.join(bounds)}" if bounds else "a finite number"
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be {expected}: got {value!r} ({type(value).__name__}).")
     number = float(value)
-    if not math.isfinite(number) or not low <= number <= high or (open_low and number == low):
+    outside = not low <= number <= high or (open_low and number == low) or (open_high and number == high)
+    if outside or not math.isfinite(number):
         raise ValueError(f"{name} must be {expected}: got {value!r}.")
     return number
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from attntut._checks import check_int, check_number, check_tensor
+from attntut._extras import extra
 from attntut.device import seeded
 
 UNSCORED = -100
@@ -112,9 +114,11 @@ class Data:
             >>> characters(seq_len=26).decode(characters(seq_len=26).train_inputs[0])
             'HAMLET, PRINCE OF DENMARK\\n'
         """
-        if not self.alphabet:
-            raise ValueError(f"decode needs data whose tokens are characters: {self.name!r} has no alphabet.")
-        return "".join(self.alphabet[token] for token in _row("tokens", tokens, len(self.alphabet)))
+        row = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+        n = len(self._letters("decode"))
+        if not isinstance(row, list) or not all(isinstance(token, int) and 0 <= token < n for token in row):
+            raise ValueError(f"tokens must be one row of integers between 0 and {n - 1}: got {row!r}.")
+        return "".join(self.alphabet[token] for token in row)
 
     def encode(self, text: str) -> Tensor:
         """The integer tokens of a text, ``(len(text),)``.
@@ -124,14 +128,17 @@ class Data:
             >>> data.decode(data.encode("To be, or not to be"))
             'To be, or not to be'
         """
-        if not self.alphabet:
-            raise ValueError(f"encode needs data whose tokens are characters: {self.name!r} has no alphabet.")
         if not isinstance(text, str):
             raise TypeError(f"text must be a str: got {type(text).__name__}.")
-        unknown = sorted(set(text) - set(self.alphabet))
+        unknown = sorted(set(text) - set(self._letters("encode")))
         if unknown:
             raise ValueError(f"text must use the alphabet {self.alphabet!r} only: got {''.join(unknown)!r}.")
         return torch.tensor([self.alphabet.index(character) for character in text], dtype=torch.int64)
+
+    def _letters(self, function: str) -> str:
+        if not self.alphabet:
+            raise ValueError(f"{function} needs data whose tokens are characters: {self.name!r} has no alphabet.")
+        return self.alphabet
 
 
 def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None = None, seed: int = 0) -> Data:
@@ -157,13 +164,14 @@ def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None =
     check_int("patch", patch)
     if 8 % patch:
         raise ValueError(f"patch must divide 8, the side of an image: got {patch}. Take 1, 2, 4 or 8.")
-    if not 0 < check_number("test_fraction", test_fraction) < 1:
-        raise ValueError(f"test_fraction must lie between 0 and 1, both excluded: got {test_fraction}.")
+    check_number("test_fraction", test_fraction, low=0, high=1, open_low=True, open_high=True)
     generator = seeded(seed)
-
+    with extra("train"):
+        from einops import rearrange
     lines = gzip.decompress(_corpus("digits.csv.gz")).decode("ascii").splitlines()
     table = torch.tensor(np.loadtxt(lines, delimiter=",", dtype=np.int64))  # (1797, 65): pixels from 0 to 16, the digit
-    inputs = to_patches(table[:, :64].view(-1, 8, 8).float(), patch)  # (1797, T, patch²)
+    pixels = dict(h=8 // patch, p=patch, w=8 // patch, q=patch)
+    inputs = rearrange(table[:, :64].float(), "n (h p w q) -> n (h w) (p q)", **pixels)  # (1797, T, patch²)
     targets = table[:, 64].contiguous()
     n = len(inputs)
     n_test = min(max(round(test_fraction * n), 1), n - 1)
@@ -176,50 +184,31 @@ def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None =
     return Data("digits", inputs[train], targets[train], inputs[test], targets[test], n_classes=10)
 
 
-def to_patches(images: Tensor, patch: int) -> Tensor:
-    """Cut images into square patches, left to right, then top to bottom.
-
-    Args:
-        images: ``(N, height, width)``; ``patch`` divides both sides.
-        patch: side of a patch.
-
-    Returns:
-        ``(N, height / patch · width / patch, patch²)``.
-
-    Example:
-        >>> to_patches(torch.arange(16).view(1, 4, 4), 2)[0, 0]
-        tensor([0, 1, 4, 5])
-    """
-    check_tensor("images", images, ndim=3, floating=False), check_int("patch", patch)
-    N, height, width = images.shape
-    if height % patch or width % patch:
-        raise ValueError(f"patch must divide the sides of the images: got patch={patch} and {height} × {width} pixels.")
-    rows = images.view(N, height // patch, patch, width // patch, patch).transpose(2, 3)
-    return rows.reshape(N, -1, patch * patch)
-
-
 def to_images(patches: Tensor) -> Tensor:
-    """Put the patches of a square image together again: the inverse of :func:`to_patches`.
+    """Put the patches of a square image, which lie left to right, then top to bottom, together again.
 
     Args:
-        patches: ``(N, T, patch²)`` where T is a square.
+        patches: ``(N, T, patch²)`` where T is a square, as in :func:`digits`.
 
     Returns:
         ``(N, side, side)`` with ``side = √T · patch``.
 
     Example:
-        >>> images = torch.randn(3, 8, 8)
-        >>> torch.equal(to_images(to_patches(images, 2)), images)
-        True
+        >>> to_images(torch.arange(16).view(1, 4, 4))[0]
+        tensor([[ 0,  1,  4,  5],
+                [ 2,  3,  6,  7],
+                [ 8,  9, 12, 13],
+                [10, 11, 14, 15]])
     """
-    N, T, pixels = check_tensor("patches", patches, ndim=3, floating=False).shape
-    across, patch = round(T**0.5), round(pixels**0.5)
+    _, T, pixels = check_tensor("patches", patches, ndim=3, floating=False).shape
+    across, patch = math.isqrt(T), math.isqrt(pixels)
     if across**2 != T or patch**2 != pixels:
         raise ValueError(
             f"patches must have shape (N, T, pixels) where T and pixels are squares: got {tuple(patches.shape)}."
         )
-    rows = patches.view(N, across, across, patch, patch).transpose(2, 3)
-    return rows.reshape(N, across * patch, across * patch)
+    with extra("train"):
+        from einops import rearrange
+    return rearrange(patches, "n (h w) (p q) -> n (h p) (w q)", h=across, p=patch)
 
 
 def shuffle_tokens(inputs: Tensor, *, seed: int, keep: int = 0) -> Tensor:
@@ -243,7 +232,7 @@ def shuffle_tokens(inputs: Tensor, *, seed: int, keep: int = 0) -> Tensor:
     place = torch.rand(inputs.shape[:2], generator=seeded(seed))  # (N, T)
     place[:, :keep] = torch.arange(keep) - keep  # before all others
     order = place.argsort(dim=1).to(inputs.device)
-    return inputs.gather(1, order.view(*order.shape, *[1] * (inputs.ndim - 2)).expand_as(inputs))
+    return inputs.take_along_dim(order.view(*order.shape, *[1] * (inputs.ndim - 2)), dim=1)
 
 
 def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: float = 0.1) -> Data:
@@ -269,14 +258,11 @@ def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: f
     """
     check_int("seq_len", seq_len)
     stride = seq_len if stride is None else check_int("stride", stride)
-    if not 0 < check_number("test_fraction", test_fraction) < 1:
-        raise ValueError(f"test_fraction must lie between 0 and 1, both excluded: got {test_fraction}.")
-    text = _corpus("hamlet.txt").decode("ascii")
-    alphabet = "".join(sorted(set(text)))
-    index = {character: i for i, character in enumerate(alphabet)}
-    tokens = torch.tensor([index[character] for character in text], dtype=torch.int64)
-    cut = round(len(text) * (1 - test_fraction))
-    shortest = min(cut, len(text) - cut)
+    check_number("test_fraction", test_fraction, low=0, high=1, open_low=True, open_high=True)
+    letters, indices = np.unique(np.frombuffer(_corpus("hamlet.txt"), np.uint8), return_inverse=True)
+    alphabet, tokens = letters.tobytes().decode("ascii"), torch.tensor(indices, dtype=torch.int64)
+    cut = round(len(tokens) * (1 - test_fraction))
+    shortest = min(cut, len(tokens) - cut)
     if seq_len >= shortest:
         raise ValueError(
             f"seq_len must be less than {shortest}, the length of the smaller part of the text: got {seq_len}."
@@ -296,9 +282,8 @@ def reverse(*, seq_len: int = 8, vocab_size: int = 10, n_train: int = 2000, n_te
     Args:
         seq_len: T.
         vocab_size: number of different symbols.
-        n_train: number of training sequences.
-        n_test: number of test sequences.
-        seed: of the draw.
+        n_train, n_test: number of sequences in the training set and in the test set.
+        seed: of the random numbers.
 
     Example:
         >>> data = reverse(seq_len=4)
@@ -320,9 +305,8 @@ def copy(*, length: int = 8, vocab_size: int = 10, n_train: int = 2000, n_test: 
     Args:
         length: of the word; the sequences have ``2·length`` tokens.
         vocab_size: number of different symbols, the separator not counted.
-        n_train: number of training sequences.
-        n_test: number of test sequences.
-        seed: of the draw.
+        n_train, n_test: number of sequences in the training set and in the test set.
+        seed: of the random numbers.
 
     Example:
         >>> data = copy(length=4)
@@ -352,9 +336,8 @@ def associative_recall(
         n_pairs: pairs in a sequence, at most ``n_keys``; a sequence has ``2·n_pairs + 1`` tokens.
         n_keys: the keys are the tokens ``0 … n_keys − 1``.
         n_values: the values are the tokens ``n_keys … n_keys + n_values − 1``.
-        n_train: number of training sequences.
-        n_test: number of test sequences.
-        seed: of the draw.
+        n_train, n_test: number of sequences in the training set and in the test set.
+        seed: of the random numbers.
 
     Example:
         >>> data = associative_recall(n_pairs=2)
@@ -365,18 +348,15 @@ def associative_recall(
     """
     check_int("n_keys", n_keys, low=2), check_int("n_values", n_values, low=2)
     check_int("n_pairs", n_pairs, high=n_keys)
-    check_int("n_train", n_train), check_int("n_test", n_test)
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
+    def sequences(n: int, generator: torch.Generator) -> Tensor:
         keys = torch.rand(n, n_keys, generator=generator).argsort(dim=1)[:, :n_pairs]
         values = torch.randint(n_keys, n_keys + n_values, (n, n_pairs), generator=generator)
         question = keys.gather(1, torch.randint(n_pairs, (n, 1), generator=generator))
         return torch.cat([torch.stack([keys, values], dim=2).flatten(1), question], dim=1)  # (n, 2·n_pairs + 1)
 
-    capacity = n_pairs * n_values**n_pairs
-    for used in range(n_pairs):
-        capacity *= n_keys - used
-    inputs = _distinct(draw, n_train + n_test, capacity, seed)
+    capacity = n_pairs * n_values**n_pairs * math.perm(n_keys, n_pairs)
+    inputs = _distinct(sequences, n_train, n_test, capacity, seed)
     asked = inputs[:, 0:-1:2] == inputs[:, -1:]  # (N, n_pairs), one True a row
     targets = torch.full_like(inputs, UNSCORED)
     targets[:, -1] = inputs[:, 1::2][asked]
@@ -390,24 +370,25 @@ def _split(name: str, inputs: Tensor, targets: Tensor, n_train: int, n_classes: 
 def _words(length: int, vocab_size: int, n_train: int, n_test: int, seed: int) -> Tensor:
     """Different sequences of symbols drawn uniformly, ``(n_train + n_test, length)``."""
     check_int("vocab_size", vocab_size, low=2)
-    check_int("n_train", n_train), check_int("n_test", n_test)
 
-    def draw(n: int, generator: torch.Generator) -> Tensor:
+    def sequences(n: int, generator: torch.Generator) -> Tensor:
         return torch.randint(vocab_size, (n, length), generator=generator)
 
-    return _distinct(draw, n_train + n_test, vocab_size**length, seed)
+    return _distinct(sequences, n_train, n_test, vocab_size**length, seed)
 
 
-def _distinct(draw: Callable[[int, torch.Generator], Tensor], n: int, capacity: int, seed: int) -> Tensor:
-    """The first ``n`` different rows that ``draw`` gives, in the order in which they came."""
+def _distinct(
+    sequences: Callable[[int, torch.Generator], Tensor], n_train: int, n_test: int, capacity: int, seed: int
+) -> Tensor:
+    """The first ``n_train + n_test`` different rows that ``sequences`` draws, in the order in which they came."""
+    n = check_int("n_train", n_train) + check_int("n_test", n_test)
     if n > capacity:
         raise ValueError(
             f"n_train + n_test must be at most {capacity}, the number of different sequences of this shape: got {n}."
         )
-    generator = seeded(seed)
-    rows: dict[tuple[int, ...], None] = {}
+    generator, rows = seeded(seed), dict[tuple[int, ...], None]()
     while len(rows) < n:
-        rows.update(dict.fromkeys(map(tuple, draw(n, generator).tolist())))
+        rows.update(dict.fromkeys(map(tuple, sequences(n, generator).tolist())))
     return torch.tensor(list(rows)[:n], dtype=torch.int64)
 
 
@@ -422,10 +403,3 @@ def _corpus(name: str) -> bytes:
             f"{CORPUS_SHA256[name]}, got {digest}. Install the package again."
         )
     return raw
-
-
-def _row(name: str, tokens: Tensor | Iterable[int], n: int) -> list[int]:
-    row = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
-    if not isinstance(row, list) or not all(isinstance(token, int) and 0 <= token < n for token in row):
-        raise ValueError(f"{name} must be one row of integers between 0 and {n - 1}: got {row!r}.")
-    return row

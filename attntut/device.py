@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -15,7 +17,7 @@ def default_device() -> torch.device:
     """The device named by the environment variable ``ATTNTUT_DEVICE``; ``cpu`` when it is unset.
 
     Returns:
-        A device that is present: a tensor can be made on it.
+        A device that is present: it holds and returns a number.
 
     Raises:
         ValueError: the name is no device of torch.
@@ -30,20 +32,13 @@ def default_device() -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"{VARIABLE} must name a torch device such as 'cpu' or 'cuda': got {name!r}.") from error
-    if not _is_present(device):
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each backend has its own way to say no
         raise RuntimeError(
             f"{VARIABLE} is {name!r}, but torch finds no such device here. Unset it to compute on the CPU."
-        )
+        ) from error
     return device
-
-
-def _is_present(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return True
-    backend = getattr(torch, device.type, None) or getattr(torch.backends, device.type, None)
-    if backend is None or not backend.is_available():
-        return False
-    return device.index is None or device.index < getattr(backend, "device_count", lambda: 1)()
 
 
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -58,3 +53,27 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
         True
     """
     return torch.Generator(device=device).manual_seed(check_int("seed", seed, low=0))
+
+
+@contextmanager
+def own_randomness(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
+    """Let what draws from torch's global generators draw from ``seed``, and leave them as they were.
+
+    Args:
+        seed: any integer ≥ 0.
+        device: the generators are that of the CPU, and that of this device if it is a GPU.
+
+    Example:
+        >>> with own_randomness(1):
+        ...     first = torch.randn(3)
+        >>> torch.equal(first, torch.randn(3, generator=seeded(1)))
+        True
+    """
+    check_int("seed", seed, low=0)
+    gpu = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices=gpu):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed all GPUs, which nobody restores
+        for one in gpu:
+            with torch.cuda.device(one):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -6,17 +6,16 @@ import html
 import json
 import math
 import re
+import sys
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from IPython import get_ipython
-from IPython.display import display
-from scipy.special import stdtrit
 
 from attntut._checks import check_number
+from attntut._extras import extra
 
 MIME = "application/vnd.attntut.evidence+json"
 COLUMNS = ("quantity", "predicted", "measured", "agreement")
@@ -26,7 +25,7 @@ class Disagreement(AssertionError):
     """A measurement lies where it must not."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evidence:
     """One measurement, beside what was said of it before.
 
@@ -40,6 +39,7 @@ class Evidence:
         low, high: the 95 % confidence interval of the mean, or None for one measurement.
         n: number of measurements.
         tolerance: how near, or where, the measurement must lie, in words.
+        at_least, at_most: the same as numbers; None where there is no end.
         unit: the unit of both numbers.
         passed: whether it lies there.
         explained: why theory and measurement differ, where the text says so; such a record has not passed.
@@ -51,18 +51,32 @@ class Evidence:
     name: str
     slug: str
     kind: str
-    predicted: float | None
+    predicted: float | None = None
     measured: float
-    low: float | None
-    high: float | None
-    n: int
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
     tolerance: str
-    unit: str
+    unit: str = ""
     passed: bool
     explained: str | None = None
     claim: str | None = None
     supports: bool = True
     when: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.claim is not None and not re.fullmatch(r"C\d\d", str(self.claim)):
+            raise ValueError(f"claim must be the id of a claim, such as 'C07': got {self.claim!r}.")
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is as the text says: it passed or, where a difference is explained, surely differs."""
+        if not self.explained:
+            return self.passed
+        held = self.low is not None and self.high is not None and self.low <= (self.predicted or 0) <= self.high
+        return math.isfinite(self.measured) and not self.passed and not held
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
@@ -143,39 +157,29 @@ def compare(
         >>> evidence = compare("a loaded coin", 0.5, 0.62, rtol=0.05, differs="lead in one side")
         a loaded coin   predicted 0.5   measured 0.62   ✗ not within 5 %: lead in one side
     """
-    given = [key for key, value in (("rtol", rtol), ("atol", atol)) if value is not None]
+    given = {key: value for key, value in (("rtol", rtol), ("atol", atol)) if value is not None}
     if len(given) != 1:
         raise TypeError(f"Exactly one of rtol and atol must be given: got {' and '.join(given) or 'none'}.")
-    key, bound = given[0], check_number(given[0], rtol if atol is None else atol, low=0)
-    found = _measured(name, measured)
-    mean, low, high = found["measured"], found["low"], found["high"]
-    target = float(_numbers("predicted", predicted).item())
-    inside = abs(mean - target) <= (bound * abs(target) if key == "rtol" else bound)
+    ((key, value),) = given.items()
+    target, bound = float(_numbers("predicted", predicted).item()), check_number(key, value, low=0)
     near = f"within {bound * 100:.3g} %" if key == "rtol" else f"within {_signed(f'{bound:.3g}')}"
-    tolerance = "exactly" if bound == 0 else near
-    apart = math.isfinite(mean) and not inside and (low is None or not low <= target <= high)
-    said = dict(kind="predicted", predicted=target, tolerance=tolerance, passed=inside, explained=differs)
-    evidence = Evidence(**found, **said, unit=unit, claim=_claim(claim), supports=supports, when=when)
-    return _record(evidence, agrees=apart if differs else inside)
+    bound *= abs(target) if key == "rtol" else 1
+    about: dict[str, Any] = dict(unit=unit, claim=claim, supports=supports, when=when, explained=differs)
+    about |= dict(predicted=target, tolerance=near if value else "exactly")
+    about |= dict(at_least=target - bound, at_most=target + bound)
+    found = _measured(name, measured)
+    return record(Evidence(**found, **about, kind="predicted", passed=abs(found["measured"] - target) <= bound))
 
 
 def expect(
-    name: str,
-    measured: Any,
-    *,
-    above: float | None = None,
-    below: float | None = None,
-    unit: str = "",
-    claim: str | None = None,
-    supports: bool = True,
-    when: str | None = None,
+    name: str, measured: Any, *, above: float | None = None, below: float | None = None, **about: Any
 ) -> Evidence:
     """Assert a direction that was expected for a reason: "more", "less", or, with both ends, "no difference".
 
     With seeds the *whole* 95 % interval must lie there, so that "a is better than b" is never said of an accident.
 
     Args:
-        name, unit, claim, supports, when: as in :func:`compare`.
+        name: as in :func:`compare`, and so are ``unit``, ``claim``, ``supports`` and ``when``.
         measured: a number, or one number a seed: a paired difference, say.
         above, below: the ends; at least one. They follow from what the text says, not from a run.
 
@@ -186,24 +190,14 @@ def expect(
         >>> evidence = expect("accuracy gained", [0.04, 0.06, 0.05], above=0)
         accuracy gained   expected above 0   measured 0.05 ± 0.025   ✓ as expected, 3 seeds
     """
-    about = dict(unit=unit, claim=_claim(claim), supports=supports, when=when)
-    return _within("expected", name, measured, _ends("above", above, "below", below), **about)
+    return _within("expected", name, measured, dict(above=above, below=below), **about)
 
 
-def observe(
-    name: str,
-    measured: Any,
-    *,
-    between: tuple[float, float],
-    unit: str = "",
-    claim: str | None = None,
-    supports: bool = True,
-    when: str | None = None,
-) -> Evidence:
+def observe(name: str, measured: Any, *, between: tuple[float, float], **about: Any) -> Evidence:
     """Keep a measured number that the text uses, and guard it with a range; nothing was predicted.
 
     Args:
-        name, unit, claim, supports, when: as in :func:`compare`.
+        name: as in :func:`compare`, and so are ``unit``, ``claim``, ``supports`` and ``when``.
         measured: a number, or one number a seed.
         between: the range ``(low, high)`` outside of which the text would be wrong. With seeds the mean must lie in it.
 
@@ -218,24 +212,36 @@ def observe(
         low, high = between
     except (TypeError, ValueError) as error:
         raise TypeError(f"between must be a pair (low, high): got {between!r}.") from error
-    about = dict(unit=unit, claim=_claim(claim), supports=supports, when=when)
-    return _within("observed", name, measured, _ends("low", low, "high", high), **about)
+    return _within("observed", name, measured, dict(low=low, high=high), **about)
 
 
-def _within(kind: str, name: str, measured: Any, ends: tuple[float, float], **about: Any) -> Evidence:
-    found, (lower, upper) = _measured(name, measured), ends
-    mean, low, high = found["measured"], found["low"], found["high"]
-    if kind == "observed" or low is None:
-        low = high = mean
-    inside = lower <= low and high <= upper
-    where = _range_text(lower, upper)
-    evidence = Evidence(**found, **about, kind=kind, predicted=None, tolerance=where, passed=inside)
-    return _record(evidence, agrees=inside)
+def _within(kind: str, name: str, measured: Any, ends: dict[str, float | None], **about: Any) -> Evidence:
+    if all(end is None for end in ends.values()):
+        raise TypeError(f"{' or '.join(ends)} must be given: got neither.")
+    open_ends = zip(ends.items(), (-math.inf, math.inf), strict=True)
+    lower, upper = (nowhere if end is None else check_number(key, end) for (key, end), nowhere in open_ends)
+    if not lower < upper:
+        raise ValueError(f"{' must be less than '.join(ends)}: got {lower:g} and {upper:g}.")
+    a, b = (_signed(f"{end:.4g}") for end in (lower, upper))
+    where = f"above {a}" if upper == math.inf else f"below {b}" if lower == -math.inf else f"between {a} and {b}"
+    found = _measured(name, measured)
+    whole = kind == "expected" and found["low"] is not None
+    low, high = (found["low"], found["high"]) if whole else (found["measured"],) * 2
+    at_least, at_most = (end if math.isfinite(end) else None for end in (lower, upper))
+    about |= dict(passed=lower <= low and high <= upper, at_least=at_least, at_most=at_most)
+    return record(Evidence(**found, kind=kind, tolerance=where, **about))
 
 
-def _record(evidence: Evidence, *, agrees: bool) -> Evidence:
-    _show(evidence)
-    if not agrees:
+def record(evidence: Evidence) -> Evidence:
+    """Show a record, at the end of the cell in a notebook and at once elsewhere; raise if it does not agree."""
+    shell = _shell()
+    if shell is None:
+        print(evidence)
+    else:
+        if not _pending:
+            shell.events.register("post_execute", _flush)
+        _pending.append(evidence)
+    if not evidence.agrees:
         but = ". They agree: `differs` has nothing to explain" if evidence.explained else ""
         raise Disagreement(f"{evidence}{but}")
     return evidence
@@ -244,19 +250,17 @@ def _record(evidence: Evidence, *, agrees: bool) -> Evidence:
 _pending: list[Evidence] = []
 
 
-def _show(evidence: Evidence) -> None:
-    shell = get_ipython()
-    if shell is None:
-        print(evidence)
-        return
-    if not _pending:
-        shell.events.register("post_execute", _flush)
-    _pending.append(evidence)
+def _shell() -> Any:
+    """The IPython that runs this code; none runs it where IPython was not imported."""
+    ipython = sys.modules.get("IPython")
+    return ipython.get_ipython() if ipython else None
 
 
 def _flush() -> None:
     """Show the records of the cell that has just run."""
-    get_ipython().events.unregister("post_execute", _flush)
+    from IPython.display import display
+
+    _shell().events.unregister("post_execute", _flush)
     records = tuple(_pending)
     _pending.clear()
     display(Records(records))
@@ -312,6 +316,8 @@ def confidence_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, f
     mean = float(samples.mean())
     if samples.size == 1:
         return mean, None, None
+    with extra("plots"):
+        from scipy.special import stdtrit  # the quantile of Student's t
     half = float(stdtrit(samples.size - 1, 0.975) * samples.std(ddof=1) / math.sqrt(samples.size))
     return mean, mean - half, mean + half
 
@@ -355,31 +361,6 @@ def _measured(name: str, measured: Any) -> dict[str, Any]:
     samples = _numbers("measured", measured)
     mean, low, high = confidence_interval(samples)
     return dict(name=name, slug=_slug(name), measured=mean, low=low, high=high, n=samples.size)
-
-
-def _claim(claim: str | None) -> str | None:
-    if claim is not None and not re.fullmatch(r"C\d\d", str(claim)):
-        raise ValueError(f"claim must be the id of a claim, such as 'C07': got {claim!r}.")
-    return claim
-
-
-def _ends(lower_name: str, lower: float | None, upper_name: str, upper: float | None) -> tuple[float, float]:
-    if lower is None and upper is None:
-        raise TypeError(f"{lower_name} or {upper_name} must be given: got neither.")
-    for name, end in ((lower_name, lower), (upper_name, upper)):
-        if end is not None and (not isinstance(end, (int, float)) or math.isnan(end)):
-            raise TypeError(f"{name} must be a number: got {end!r}.")
-    low, high = -math.inf if lower is None else float(lower), math.inf if upper is None else float(upper)
-    if not low < high:
-        raise ValueError(f"{lower_name} must be less than {upper_name}: got {low:g} and {high:g}.")
-    return low, high
-
-
-def _range_text(low: float, high: float) -> str:
-    ends = [_signed(f"{end:.4g}") for end in (low, high)]
-    if high == math.inf:
-        return f"above {ends[0]}"
-    return f"below {ends[1]}" if low == -math.inf else f"between {ends[0]} and {ends[1]}"
 
 
 def _signed(text: str) -> str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from graphlib import TopologicalSorter
 from typing import Any, NamedTuple
 
 import torch
@@ -12,22 +12,12 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from attntut._checks import check_choice, check_int, check_number, check_tensor
+from attntut.device import seeded
 
 EULER = 0.5772156649015329  # the mean of a standard Gumbel variable
 WIDEST = 96.0  # standard deviation of logits up to which the integral of gaussian_entropy is exact
 
 PRODUCTS = ("MmBackward0", "AddmmBackward0", "BmmBackward0", "BaddbmmBackward0", "MvBackward0", "DotBackward0")
-
-ROLES: Mapping[str, tuple[str, ...]] = {
-    "query": ("*.query.weight",),
-    "key": ("*.key.weight",),
-    "value": ("*.value.weight",),
-    "output": ("*.attention.output.weight",),
-    "feed_forward_in": ("*.feed_forward.0.weight",),
-    "feed_forward_out": ("*.feed_forward.2.weight",),
-    "embedding": ("embedding.weight",),
-    "readout": ("readout.weight",),
-}
 
 
 class LogitStatistics(NamedTuple):
@@ -139,10 +129,9 @@ def logit_statistics(logits: Tensor) -> LogitStatistics:
     """
     check_tensor("logits", logits, min_ndim=2)
     seen = logits != -math.inf
-    count = seen.sum(-1).clamp(min=1)
     kept = logits.where(seen, 0)
-    row_mean = kept.sum(-1) / count
-    deviation = (kept - row_mean[..., None]).where(seen, 0)
+    row_mean = kept.sum(-1, keepdim=True) / seen.sum(-1, keepdim=True).clamp(min=1)
+    deviation = (kept - row_mean).where(seen, 0)
     total = seen.sum((-2, -1))
     return LogitStatistics(
         mean=kept.sum((-2, -1)) / total,
@@ -232,43 +221,6 @@ def rms_by_depth(stream: Sequence[Tensor]) -> Tensor:
     return torch.stack([rms(x) for x in stream])
 
 
-def gradient_norms(
-    named_parameters: Iterable[tuple[str, Tensor]], roles: Mapping[str, Iterable[str]] = ROLES
-) -> dict[str, float]:
-    r"""The Frobenius norm of the gradient, summed over all the parameters of a role.
-
-    .. math:: \lVert \nabla_\text{role} \rVert = \sqrt{\textstyle\sum_{W \in \text{role}} \lVert \nabla_W \rVert_F^2}
-
-    Args:
-        named_parameters: as ``model.named_parameters()`` gives them, after a backward pass.
-        roles: for each role, the patterns of the names that belong to it (as in :mod:`fnmatch`). The default fits
-            ``attntut``'s models with separate projections.
-
-    Returns:
-        Role to norm, for the roles that occur. A parameter without a gradient counts as 0.
-
-    Raises:
-        ValueError: no parameter matches any role.
-
-    Example:
-        >>> weight = torch.nn.Parameter(torch.ones(2, 2))
-        >>> weight.sum().backward()
-        >>> gradient_norms([("blocks.0.attention.query.weight", weight)])
-        {'query': 2.0}
-    """
-    squares: dict[str, float] = {}
-    names = []
-    for name, parameter in named_parameters:
-        names.append(name)
-        for role, patterns in roles.items():
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns):
-                gradient = parameter.grad
-                squares[role] = squares.get(role, 0.0) + (0.0 if gradient is None else gradient.square().sum().item())
-    if not squares:
-        raise ValueError(f"No parameter matches the patterns of any role ({', '.join(roles)}): got {', '.join(names)}.")
-    return {role: math.sqrt(squares[role]) for role in roles if role in squares}
-
-
 def update_size(before: Tensor, after: Tensor) -> Tensor:
     r"""How much a step changed an output: :math:`\operatorname{RMS}(F(\theta - \eta g) - F(\theta))`.
 
@@ -283,8 +235,7 @@ def update_size(before: Tensor, after: Tensor) -> Tensor:
         >>> update_size(torch.zeros(4), torch.full((4,), 0.5))
         tensor(0.5000)
     """
-    check_tensor("before", before)
-    check_tensor("after", after)
+    check_tensor("before", before), check_tensor("after", after)
     if before.shape != after.shape:
         raise ValueError(f"before and after must have one shape: got {tuple(before.shape)} and {tuple(after.shape)}.")
     return rms(after - before)
@@ -315,8 +266,7 @@ def linear_probe(
         >>> linear_probe(x, torch.tensor([0, 0, 1, 1]), torch.tensor([[-3.0], [3.0]]), torch.tensor([0, 1]))
         1.0
     """
-    check_tensor("train", train, ndim=2)
-    check_tensor("test", test, ndim=2)
+    check_tensor("train", train, ndim=2), check_tensor("test", test, ndim=2)
     if len(train) != len(train_targets) or len(test) != len(test_targets) or train.shape[1] != test.shape[1]:
         raise ValueError(
             f"train and test must be (N, d) with N targets and one d: got {tuple(train.shape)} with "
@@ -381,7 +331,7 @@ def gradient_by_distance(read: Callable[[Tensor], Tensor], x: Tensor, *, seed: i
     """
     x = check_tensor("x", x, ndim=3).detach().clone().requires_grad_()
     last = read(x)[:, -1]  # (B, d_out)
-    direction = torch.randn(last.shape, generator=torch.Generator().manual_seed(seed)).to(last)
+    direction = torch.randn(last.shape, generator=seeded(seed)).to(last)
     (gradient,) = torch.autograd.grad(last, x, direction)
     return gradient.norm(dim=-1).mean(dim=0).flip(0)
 
@@ -402,18 +352,16 @@ def products_in_a_row(output: Tensor) -> int:
     """
     if check_tensor("output", output).grad_fn is None:
         raise ValueError("output must come from something that requires a gradient: it has no graph.")
-    lengths: dict[Any, int] = {}
+    graph: dict[Any, list[Any]] = {}
     waiting: list[Any] = [output.grad_fn]
-    while waiting:  # depth first, without recursion: a chain may be longer than Python's stack
-        node = waiting[-1]
-        before = [previous for previous, _ in node.next_functions if previous is not None]
-        missing = [previous for previous in before if previous not in lengths]
-        if missing:
-            waiting += missing
-        else:
-            longest = max((lengths[previous] for previous in before), default=0)
-            lengths[waiting.pop()] = longest + (node.name() in PRODUCTS)
-    return lengths[output.grad_fn]
+    while waiting:
+        if (node := waiting.pop()) not in graph:
+            graph[node] = [previous for previous, _ in node.next_functions if previous is not None]
+            waiting += graph[node]
+    longest: dict[Any, int] = {}
+    for node in TopologicalSorter(graph).static_order():
+        longest[node] = max((longest[previous] for previous in graph[node]), default=0) + (node.name() in PRODUCTS)
+    return longest[output.grad_fn]
 
 
 def multiply_adds(build: Callable[[], Callable[[Tensor], object]], *shape: int) -> int:
@@ -437,8 +385,7 @@ def multiply_adds(build: Callable[[], Callable[[Tensor], object]], *shape: int) 
 
 
 def _composite_norm(x: Tensor) -> Tensor:
-    columns, rows = x.abs().sum(-2).amax(-1), x.abs().sum(-1).amax(-1)  # the 1-norm and the ∞-norm
-    return (columns * rows).sqrt()
+    return (torch.linalg.matrix_norm(x, 1) * torch.linalg.matrix_norm(x, math.inf)).sqrt()
 
 
 def _check_weights(weights: Tensor) -> Tensor:

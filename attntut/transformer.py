@@ -1,8 +1,9 @@
-"""Blocks and stacks: where the norm stands, how strongly a branch is added, how deep."""
+"""Blocks, and models made of them: where the norm stands, how strongly a branch is added, how deep."""
 
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from attntut._checks import check_choice, check_int, check_number
 from attntut.attention import LINEARS, MultiHeadAttention, check_heads
+from attntut.device import own_randomness
 
 NORMS = ("pre", "post", "none", "sub")
 PRE_NORMS = ("pre", "sub")
@@ -201,7 +203,7 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A stack of blocks between an embedding and a linear readout.
+    """Blocks between an embedding and a linear readout.
 
     Args:
         config: the shape.
@@ -232,11 +234,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, *, seed: int | None = None) -> None:
         super().__init__()
         self.config = config
-        if seed is None:
-            self._build(config)
-            return
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(check_int("seed", seed, low=0))
+        with nullcontext() if seed is None else own_randomness(seed):
             self._build(config)
 
     def _build(self, c: TransformerConfig) -> None:

@@ -16,6 +16,7 @@ from tools.notebooks import ENVIRONMENT
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 PARTS = {
+    "import": ("bench.imports", "imports"),
     "attention": ("bench.models", "attention"),
     "training": ("bench.models", "training"),
     "initialization": ("bench.initialization", "initialization"),

@@ -76,11 +76,7 @@ def training() -> list[Row]:
     )
 
     def models() -> list[nn.Module]:
-        made: list[nn.Module] = []
-        for seed in range(MODELS):
-            torch.manual_seed(seed)
-            made.append(Transformer(config))
-        return made
+        return [Transformer(config, seed=seed) for seed in range(MODELS)]
 
     def together(steps: int = STEPS) -> None:
         train_many(models(), data, steps=steps, lrs=1e-3, seeds=range(MODELS), batch_size=BATCH, progress=False)
@@ -105,4 +101,4 @@ def training() -> list[Row]:
 def peak(size: int = 1536) -> float:
     """Floating-point operations a second in a large product of float32 matrices."""
     a, b = torch.randn(2, size, size)
-    return 2 * size**3 / min(seconds(lambda: a @ b, repeats=9))
+    return 2 * size**3 / seconds(lambda: a @ b, repeats=9)[0]

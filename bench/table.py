@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ class Row:
 
 
 def seconds(*calls: Callable[[], object], repeats: int = 7, warm_up: bool = True) -> list[float]:
-    """Least seconds of each call, as timeit advises: other work on the machine only adds. The calls take turns."""
+    """Median seconds of each call. The calls take turns, so that a busy minute of the machine meets all of them."""
     if warm_up:
         for call in calls:
             call()
@@ -40,7 +41,7 @@ def seconds(*calls: Callable[[], object], repeats: int = 7, warm_up: bool = True
             start = time.perf_counter()
             call()
             taken.append(time.perf_counter() - start)
-    return [min(taken) for taken in times]
+    return [statistics.median(taken) for taken in times]
 
 
 def machine() -> str:

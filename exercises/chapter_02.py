@@ -70,8 +70,8 @@ def large_but_finite(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) ->
 
 
 def check_attend(answer) -> None:
-    draw = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(4, 8, generator=draw).requires_grad_() for _ in range(3))
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(4, 8, generator=generator).requires_grad_() for _ in range(3))
     visible = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 1, 0]], dtype=torch.bool)
     mask = torch.zeros(4, 4).masked_fill(~visible, -math.inf)
     output = answer(query, key, value, mask)

@@ -93,8 +93,8 @@ def _reordered(layer, x: Tensor, order: Tensor) -> bool:
 
 
 def is_equivariant(layer, x: Tensor) -> bool:
-    draw = torch.Generator().manual_seed(0)
-    return all(_reordered(layer, x, torch.randperm(x.shape[1], generator=draw)) for _ in range(10))
+    generator = torch.Generator().manual_seed(0)
+    return all(_reordered(layer, x, torch.randperm(x.shape[1], generator=generator)) for _ in range(10))
 
 
 def reversal_only(layer, x: Tensor) -> bool:
@@ -120,8 +120,8 @@ def invariant(layer, x: Tensor) -> bool:
 
 
 def to_the_last_bit(layer, x: Tensor) -> bool:
-    draw = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(x.shape[1], generator=draw) for _ in range(10)]
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(x.shape[1], generator=generator) for _ in range(10)]
     return all(torch.equal(layer(x[:, order]), layer(x)[:, order]) for order in orders)
 
 

@@ -73,10 +73,10 @@ def ordinary(query: Tensor, key: Tensor, value: Tensor, n_trained: int) -> Tenso
 
 
 def check_attend(answer) -> None:
-    draw = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
 
     def tokens(n: int, width: int = 8) -> Tensor:
-        return torch.randn(2, n, width, generator=draw)
+        return torch.randn(2, n, width, generator=generator)
 
     query, key, value = tokens(5), tokens(64), tokens(64, 3)
     sdpa = torch.nn.functional.scaled_dot_product_attention

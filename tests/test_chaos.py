@@ -8,7 +8,8 @@ import torch
 
 from tools import chaos
 
-BASE = dict(kind="predicted", predicted=1.0, measured=1.0, low=None, high=None, explained=None, tolerance="within 10 %")
+BASE = dict(kind="predicted", predicted=1.0, measured=1.0, low=None, high=None, explained=None)
+BASE |= dict(at_least=0.9, at_most=1.1)
 SEEDS = dict(measured=0.05, low=0.03, high=0.07)
 
 
@@ -67,19 +68,20 @@ def test_a_verdict_that_hangs_by_a_thread_flips_and_a_solid_one_does_not(run):
     [
         (dict(measured=1.05), 0.5),
         (dict(measured=1.2), -1.0),
-        (dict(measured=1.5, tolerance="within 0.5"), 0.0),
-        (dict(tolerance="exactly"), 1.0),
-        (dict(tolerance="exactly", measured=1.1), -1.0),
+        (dict(measured=1.5, at_least=0.5, at_most=1.5), 0.0),
+        (dict(measured=1.05, low=1.0, high=1.1), 0.5),
+        (dict(at_least=1.0, at_most=1.0), 1.0),
+        (dict(at_least=1.0, at_most=1.0, measured=1.1), -1.0),
         (dict(explained="a reason", measured=1.3), 2.0),
         (dict(explained="a reason", measured=1.3, low=1.1, high=1.5), 0.5),
-        (SEEDS | dict(kind="expected", tolerance="above 0"), 1.5),
-        (SEEDS | dict(kind="expected", tolerance="above 0.04"), -0.5),
-        (SEEDS | dict(kind="expected", tolerance="below 0.1"), 1.5),
-        (SEEDS | dict(kind="expected", tolerance="between -0.1 and 0.1"), 1.5),
-        (SEEDS | dict(kind="observed", tolerance="between 0.03 and 0.5"), 1.0),
-        (dict(kind="observed", measured=2.0, tolerance="between 1 and 5"), 0.5),
-        (dict(kind="expected", measured=2.0, tolerance="above 1"), 0.5),
-        (dict(kind="expected", measured=2e-7, tolerance="below 1e-06"), 4.0),
+        (SEEDS | dict(kind="expected", at_least=0.0, at_most=None), 1.5),
+        (SEEDS | dict(kind="expected", at_least=0.04, at_most=None), -0.5),
+        (SEEDS | dict(kind="expected", at_least=None, at_most=0.1), 1.5),
+        (SEEDS | dict(kind="expected", at_least=-0.1, at_most=0.1), 1.5),
+        (SEEDS | dict(kind="observed", at_least=0.03, at_most=0.5), 1.0),
+        (dict(kind="observed", measured=2.0, at_least=1.0, at_most=5.0), 0.5),
+        (dict(kind="expected", measured=2.0, at_least=1.0, at_most=None), 0.5),
+        (dict(kind="expected", measured=2e-7, at_least=None, at_most=1e-06), 4.0),
     ],
 )
 def test_room_is_the_distance_to_the_other_verdict(change, expected):

@@ -1,6 +1,7 @@
 """The data sets: their shapes, their exact answers, and that they need nothing but what is installed."""
 
 import socket
+import sys
 from importlib.resources import files
 
 import pytest
@@ -16,11 +17,11 @@ from attntut.data import (
     digits,
     reverse,
     to_images,
-    to_patches,
 )
 
 MAKERS = [digits, characters, reverse, copy, associative_recall]
 SYNTHETIC = [reverse, copy, associative_recall]
+CLASSES = {copy: (10,), associative_recall: (8, 16)}  # the separator, and the keys, are read but never written
 
 
 @pytest.fixture
@@ -37,7 +38,10 @@ def no_network(monkeypatch):
 def test_every_set_loads_without_a_network(make, no_network):
     data = make()
     assert len(data.train_inputs) > len(data.test_inputs) > 0
-    assert data.train_targets.max() < data.n_classes
+    classes = torch.cat([data.train_targets.flatten(), data.test_targets.flatten()]).unique()
+    assert classes[classes != UNSCORED].tolist() == list(range(*CLASSES.get(make, (data.n_classes,)))), (
+        "Every class is asked for, and no other."
+    )
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -97,17 +101,24 @@ def test_fewer_training_digits_and_the_same_test_set():
 
 
 def test_patches_are_read_like_a_page():
-    image = torch.arange(16.0).view(1, 4, 4)
-    assert to_patches(image, 2).tolist() == [[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]]
+    patches = torch.tensor([[[0, 1, 4, 5], [2, 3, 6, 7], [8, 9, 12, 13], [10, 11, 14, 15]]])
+    assert torch.equal(to_images(patches), torch.arange(16).view(1, 4, 4))
 
 
-@pytest.mark.parametrize("patch", [1, 2, 4, 8])
-def test_images_come_back_from_patches(patch):
-    images = torch.randn(3, 8, 8)
-    assert torch.equal(to_images(to_patches(images, patch)), images)
+@pytest.mark.parametrize("call", [digits, lambda: to_images(torch.zeros(1, 4, 4))])
+def test_without_einops_it_is_said_what_to_install(call, monkeypatch):
+    monkeypatch.setitem(sys.modules, "einops", None)
+    with pytest.raises(ModuleNotFoundError, match=r"einops is not installed.*pip install 'attntut\[train\]'"):
+        call()
 
 
-# characters
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_the_image_is_the_same_whatever_the_patch(patch):
+    whole = to_images(digits(patch=8).test_inputs)
+    torch.testing.assert_close(to_images(digits(patch=patch).test_inputs), whole, atol=1e-5, rtol=0)
+
+
+# tokens in another order
 
 
 def test_shuffled_tokens_are_the_same_bag_in_another_order():
@@ -117,6 +128,9 @@ def test_shuffled_tokens_are_the_same_bag_in_another_order():
     assert torch.equal(y.sort(dim=1).values, x), "Does each token keep its own numbers, and its own input?"
     assert not torch.equal(y[0] - x[0], y[1] - x[1]), "Every input has an order of its own."
     assert torch.equal(module.shuffle_tokens(x[..., 0], seed=0, keep=2), y[..., 0])
+
+
+# characters
 
 
 def test_the_text_is_the_play_and_nothing_else():
@@ -247,16 +261,16 @@ def test_data_that_does_not_fit_is_refused(changes, error, message):
     [
         (lambda: digits(patch=3), ValueError, "patch must divide 8, the side of an image: got 3. Take 1, 2, 4 or 8"),
         (lambda: digits(patch=2.0), TypeError, "patch must be an integer"),
-        (lambda: digits(test_fraction=0), ValueError, "test_fraction must lie between 0 and 1"),
+        (lambda: digits(test_fraction=0), ValueError, "test_fraction must be a number > 0 and < 1: got 0"),
+        (lambda: characters(test_fraction=1), ValueError, "test_fraction must be a number > 0 and < 1: got 1"),
         (lambda: digits(n_train=2000), ValueError, "n_train must be an integer between 1 and 1348: got 2000"),
         (lambda: digits(seed=-1), ValueError, "seed must be an integer ≥ 0"),
-        (lambda: to_patches(torch.zeros(1, 8, 6), 4), ValueError, "patch must divide the sides .* 8 × 6 pixels"),
-        (lambda: to_patches([1], 4), TypeError, r"images must be a torch\.Tensor"),
+        (lambda: to_images([1]), TypeError, r"patches must be a torch\.Tensor"),
         (lambda: to_images(torch.zeros(1, 3, 4)), ValueError, r"squares: got \(1, 3, 4\)"),
         (lambda: characters(seq_len=0), ValueError, "seq_len must be an integer ≥ 1: got 0"),
         (lambda: characters(seq_len=20_000), ValueError, "seq_len must be less than 17392"),
         (lambda: characters(stride=0), ValueError, "stride must be an integer ≥ 1: got 0"),
-        (lambda: characters(test_fraction="0.1"), TypeError, "test_fraction must be a finite number: got '0.1'"),
+        (lambda: characters(test_fraction="0.1"), TypeError, "test_fraction must be a number > 0 and < 1: got '0.1'"),
         (lambda: characters().encode("naïve"), ValueError, "text must use the alphabet .* only: got 'ï'"),
         (lambda: characters().encode(3), TypeError, "text must be a str: got int"),
         (lambda: characters().decode([65]), ValueError, "tokens must be one row of integers between 0 and 64"),

@@ -22,9 +22,10 @@ def test_an_unknown_name(monkeypatch):
         default_device()
 
 
-def test_a_device_that_is_not_there(monkeypatch):
-    monkeypatch.setenv(VARIABLE, "cuda:99")
-    with pytest.raises(RuntimeError, match="'cuda:99', but torch finds no such device"):
+@pytest.mark.parametrize("name", ["cuda:99", "meta"])
+def test_a_device_that_is_not_there(name, monkeypatch):
+    monkeypatch.setenv(VARIABLE, name)
+    with pytest.raises(RuntimeError, match=f"'{name}', but torch finds no such device"):
         default_device()
 
 

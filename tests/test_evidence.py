@@ -3,7 +3,11 @@
 import json
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
+import IPython.display
 import numpy as np
 import pytest
 import torch
@@ -103,6 +107,31 @@ def test_the_interval_covers_the_truth_19_times_in_20():
     assert abs(np.mean(hits) - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 2000)
 
 
+def test_a_record_carries_its_bounds_as_numbers():
+    within = [compare("x", -2, -2.05, rtol=0.1), compare("x", 3, 3, atol=0), expect("x", [1, 2], above=-99, below=99)]
+    assert [(r.at_least, r.at_most) for r in within] == [pytest.approx((-2.2, -1.8)), (3, 3), (-99, 99)]
+    assert [(r.at_least, r.at_most) for r in (expect("x", 1, above=0), expect("x", -1, below=0))] == [
+        (0, None),
+        (None, 0),
+    ]
+    assert observe("x", 1, between=(0, 5)).at_most == 5
+
+
+def test_outside_a_notebook_nothing_of_jupyter_or_scipy_is_imported():
+    code = "import sys; from attntut.evidence import compare; compare('x', 1, 1, atol=0);"
+    code += "print(sorted({'IPython', 'scipy.special', 'matplotlib'} & set(sys.modules)))"
+    blocked = "import sys; sys.modules |= dict.fromkeys(['attntut'], type(sys)('attntut'));"
+    blocked += f"sys.modules['attntut'].__path__ = [{str(Path(evidence.__file__).parent)!r}];"
+    done = subprocess.run([sys.executable, "-c", blocked + code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1] == "[]"
+
+
+def test_without_scipy_an_interval_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
+    with pytest.raises(ModuleNotFoundError, match=r"scipy is not installed.*pip install 'attntut\[plots\]'"):
+        compare("x", 1, [1, 2], rtol=1)
+
+
 # --- how they are shown -------------------------------------------------------------------------------------------
 
 
@@ -110,8 +139,8 @@ def test_the_interval_covers_the_truth_19_times_in_20():
 def shell(monkeypatch):
     """An IPython session, and what it displays."""
     shell, shown = InteractiveShell(), []
-    monkeypatch.setattr(evidence, "get_ipython", lambda: shell)
-    monkeypatch.setattr(evidence, "display", shown.append)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    monkeypatch.setattr(IPython.display, "display", shown.append)
     shell.user_ns.update(compare=compare, expect=expect)
     return shell, shown
 
@@ -172,7 +201,10 @@ def test_html_is_escaped():
         (lambda: compare("x", 1, 1, rtol=1, claim="7"), ValueError, "claim must be the id of a claim, such as 'C07'"),
         (lambda: expect("x", 1), TypeError, "above or below must be given: got neither"),
         (lambda: expect("x", 1, above=2, below=1), ValueError, "above must be less than below: got 2 and 1"),
-        (lambda: expect("x", 1, above="0"), TypeError, "above must be a number: got '0'"),
+        (lambda: expect("x", 1, above="0"), TypeError, "above must be a finite number: got '0'"),
+        (lambda: expect("x", 1, above=math.nan), ValueError, "above must be a finite number: got nan"),
+        (lambda: expect("x", 1, above=0, support=False), TypeError, "unexpected keyword argument 'support'"),
+        (lambda: observe("x", 1, between=(0, 2), claim="7"), ValueError, "claim must be the id of a claim"),
         (lambda: observe("x", 1, between=3), TypeError, "between must be a pair"),
         (lambda: observe("x", 1, between=(2, 1)), ValueError, "low must be less than high: got 2 and 1"),
     ],

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = [
     "import torch\n\nfrom attntut import compare, scaled_dot_product_attention, seeded",
-    "draw = seeded(0)\nq, k, v = torch.randn(3, 64, 256, generator=draw)\nq.shape",
+    "q, k, v = torch.randn(3, 64, 256, generator=seeded(0))\nq.shape",
     "output, weights = scaled_dot_product_attention(q, k, v)\nprint('loss', f'≈ {output.var():.6f}')",
     "predicted = 1.0\nlogits = weights.log() - weights.log().mean(-1, keepdim=True)\n"
     "compare('variance of the scaled scores', predicted, logits.var(), rtol=0.1)",

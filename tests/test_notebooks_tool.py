@@ -217,7 +217,9 @@ def test_everything_else_is_compared(one, other):
     assert tool.sanitize(one, PATTERNS) != tool.sanitize(other, PATTERNS)
 
 
-@pytest.mark.parametrize("change", [{"measured": 3.0}, {"low": 0}, {"high": 9}, {"predicted": 2.00001}])
+@pytest.mark.parametrize(
+    "change", [{"measured": 3.0}, {"low": 0}, {"high": 9}, {"predicted": 2.00001}, {"at_least": 1.9}]
+)
 def test_the_digits_of_a_record_are_not_compared(change):
     assert stable([RECORD]) == stable([{**RECORD, **change}])
 

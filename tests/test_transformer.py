@@ -1,4 +1,4 @@
-"""Blocks and stacks: each option does what its formula says, and nothing else."""
+"""Blocks and models: each option does what its formula says, and nothing else."""
 
 import pytest
 import torch
@@ -233,12 +233,12 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_every_option_works_in_a_trace_and_on_stacked_weights(options):
+def test_every_option_works_in_a_trace_and_for_many_models_at_once(options):
     models = [Transformer(config(**options), seed=seed) for seed in (0, 1)]
     x = tokens(d=4)
     torch.testing.assert_close(models[0].trace(x).logits, models[0](x))
     parameters, buffers = torch.func.stack_module_state(models)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel has no batching rule
-        stacked = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (x,)))(parameters, buffers)
-    for output, model in zip(stacked, models, strict=True):
+        outputs = torch.func.vmap(lambda p, b: torch.func.functional_call(models[0], (p, b), (x,)))(parameters, buffers)
+    for output, model in zip(outputs, models, strict=True):
         torch.testing.assert_close(output, model(x))

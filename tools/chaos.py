@@ -22,7 +22,6 @@ import io
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -38,7 +37,6 @@ from tools.notebooks import ENVIRONMENT, THREADS, find  # noqa: E402
 
 SIZE = 1e-6
 NEAR = 0.1  # less room than this is worth a look
-NUMBER = r"-?[\d.]+(?:e[-+]?\d+)?"
 
 
 # --- one run ----------------------------------------------------------------------------------------------------------
@@ -93,11 +91,11 @@ def run_once(path: Path, seed: int | None, size: float = SIZE) -> dict[str, list
 
     records: list[dict[str, Any]] = []
 
-    def record(evidence: Evidence, *, agrees: bool) -> Evidence:
-        records.append({**asdict(evidence), "agrees": bool(agrees)})
+    def keep(evidence: Evidence) -> Evidence:
+        records.append(asdict(evidence) | {"agrees": bool(evidence.agrees)})
         return evidence
 
-    evidence._record = record
+    evidence.record = keep
     plots.show = attntut.Explorer = lambda *args, **options: None  # type: ignore[assignment, misc]
     attntut.explorer.Explorer = attntut.Explorer  # type: ignore[misc]
     if seed is not None:
@@ -132,25 +130,24 @@ def room(record: dict[str, Any]) -> float:
     """How far a record is from the other verdict, as a share of its tolerance or interval; negative beyond.
 
     >>> agrees = dict(kind="predicted", predicted=2.0, measured=2.05, low=None, high=None, explained=None)
-    >>> round(room({**agrees, "tolerance": "within 5 %"}), 2), round(room({**agrees, "tolerance": "within 0.04"}), 2)
-    (0.5, -0.25)
-    >>> gain = dict(kind="expected", measured=0.05, low=0.04, high=0.06, tolerance="above 0", explained=None)
+    >>> round(room(agrees | dict(at_least=1.9, at_most=2.1)), 2), room(agrees | dict(at_least=2.0, at_most=2.0))
+    (0.5, -1.0)
+    >>> gain = dict(kind="expected", measured=0.05, low=0.04, high=0.06, at_least=0.0, at_most=None, explained=None)
     >>> round(room(gain), 2)
     4.0
     """
-    bounds = [float(text) for text in re.findall(NUMBER, record["tolerance"].replace("−", "-"))]
     mean, half = record["measured"], 0.0 if record["low"] is None else (record["high"] - record["low"]) / 2
-    if record["kind"] == "predicted":
-        percent = record["tolerance"].endswith("%")
-        bound = (bounds[0] * abs(record["predicted"]) / 100 if percent else bounds[0]) if bounds else 0.0
+    low = -math.inf if record["at_least"] is None else record["at_least"]
+    high = math.inf if record["at_most"] is None else record["at_most"]
+    bound = (high - low) / 2
+    if record["explained"]:
         away = abs(mean - record["predicted"])
-        if record["explained"]:
-            return min((away - part) / part for part in (bound, half) if part) if bound or half else float(away > 0)
-        return (bound - away) / bound if bound else float(away == 0) * 2 - 1
-    where = record["tolerance"].split()[0]
-    low, high = {"above": (bounds[0], math.inf), "below": (-math.inf, bounds[0])}.get(where) or bounds
+        return min((away - part) / part for part in (bound, half) if part) if bound or half else float(away > 0)
+    if not bound:  # exactly
+        return float(mean == low) * 2 - 1
     edge = half if record["kind"] == "expected" else 0.0
-    unit = half or ((high - low) / 2 if math.isfinite(high - low) else abs(mean)) or 1.0
+    interval = 0.0 if record["kind"] == "predicted" else half
+    unit = interval or (bound if math.isfinite(bound) else abs(mean)) or 1.0
     return (min(mean - low, high - mean) - edge) / unit
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,28 +12,13 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from attntut._checks import check_int, check_number
 from attntut._modes import restored_mode
 from attntut.data import Data
-from attntut.train.history import Evaluation, History
-from attntut.train.scoring import cross_entropy, evaluate
-from attntut.train.settings import BETAS, EPS, Settings, batch_order, check_model, fitting, own_randomness, progress_bar
+from attntut.device import own_randomness
+from attntut.train.scoring import Evaluation, History, cross_entropy, evaluate
+from attntut.train.settings import EPS, Settings, batch_order, check_model, data_for, progress_bar
 
 
 def train(
-    model: nn.Module,
-    data: Data,
-    *,
-    steps: int,
-    lr: float,
-    seed: int = 0,
-    batch_size: int = 32,
-    optimizer: str = "adamw",
-    weight_decay: float = 0.0,
-    momentum: float = 0.0,
-    betas: tuple[float, float] = BETAS,
-    warmup: int = 0,
-    clip_norm: float | None = None,
-    max_loss: float = math.inf,
-    eval_every: int | None = None,
-    progress: bool | None = None,
+    model: nn.Module, data: Data, *, lr: float, seed: int = 0, progress: bool | None = None, **options: Any
 ) -> History:
     r"""Train a model in place by cross-entropy, with an optimizer of torch.
 
@@ -43,25 +29,17 @@ def train(
         model: maps a batch of inputs to logits, ``(B, n_classes)`` or ``(B, T, n_classes)`` as the targets demand.
             Parameters with ``requires_grad=False`` stay as they are.
         data: moved to the device and the dtype of the model.
-        steps: number of updates.
         lr: learning rate.
         seed: of the order of the batches, and of dropout if there is any.
-        batch_size: inputs a batch; at most the size of the training set.
-        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"``, as in :mod:`torch.optim`.
-        weight_decay: decoupled for AdamW, added to the gradient for the others.
-        momentum: of SGD.
-        betas: of Adam and AdamW.
-        warmup: updates until the learning rate is reached.
-        clip_norm: the gradient is scaled down to this norm where it is longer.
-        max_loss: a loss above it counts as a divergence, like one that is not finite.
-        eval_every: evaluate before the first update and after every so many; the end is evaluated in any case.
-        progress: whether to draw a bar; by default only where stderr is a terminal.
+        progress: whether to show a bar; by default only where stderr is a terminal.
+        options: ``steps``, and whatever else of :class:`Settings` (``batch_size``, ``optimizer``, ``weight_decay``,
+            ``momentum``, ``betas``, ``warmup``, ``clip_norm``, ``max_loss``, ``eval_every``) is not as there.
 
     Returns:
         The history. After a divergence the model has the weights from before the bad step.
 
     Raises:
-        TypeError: an argument is of the wrong kind.
+        TypeError: an argument is unknown or of the wrong kind.
         ValueError: an argument is out of range, or the model's output does not fit the targets.
 
     Example:
@@ -73,18 +51,17 @@ def train(
     """
     check_model("model", model)
     check_number("lr", lr, low=0), check_int("seed", seed, low=0)
-    settings = Settings(
-        steps, batch_size, optimizer, weight_decay, momentum, betas, warmup, clip_norm, max_loss, eval_every
-    )
-    data = fitting(data, model, settings)
+    settings = Settings(**options)
+    data = data_for(model, data, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    update = _torch_optimizer(parameters, lr, settings)
+    optimizer = _torch_optimizer(parameters, lr, settings)
     batches = batch_order(seed, len(data.train_inputs), settings)  # (steps, batch)
-    losses = torch.full((steps,), math.nan, dtype=torch.float64)
+    losses = torch.full((settings.steps,), math.nan, dtype=torch.float64)
     evaluations: list[Evaluation] = []
     diverged_at = None
 
-    with restored_mode(model), own_randomness(seed, parameters[0].device), progress_bar(steps, progress) as bar:
+    randomness = own_randomness(seed, parameters[0].device)
+    with restored_mode(model), randomness, progress_bar(settings.steps, progress) as bar:
         for step, batch in enumerate(batches):
             if settings.evaluates(step):
                 evaluations.append(evaluate(model, data, step))
@@ -95,18 +72,18 @@ def train(
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             norm = get_total_norm(gradients)
             losses[step] = value = loss.item()
-            if not (math.isfinite(value) and value <= max_loss and math.isfinite(norm)):
+            if not (math.isfinite(value) and value <= settings.max_loss and math.isfinite(norm)):
                 diverged_at = step
                 continue
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            if clip_norm is not None:
-                clip_grads_with_norm_(parameters, clip_norm, norm)
-            update.param_groups[0]["lr"] = lr * settings.warmth(step)
-            update.step()
+            if settings.clip_norm is not None:
+                clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+            optimizer.param_groups[0]["lr"] = lr * settings.lr_factor(step)
+            optimizer.step()
             bar.update()
-        update.zero_grad()
-        evaluations.append(evaluate(model, data, steps))
+        optimizer.zero_grad()
+        evaluations.append(evaluate(model, data, settings.steps))
     return History(losses, tuple(evaluations), diverged_at, float(lr), seed)
 
 

@@ -3,38 +3,54 @@
 from __future__ import annotations
 
 import math
-import numbers
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from attntut._checks import check_choice, check_int, check_number
+from attntut._extras import extra
 from attntut.data import Data
 from attntut.device import seeded
 
+with extra("train"):
+    from tqdm import tqdm
+
 OPTIMIZERS = ("adamw", "adam", "sgd")
-BETAS = (0.9, 0.999)
 EPS = 1e-8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments that the two functions share, checked."""
+    """How to train: what :func:`~attntut.train.train` and :func:`~attntut.train.train_many` take besides their own.
+
+    Args:
+        steps: number of updates.
+        batch_size: inputs a batch; at most the size of the training set.
+        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"``, as in :mod:`torch.optim`.
+        weight_decay: decoupled for AdamW, added to the gradient for the others.
+        momentum: of SGD.
+        betas: of Adam and AdamW.
+        warmup: updates until the learning rate is reached.
+        clip_norm: the gradient is scaled down to this norm where it is longer.
+        max_loss: a loss above it counts as a divergence, like one that is not finite.
+        eval_every: evaluate before the first update and after every so many; the end is evaluated in any case.
+
+    Example:
+        >>> [Settings(steps=100, warmup=4).lr_factor(step) for step in (0, 1, 3, 99)]
+        [0.25, 0.5, 1.0, 1.0]
+    """
 
     steps: int
-    batch_size: int
-    optimizer: str
-    weight_decay: float
-    momentum: float
-    betas: tuple[float, float]
-    warmup: int
-    clip_norm: float | None
-    max_loss: float
-    eval_every: int | None
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = 0
+    clip_norm: float | None = None
+    max_loss: float = math.inf
+    eval_every: int | None = None
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps), check_int("batch_size", self.batch_size)
@@ -46,37 +62,35 @@ class Settings:
         if not isinstance(self.betas, tuple) or len(self.betas) != 2:
             raise TypeError(f"betas must be a pair of numbers: got {self.betas!r}.")
         for i, beta in enumerate(self.betas):
-            if check_number(f"betas[{i}]", beta, low=0) >= 1:
-                raise ValueError(f"betas[{i}] must be less than 1: got {beta}.")
+            check_number(f"betas[{i}]", beta, low=0, high=1, open_high=True)
         check_int("warmup", self.warmup, low=0)
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, low=0, open_low=True)
-        if isinstance(self.max_loss, bool) or not isinstance(self.max_loss, numbers.Real):
-            raise TypeError(f"max_loss must be a number > 0, or infinite: got {self.max_loss!r}.")
-        if not self.max_loss > 0:
-            raise ValueError(f"max_loss must be a number > 0, or infinite: got {self.max_loss!r}.")
+        if self.max_loss != math.inf:
+            check_number("max_loss", self.max_loss, low=0, open_low=True)
         if self.eval_every is not None:
             check_int("eval_every", self.eval_every)
 
-    def warmth(self, step: int) -> float:
-        """The factor of the learning rate in step 0, 1, …"""
+    def lr_factor(self, step: int) -> float:
+        """The factor of the learning rate in step 0, 1, …: linear up to ``warmup``, then 1."""
         return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
 
     def evaluates(self, step: int) -> bool:
+        """Whether the model is evaluated before step 0, 1, …"""
         return self.eval_every is not None and step % self.eval_every == 0
 
 
 def batch_order(seed: int, n: int, settings: Settings) -> Tensor:
     """Which training inputs each batch holds, ``(steps, batch_size)``: shuffled passes, incomplete batches left out."""
-    generator, a_pass = seeded(seed), n // settings.batch_size
+    generator, batches = seeded(seed), n // settings.batch_size  # a pass
     passes = [
-        torch.randperm(n, generator=generator)[: a_pass * settings.batch_size].view(a_pass, -1)
-        for _ in range(math.ceil(settings.steps / a_pass))
+        torch.randperm(n, generator=generator)[: batches * settings.batch_size].view(batches, -1)
+        for _ in range(math.ceil(settings.steps / batches))
     ]
     return torch.cat(passes)[: settings.steps]
 
 
-def fitting(data: Data, model: nn.Module, settings: Settings) -> Data:
+def data_for(model: nn.Module, data: Data, settings: Settings) -> Data:
     """The data on the device and in the dtype of the model."""
     if not isinstance(data, Data):
         raise TypeError(f"data must be an attntut.data.Data: got {type(data).__name__}.")
@@ -98,13 +112,4 @@ def check_model(name: str, model: object) -> nn.Module:
 
 def progress_bar(total: int, progress: bool | None) -> tqdm:
     """A bar of steps; without an answer in ``progress``, only a terminal gets one."""
-    disable = None if progress is None else not progress
-    return tqdm(total=total, disable=disable, unit="step", leave=False)
-
-
-@contextmanager
-def own_randomness(seed: int, device: torch.device) -> Iterator[None]:
-    """What dropout draws follows from ``seed``, and the global generators are left as they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    return tqdm(total=total, disable=None if progress is None else not progress, unit="step", leave=False)

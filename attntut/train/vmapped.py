@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -17,15 +16,13 @@ from attntut.attention import scaled_dot_product_attention
 SHORT = 64  # tokens up to which writing the maps down costs no more than fusing them, and little memory
 
 
-@contextmanager
-def fast_vmap(device: torch.device) -> Iterator[None]:
+def fast_vmap(device: torch.device) -> AbstractContextManager[Any]:
     """On a CPU, replace what is slow under vmap."""
-    with _ForAllModels() if device.type == "cpu" else nullcontext():
-        yield
+    return _ForAllModels() if device.type == "cpu" else nullcontext()
 
 
 class _ForAllModels(TorchFunctionMode):
-    """The same functions with fewer passes over memory, which is what a step of a stack on a CPU waits for.
+    """The same functions with fewer passes over memory, which is what a step of many models on a CPU waits for.
 
     Under vmap a bias is a pass of its own: here it is added in place. Fused attention has no batched form there, and
     where the maps are small, plain products of matrices are faster in any case.
