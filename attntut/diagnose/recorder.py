@@ -51,6 +51,7 @@ class Recorder:
         self.stream: dict[str, Block] = {}
         self.notes: dict[str, None] = {}
         self.skipped: dict[str, int] = {}
+        self.unused: dict[str, int] = {}  # a layer: softmaxes of scores that have met no values
         self.layers = Layers(model, self._entered, self._left, self._follows)
         self.watcher = Watcher(self)
         self.gradients: Gradients | None = None
@@ -101,37 +102,47 @@ class Recorder:
         """Count a softmax that is no attention."""
         self.skipped[self.layers.name] = self.skipped.get(self.layers.name, 0) + 1
 
-    def attention(self, logits: Logits, *, certain: bool) -> Finish:
-        """Measure an attention; what is returned measures its output.
+    def attention(self, logits: Logits) -> Finish:
+        """Measure an attention; it counts once its weights meet the values.
 
         Args:
             logits: where to get them.
-            certain: whether it counts even when nothing is averaged with its weights.
+
+        Returns:
+            To be called with what the heads hand on ``(B, H, n, d)``, or None; and the axis that was attended:
+            ``"keys"``, or by mistake ``"queries"``, ``"heads"`` or ``"batch"``.
         """
         B, H, n, m = logits.shape
-        keys = m - logits.sinks
+        before, behind = logits.extra
+        keys = m - before - behind
         if logits.device.type == "meta":
             self.note("Tensors on the meta device have no values: the attention was not measured.")
-            return lambda output: None
+            return lambda output, axis: None
         kind = "cross" if self.layers.is_cross(n, keys) else "self"
-        logits.diagonal = keys - n if kind == "self" and keys >= n else None
+        logits.diagonal = before + keys - n if kind == "self" and keys >= n else None
         layer = self.layers.name
-        tally = Tally(H)
+        tally, picture = Tally(H), None
         with _quiet(logits.device):
             tally.add_weights(logits)
-            if self.maps and certain and B and n and m:
+            if self.maps and B and n and m:
                 rows = torch.linspace(0, n - 1, min(n, self.maps)).round().long()
-                self.pictures[layer, kind] = rows.tolist(), attention_rows(logits, 0, rows)
-        if certain:
-            self._count(layer, kind, tally)
+                picture = rows.tolist(), attention_rows(logits, 0, rows)
+        self.unused[layer] = self.unused.get(layer, 0) + 1
 
-        def finish(output: Tensor) -> None:
-            with _quiet(output.device):
-                only = Tally(H)
-                only.add_output(output)
-            if not certain:
-                only.add(tally)
-            self._count(layer, kind, only)
+        def finish(output: Tensor | None, axis: str) -> None:
+            self.unused[layer] -= 1
+            if axis != "keys":
+                heads, queries, keys = logits.product or (H, n, m)
+                place = "cross" if self.layers.is_cross(queries, keys) else "self"
+                self._count(layer, place, Tally(heads, calls=1, n_query=queries, n_key=keys, axis=axis))
+                return
+            measured = tally
+            if output is not None:
+                with _quiet(output.device):
+                    measured.add_output(output)
+            if picture is not None:
+                self.pictures[layer, kind] = picture
+            self._count(layer, kind, measured)
 
         return finish
 
@@ -244,11 +255,22 @@ class Recorder:
 
     def _remarks(self) -> Iterator[str]:
         if not self.total:
-            yield "No attention was seen: no softmax of a product of queries and keys, and no fused kernel."
+            seen = ", ".join(f"{count} {what}" for what, count in self.watcher.seen.items()) or "nothing of the kind"
+            yield (
+                "No attention was seen: no softmax of a product of queries and keys that then averages values, and no "
+                f"fused kernel. Looked at: {seen}. Attention without a softmax (linear, sigmoid, hashed), additive "
+                "attention and compiled code cannot be seen."
+            )
         yield from self.notes
         error = "" if self.gradients is None or not self.total else self.gradients.error
         if error and not any(error in note for note in self.report.notes):
             yield f"Gradients by role: {error}"
+        for layer, times in self.unused.items():
+            if times:
+                yield (
+                    f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not counted: "
+                    "no product of the weights with values was seen."
+                )
         for layer, times in self.skipped.items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
