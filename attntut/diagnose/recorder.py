@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ from attntut.diagnose.statistics import Logits, Tally, attention_rows
 from attntut.diagnose.stream import Block, has_tokens_first, repeated
 from attntut.diagnose.watcher import Finish, Watcher
 
+Place = tuple[str, str, int, Any]  # layer, kind, heads, and where in the code
 _measuring = threading.local()  # .now is set while any recorder of this thread computes: the others look away
 
 
@@ -45,8 +47,8 @@ class Recorder:
         self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
         self.is_on, self.is_open = False, False
         self.step, self.listened = -1, 0
-        self.total: dict[tuple[str, str, int], Tally] = {}
-        self.now: dict[tuple[str, str, int], Tally] = {}
+        self.total: dict[Place, Tally] = {}
+        self.now: dict[Place, Tally] = {}
         self.pictures: dict[tuple[str, str], tuple[list[int], Tensor]] = {}
         self.stream: dict[str, Block] = {}
         self.notes: dict[str, None] = {}
@@ -110,7 +112,8 @@ class Recorder:
 
         Returns:
             To be called with what the heads hand on ``(B, H, n, d)``, or None; and the axis that was attended:
-            ``"keys"``, or by mistake ``"queries"``, ``"heads"`` or ``"batch"``.
+            ``"keys"``; by mistake ``"queries"``, ``"heads"`` or ``"batch"``; or ``"competition"``, if queries compete
+            for each key on purpose (slot attention).
         """
         B, H, n, m = logits.shape
         before, behind = logits.extra
@@ -120,7 +123,7 @@ class Recorder:
             return lambda output, axis: None
         kind = "cross" if self.layers.is_cross(n, keys) else "self"
         logits.diagonal = before + keys - n if kind == "self" and keys >= n else None
-        layer = self.layers.name
+        layer, site = self.layers.name, _site()
         tally, picture = Tally(H), None
         with _quiet(logits.device):
             tally.add_weights(logits)
@@ -131,10 +134,13 @@ class Recorder:
 
         def finish(output: Tensor | None, axis: str) -> None:
             self.unused[layer] -= 1
+            if axis == "competition":
+                self.note(f"In {layer} the queries compete for each key (as in slot attention): that is not measured.")
+                return
             if axis != "keys":
                 heads, queries, keys = logits.product or (H, n, m)
                 place = "cross" if self.layers.is_cross(queries, keys) else "self"
-                self._count(layer, place, Tally(heads, calls=1, n_query=queries, n_key=keys, axis=axis))
+                self._count(layer, place, site, Tally(heads, calls=1, n_query=queries, n_key=keys, axis=axis))
                 return
             measured = tally
             if output is not None:
@@ -142,13 +148,13 @@ class Recorder:
                     measured.add_output(output)
             if picture is not None:
                 self.pictures[layer, kind] = picture
-            self._count(layer, kind, measured)
+            self._count(layer, kind, site, measured)
 
         return finish
 
-    def _count(self, layer: str, kind: str, tally: Tally) -> None:
+    def _count(self, layer: str, kind: str, site: Any, tally: Tally) -> None:
         self.layers.attentions += 1
-        self.now.setdefault((layer, kind, tally.n_heads), Tally(tally.n_heads)).add(tally)
+        self.now.setdefault((layer, kind, tally.n_heads, site), Tally(tally.n_heads)).add(tally)
 
     # ---- what the hooks tell
 
@@ -217,7 +223,7 @@ class Recorder:
         if self.progress is not None:
             self.progress.close()
         report = self.report
-        for (layer, kind, _), tally in self.total.items():
+        for (layer, kind, *_), tally in self.total.items():
             sizes = {"n_query": tally.n_query, "n_key": tally.n_key, "calls": tally.calls}
             report.rows += [
                 {"layer": layer, "kind": kind, "head": head, **sizes, **row} for head, row in enumerate(tally.heads())
@@ -301,3 +307,12 @@ class _quiet:
 
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
+
+
+def _site() -> tuple[Any, ...]:
+    """The lines of code of the module that runs: two attentions of one layer stand in different ones."""
+    frame, lines = sys._getframe(2), []
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        lines.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return () if frame is None else tuple(lines)

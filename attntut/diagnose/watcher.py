@@ -50,16 +50,18 @@ class Pending:
         finish: the sink's.
         was: what the attended axis is in the product of queries and keys.
         is_done: whether they have met.
+        is_competition: whether the weights were divided by their sum along another axis since.
     """
 
     finish: Finish
     was: str | None
     is_done: bool = False
+    is_competition: bool = False
 
     def __call__(self, output: Tensor | None = None, axis: str = "keys") -> None:
         if not self.is_done:
             self.is_done = True
-            self.finish(output, axis)
+            self.finish(output, "competition" if self.is_competition and axis == "queries" else axis)
 
 
 @dataclass
@@ -184,7 +186,8 @@ class Watcher(TorchDispatchMode):
                 if not along or "attended" in along:
                     mark.finish(_handed_on(mark, weights, out, dim))
                 else:
-                    mark.finish(axis="queries" if mark.finish.was in ("queries", "keys", None) else mark.finish.was)
+                    was = mark.finish.was
+                    mark.finish(axis=was if was in ("heads", "batch") else "queries")
                 return
         if any(is_parameter):
             self._remember(out, _projected(left, right, out, *is_parameter))
@@ -227,10 +230,11 @@ class Watcher(TorchDispatchMode):
         if not _goes_on(packet, mark.kind, source, result):
             return
         totals = [each.finish for each, _ in marked if each.kind == "total" and each.finish]
-        if packet in SCALED and mark.kind in ("exponential", "numerator") and mark.finish in totals:
+        if packet in SCALED and mark.finish and any(each is mark.finish for each in totals):
             if mark.kind == "numerator":  # divided after the product with the values
                 mark.finish()
                 return
+            mark.finish.is_competition = mark.kind == "weights"
             mark = replace(mark, kind="weights")
         if mark.kind == "weights" and packet is aten.mul and result.numel() > source.numel() and mark.finish:
             mark.finish()  # averaged without a product of matrices
@@ -360,6 +364,8 @@ class Watcher(TorchDispatchMode):
             self._remember(out, Mark(_memory(out), "total"))
         elif mark.kind == "exponential" and "attended" in {part.role for part in parts(args[0], mark.axes, dims[0])}:
             self._remember(out, Mark(_memory(out), "total", finish=mark.finish))
+        elif mark.kind == "weights" and {"queries", "keys"} & {part.role for part in parts(args[0], mark.axes, dims[0])}:
+            self._remember(out, Mark(_memory(out), "total", finish=mark.finish))
 
     def _attend(self, logits: Tensor, mark: Mark, dim: int, out: Tensor, kind: str) -> Mark:
         """Have the logits measured that are normalized along ``dim``; gives the mark of ``out``, of the same shape."""
@@ -452,7 +458,7 @@ class Watcher(TorchDispatchMode):
         n, m = query.shape[-2], key.shape[-2]
         if query.ndim != 4:
             query, key = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
-        layout = self._heads_first(query)
+        layout = self._heads_first(query, key)
         if layout is not None and key.shape[:2] == query.shape[:2]:
             if mask is not None:
                 mask = _four(mask.expand(*query.shape[:2], n, m), layout)
@@ -475,19 +481,22 @@ class Watcher(TorchDispatchMode):
             '(in transformers: attn_implementation="sdpa" or "eager").'
         )
 
-    def _heads_first(self, query: Tensor) -> list[list[Part]] | None:
-        """Where the heads are in the first two dimensions of a query, if they are not the second."""
-        mark = self._mark(query)
-        if mark is None or mark.kind != "features":
-            return None
-        consists = [parts(query, mark.axes, dim) or [Part(1, 0, "rows")] for dim in (0, 1)]
-        roles = [{part.role for part in each} for each in consists]
-        if None in roles[0] | roles[1] or roles == [{"rows"}, {"features"}]:
-            return None
-        if query.shape[1] == 1 or "features" not in {part.role for part in parts(query, mark.axes, -1)}:
-            return None
-        names = {"features": "heads", "rows": "batch"}
-        return [[part._replace(role=names[str(part.role)]) for part in each] for each in consists]
+    def _heads_first(self, query: Tensor, key: Tensor) -> list[list[Part]] | None:
+        """What the first two dimensions consist of, where that is known and is not the batch and the heads."""
+        for x in (query, key):
+            mark = self._mark(x)
+            if mark is None or mark.kind != "features" or x.shape[:2] != query.shape[:2]:
+                continue
+            consists = [parts(x, mark.axes, dim) or [Part(1, 0, "rows")] for dim in (0, 1)]
+            roles = {part.role for each in consists for part in each}
+            along = {part.role for part in parts(x, mark.axes, -1)}
+            if None in roles or "features" not in along:
+                continue
+            if x.shape[1] == 1 or [{part.role for part in each} for each in consists] == [{"rows"}, {"features"}]:
+                return None
+            names = {"features": "heads", "rows": "batch"}
+            return [[part._replace(role=names[str(part.role)]) for part in each] for each in consists]
+        return None
 
     # ---- memory
 
@@ -636,7 +645,7 @@ def _four(tensor: Tensor, layout: list[list[Part]]) -> Tensor:
     rest = [[Part(size, 0, "queries")] for size in tensor.shape[len(layout) : -1]]
     whole = [*layout, *rest, [Part(tensor.shape[-1], 0, "attended")]]
     n_batch, n_heads = counts(whole)
-    return arranged(tensor, whole).flatten(n_batch, n_batch + n_heads - 1).flatten(0, n_batch - 1)
+    return arranged(tensor, whole).flatten(n_batch + n_heads, -2).flatten(n_batch, -3).flatten(0, n_batch - 1)
 
 
 def _filled(func: Any, args: tuple[Any, ...], source: Tensor) -> tuple[Tensor | None, float | None]:
