@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from attntut import measure
-from attntut.diagnose.layers import first_tensor, is_compiled
+from attntut.diagnose.layers import first_tensor
 from attntut.diagnose.recorder import Recorder
 from attntut.diagnose.report import Report
 from attntut.diagnose.restore import RandomState, stepped, untouched
@@ -64,7 +65,7 @@ def diagnose(
         return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
 
     recorder = Recorder(module, maps=maps, wants_gradients=loss is not None, runs_compiled=False)
-    with untouched(module, inputs), _uncompiled(module):
+    with untouched(module, inputs), _uncompiled():
         start = RandomState()
         with recorder:
             with torch.set_grad_enabled(loss is not None):
@@ -119,8 +120,8 @@ def listen(
 
 
 @contextmanager
-def _uncompiled(model: nn.Module | None) -> Iterator[None]:
-    if model is None or not any(map(is_compiled, model.modules())):
+def _uncompiled() -> Iterator[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):

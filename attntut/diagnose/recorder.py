@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -311,8 +312,9 @@ def _in_backward() -> bool:
 
 def _site() -> tuple[Any, ...]:
     """The lines of code of the module that runs: two attentions of one layer stand in different ones."""
-    frame, lines = sys._getframe(2), []
+    frame, lines, here = sys._getframe(2), [], os.path.dirname(__file__)
     while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
-        lines.append((frame.f_code, frame.f_lineno))
+        if not frame.f_code.co_filename.startswith(here):
+            lines.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return () if frame is None else tuple(lines)

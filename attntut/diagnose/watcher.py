@@ -23,7 +23,7 @@ SOFTMAX = {aten._softmax, aten._safe_softmax}
 ADDED = {aten.add: 1, aten.add_: 1, aten.sub: -1, aten.sub_: -1}  # and the sign of what is added
 FILLED = {aten.masked_fill, aten.masked_fill_, aten.where, aten.index_put, aten.index_put_}
 SCALED = {aten.div, aten.div_, aten.mul, aten.mul_}
-MOVED = {aten.copy_, aten.cat, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}  # sizes may change
+MOVED = {aten.copy_, aten.cat, aten.stack, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}  # sizes may change
 EMPTY = ("_like", "new_", "empty", "bernoulli")  # of the size of an argument, without its numbers
 KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter")  # who wins
 COMPILED = ("<eval_with_key>", "torchinductor", "/torch/_inductor/")  # names of files whose code is generated
@@ -176,7 +176,7 @@ class Watcher(TorchDispatchMode):
             if mark is None or mark.kind not in ("weights", "scores", "exponential"):
                 continue
             along = {part.role for part in parts(weights, mark.axes, dim)} - {None}
-            if "heads" in along and len(along) == 1 or (along and "attended" not in along and is_learned):
+            if along == {"heads"} and len({axis.role for axis in mark.axes} & {"queries", "keys", "attended"}) == 2:
                 self._remember(out, _mixed(mark, weights, out, dim))  # talking heads
                 return
             if mark.kind == "exponential":
@@ -185,7 +185,7 @@ class Watcher(TorchDispatchMode):
             if mark.kind == "weights" and mark.finish:
                 if not along or "attended" in along:
                     mark.finish(_handed_on(mark, weights, out, dim))
-                else:
+                elif not is_learned:
                     was = mark.finish.was
                     mark.finish(axis=was if was in ("heads", "batch") else "queries")
                 return
@@ -217,7 +217,7 @@ class Watcher(TorchDispatchMode):
             return
         if not self.marks and packet not in (aten._to_copy, aten.repeat):
             return
-        flat = args[0] if packet is aten.cat else args
+        flat = args[0] if packet in (aten.cat, aten.stack) else args
         tensors = [each for each in flat if isinstance(each, Tensor)] if isinstance(flat, tuple | list) else []
         marked = [(mark, each) for each in tensors if (mark := self._mark(each)) is not None]
         if packet in (aten._to_copy, aten.repeat) and self._is_parameter(tensors[0]):  # autocast's copies
@@ -227,6 +227,8 @@ class Watcher(TorchDispatchMode):
         if not marked:
             return
         mark, source = min(marked, key=lambda each: (KINDS.index(each[0].kind), -each[1].numel()))
+        if packet is aten.stack:
+            source = source.unsqueeze(args[1] if len(args) > 1 else kwargs.get("dim", 0))
         if not _goes_on(packet, mark.kind, source, result):
             return
         totals = [each.finish for each, _ in marked if each.kind == "total" and each.finish]
@@ -331,7 +333,7 @@ class Watcher(TorchDispatchMode):
         if _key(out) == _key(logits):
             self.sink.note(f"A softmax wrote over its logits: that attention was not measured. {WHAT_TO_DO}.")
             return
-        self._remember(out, self._attend(logits, mark, dim % logits.ndim, out, "weights"))
+        self._remember(out, self._attend(logits, mark, dim % logits.ndim, out))
 
     def _log_softmax(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         mark = self._mark(args[0])
@@ -353,7 +355,7 @@ class Watcher(TorchDispatchMode):
         shift = None if mark.shift is None else mark.shift.on(logits, -1)
         reduced = [] if shift is None else [dim for dim in range(logits.ndim) if shift.shape[dim] < logits.shape[dim]]
         dim = (sure or (reduced if len(reduced) == 1 else []) or [logits.ndim - 1])[0]
-        self._remember(out, self._attend(logits, mark, dim, out, "weights" if sure else "exponential"))
+        self._remember(out, self._attend(logits, mark, dim, out, "weights" if sure else "exponential", True))
 
     def _total(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         mark = self._mark(args[0])
@@ -367,7 +369,9 @@ class Watcher(TorchDispatchMode):
         elif mark.kind == "weights" and {"queries", "keys"} & {part.role for part in parts(args[0], mark.axes, dims[0])}:
             self._remember(out, Mark(_memory(out), "total", finish=mark.finish))
 
-    def _attend(self, logits: Tensor, mark: Mark, dim: int, out: Tensor, kind: str) -> Mark:
+    def _attend(
+        self, logits: Tensor, mark: Mark, dim: int, out: Tensor, kind: str = "weights", is_written_out: bool = False
+    ) -> Mark:
         """Have the logits measured that are normalized along ``dim``; gives the mark of ``out``, of the same shape."""
         was, consists = self._layout(logits, mark, dim)
         extra = mark.extra
@@ -392,7 +396,7 @@ class Watcher(TorchDispatchMode):
             consists,
             covers=covers,
             blind=aligned(mark.blind),
-            shift=aligned(mark.shift),
+            shift=aligned(mark.shift) if is_written_out else None,
             extra=extra,
             product=(sizes["heads"], sizes["queries"], sizes["keys"]),
         )
@@ -423,7 +427,8 @@ class Watcher(TorchDispatchMode):
         for _, each, i in sorted(asked)[1:]:  # windows, say
             consists[each][i] = consists[each][i]._replace(role="batch")
         if not asked and unknown:
-            consists[unknown[-1]] = [whole[unknown.pop()]._replace(role="queries")]
+            last = unknown.pop()
+            consists[last] = [whole[last]._replace(role="queries")]
         roles = {part.role for each in consists for part in each}
         leading = [each for each in others if consists[each][0].role in (None, "batch")]
         if "heads" not in roles and not mark.known and any(logits.shape[each] > 1 for each in unknown):
