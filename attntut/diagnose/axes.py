@@ -71,7 +71,7 @@ def parts(tensor: Tensor, axes: Axes, dim: int) -> list[Part]:
 
 def laid(*pieces: tuple[Sequence[Part], int]) -> Axes:
     """Axes of new memory: what each dimension consists of, and its stride there."""
-    found = {}
+    found: dict[int, str | None] = {}
     for consists, stride in pieces:
         for part in consists:
             if part.size != 1:
@@ -128,7 +128,7 @@ class Laid:
             scores: the view.
             keys: its dimension that may have got longer since.
         """
-        varying = [size > 1 and stride != 0 for size, stride in zip(self.tensor.shape, self.tensor.stride(), strict=True)]
+        varying = [size > 1 and self.tensor.stride(dim) != 0 for dim, size in enumerate(self.tensor.shape)]
         order: list[int] = []
         shape: list[int] = []
         for dim, (size, stride) in enumerate(zip(scores.shape, strides(scores), strict=True)):
@@ -202,7 +202,7 @@ def arranged(tensor: Tensor, layout: Sequence[Sequence[Part]]) -> Tensor:
 
 
 def piece_of(tensor: Tensor, n_batch: int, n_heads: int) -> Piece:
-    """Parts of a tensor ``(batch …, heads …, n, m)`` with so many dimensions of batch and of heads, at least one each."""
+    """Parts of a tensor ``(batch …, heads …, n, m)`` with so many dimensions of batch and heads, at least one each."""
     if (n_batch, n_heads) == (1, 1):
         return lambda sequences, rows, keys: tensor[sequences, :, rows, :keys]
 

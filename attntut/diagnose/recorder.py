@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,10 +16,11 @@ from torch.nn.parameter import is_lazy
 from tqdm import tqdm
 
 from attntut._checks import check_int
-from attntut._modes import no_fast_path
+from attntut._restore import no_fast_path
 from attntut.diagnose.gradients import Gradients
 from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import STATISTICS, Report, average_heads
+from attntut.diagnose.scalars import BY_STEP, scalars_of
 from attntut.diagnose.statistics import Logits, Tally, attention_rows
 from attntut.diagnose.stream import Block, has_tokens_first, repeated
 from attntut.diagnose.watcher import Finish, Watcher
@@ -37,13 +39,14 @@ class Recorder:
         every: int = 1,
         maps: int = 0,
         steps: int | None = None,
+        to: Callable[[str, float, int], Any] | None = None,
         wants_gradients: bool = True,
         runs_compiled: bool = True,
     ) -> None:
         self.model = model
         self.every, self.maps = check_int("every", every), check_int("maps", maps, low=0)
         self.progress = None if steps is None else tqdm(total=check_int("steps", steps), desc="listening", disable=None)
-        self.report = Report()
+        self.report, self.to = Report(), to
         self.thread = threading.get_ident()
         self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
         self.is_on, self.is_open = False, False
@@ -208,9 +211,15 @@ class Recorder:
         self.listened += 1
         for key, tally in self.now.items():
             self.total.setdefault(key, Tally(key[2])).add(tally)
-            means = average_heads([{"head": head, **row} for head, row in enumerate(tally.heads())])
-            place = {"step": max(self.step, 0), "layer": key[0], "kind": key[1]}
-            self.report.steps.append(place | {name: means[name] for name in STATISTICS})
+            rows = [{"head": head, **row} for head, row in enumerate(tally.heads())]
+            means = average_heads(rows)
+            step = {"step": max(self.step, 0), "layer": key[0], "kind": key[1]}
+            step |= {name: means[name] for name in STATISTICS}
+            step["heads"] = {name: [row[name] for row in rows] for name in BY_STEP}
+            self.report.steps.append(step)
+            if self.to is not None:
+                for scalar in scalars_of(step):
+                    self.to(*scalar)
         self.now = {}
 
     def _close(self) -> None:
@@ -275,8 +284,8 @@ class Recorder:
         for layer, times in self.unused.items():
             if times:
                 yield (
-                    f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not counted: "
-                    "no product of the weights with values was seen."
+                    f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not "
+                    "counted: no product of the weights with values was seen."
                 )
         for layer, times in self.skipped.items():
             yield (
@@ -312,9 +321,10 @@ def _in_backward() -> bool:
 
 def _site() -> tuple[Any, ...]:
     """The lines of code of the module that runs: two attentions of one layer stand in different ones."""
-    frame, lines, here = sys._getframe(2), [], os.path.dirname(__file__)
+    frame: FrameType | None = sys._getframe(2)
+    lines, ours = [], (os.path.dirname(__file__), os.path.dirname(torch.__file__))
     while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
-        if not frame.f_code.co_filename.startswith(here):
+        if not frame.f_code.co_filename.startswith(ours):
             lines.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return () if frame is None else tuple(lines)

@@ -19,9 +19,9 @@ CHUNK = 2**18
 GPU_CHUNKS = 64
 #: A row whose largest weight exceeds this is saturated.
 SATURATED = 0.99
-# Which keys a mask hides is known where it is seen to be laid on (:class:`~attntut.diagnose.axes.Laid`). Where it is not,
-# a logit counts as hidden when it is below −9e3 *and* below −20 times the row's largest: its weight is exactly 0 then,
-# and a model with huge logits keeps its own.
+# Which keys a mask hides is known where it is seen to be laid on (:class:`~attntut.diagnose.axes.Laid`). Where it is
+# not, a logit counts as hidden when it is below −9e3 *and* below −20 times the row's largest: its weight is exactly 0
+# then, and a model with huge logits keeps its own.
 HIDDEN, TIMES, BLIND = 9e3, 20.0, -5e8
 _LOWEST = 1e30  # stands for ∞ where 0 · ∞ must be 0
 #: How many queries that see nothing are named.
@@ -194,7 +194,7 @@ class Tally:
     sums: Tensor = field(default=None)  # type: ignore[assignment]  # (len(SUMS), n_heads), float64, on the CPU
     largest: Tensor = field(default=None)  # type: ignore[assignment]  # (n_heads,)
     masked_at: list[list[list[int]]] = field(default_factory=list)  # a head: [sequence, query], the first few
-    fills: dict[float, Tensor] = field(default_factory=dict)  # number filled in: rows with it, and where it hides nothing
+    fills: dict[float, Tensor] = field(default_factory=dict)  # a number: rows it was filled into, and hides nothing in
 
     def __post_init__(self) -> None:
         if self.sums is None:
@@ -226,7 +226,8 @@ class Tally:
             if logits.is_causal:
                 part = part + torch.full_like(part[0, 0], -math.inf).triu_(rows.start + 1)
             if logits.covers:
-                part, nothing, fills = _hide(part, [(mask(sequences, rows, keys), each) for mask, each in logits.covers])
+                laid = [(mask(sequences, rows, keys), each) for mask, each in logits.covers]
+                part, nothing, fills = _hide(part, laid)
                 blind = nothing if blind is None else blind | nothing
                 for value, count in fills.items():
                     self.fills[value] = self.fills.get(value, 0) + count
@@ -348,8 +349,8 @@ def _hide(logits: Tensor, covers: Sequence[tuple[Tensor, Laid]]) -> tuple[Tensor
     """Minus infinity where masks hide ``(b, H, r, m)`` logits.
 
     Returns:
-        The logits; ``(b, H, r)``, True for queries that see nothing; and of each number that was filled in ``(2, H)``: how
-        many rows hold it, and in how many of them it hides nothing.
+        The logits; ``(b, H, r)``, True for queries that see nothing; and of each number that was filled in ``(2, H)``:
+        how many rows hold it, and in how many of them it hides nothing.
     """
     laid = [(mask if each.below is None else mask * each.factor <= each.below, each.value) for mask, each in covers]
     covered = reduce(torch.logical_or, (mask for mask, _ in laid))

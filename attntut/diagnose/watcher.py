@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -23,11 +24,13 @@ SOFTMAX = {aten._softmax, aten._safe_softmax}
 ADDED = {aten.add: 1, aten.add_: 1, aten.sub: -1, aten.sub_: -1}  # and the sign of what is added
 FILLED = {aten.masked_fill, aten.masked_fill_, aten.where, aten.index_put, aten.index_put_}
 SCALED = {aten.div, aten.div_, aten.mul, aten.mul_}
-MOVED = {aten.copy_, aten.cat, aten.stack, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}  # sizes may change
+# After these, sizes may differ:
+MOVED = {aten.copy_, aten.cat, aten.stack, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}
 EMPTY = ("_like", "new_", "empty", "bernoulli")  # of the size of an argument, without its numbers
 KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter")  # who wins
 COMPILED = ("<eval_with_key>", "torchinductor", "/torch/_inductor/")  # names of files whose code is generated
-WHAT_TO_DO = "Run the model with its attention written out or through F.scaled_dot_product_attention to have it measured"
+WHAT_TO_DO = "To have it measured, write the attention out, or call F.scaled_dot_product_attention"
+NESTED = f"Nested tensors hide the rows of an attention: it was not measured. {WHAT_TO_DO} on padded tensors."
 Finish = Callable[[Tensor | None, str], None]
 
 
@@ -172,7 +175,8 @@ class Watcher(TorchDispatchMode):
         left, right = args[position : position + 2]
         is_parameter = self._is_parameter(left), self._is_parameter(right)
         marks = self._mark(left), self._mark(right)
-        for mark, weights, dim, is_learned in ((marks[0], left, -1, is_parameter[1]), (marks[1], right, -2, is_parameter[0])):
+        both = ((marks[0], left, -1, is_parameter[1]), (marks[1], right, -2, is_parameter[0]))
+        for mark, weights, dim, is_learned in both:
             if mark is None or mark.kind not in ("weights", "scores", "exponential"):
                 continue
             along = {part.role for part in parts(weights, mark.axes, dim)} - {None}
@@ -263,10 +267,8 @@ class Watcher(TorchDispatchMode):
             if kind in ("scores", "weights", "exponential") or not is_whole or not other.ndim:
                 return
             factor = ADDED[packet] * float(kwargs.get("alpha", 1))
-            reduced = [
-                dim for dim in range(-other.ndim, 0) if other.shape[dim] == 1 and result.shape[dim] > 1
-            ] if other.ndim == result.ndim else []
-            if factor == -1 and other is args[1] and len(reduced) == 1:
+            reduced = [dim for dim in range(-other.ndim, 0) if other.shape[dim] == 1 and result.shape[dim] > 1]
+            if factor == -1 and other is args[1] and other.ndim == result.ndim and len(reduced) == 1:
                 mark.shift = Laid(other.expand(result.shape), tuple(strides(result)))
                 if kind == "total":  # the logarithm of the sum of exponentials: what comes are logarithms of weights
                     mark.axes = _attended(mark.axes, strides(result)[reduced[0]])
@@ -292,8 +294,8 @@ class Watcher(TorchDispatchMode):
         """As :func:`far_below`, once a step for a mask that many layers share."""
         if mask.is_meta or not mask.is_floating_point():
             return None
-        place = (_key(mask), mask.storage_offset(), mask.shape, mask.stride(), factor)
-        place += (-1 if mask.is_inference() else mask._version,)
+        version = -1 if mask.is_inference() else mask._version
+        place = (_key(mask), mask.storage_offset(), mask.shape, mask.stride(), factor, version)
         if place not in self.levels or self.levels[place][0].expired():
             self.levels[place] = _memory(mask), far_below(mask, factor)
         return self.levels[place][1]
@@ -321,7 +323,7 @@ class Watcher(TorchDispatchMode):
         logits, dim = args[0], args[1]
         self.seen["softmaxes"] += 1
         if logits.is_nested:
-            self.sink.note(f"Nested tensors hide the rows of an attention: it was not measured. {WHAT_TO_DO}, on padding.")
+            self.sink.note(NESTED)
             return
         if logits.ndim < 2:
             return
@@ -364,9 +366,9 @@ class Watcher(TorchDispatchMode):
             return
         if func._overloadpacket is aten.logsumexp and mark.kind == "scores":
             self._remember(out, Mark(_memory(out), "total"))
-        elif mark.kind == "exponential" and "attended" in {part.role for part in parts(args[0], mark.axes, dims[0])}:
-            self._remember(out, Mark(_memory(out), "total", finish=mark.finish))
-        elif mark.kind == "weights" and {"queries", "keys"} & {part.role for part in parts(args[0], mark.axes, dims[0])}:
+            return
+        is_along = "attended" in {part.role for part in parts(args[0], mark.axes, dims[0])}
+        if (mark.kind, is_along) in (("exponential", True), ("weights", False)):
             self._remember(out, Mark(_memory(out), "total", finish=mark.finish))
 
     def _attend(
@@ -423,8 +425,9 @@ class Watcher(TorchDispatchMode):
                 consists[each] = [whole[each]._replace(role=role)]
         others = [each for each in range(logits.ndim) if each != dim]
         unknown = [each for each in others if consists[each][0].role is None]
-        asked = [(part.stride, each, i) for each in others for i, part in enumerate(consists[each]) if part.role == "queries"]
-        for _, each, i in sorted(asked)[1:]:  # windows, say
+        placed = [(part, each, i) for each in others for i, part in enumerate(consists[each])]
+        asked = sorted((part.stride, each, i) for part, each, i in placed if part.role == "queries")
+        for _, each, i in asked[1:]:  # windows, say
             consists[each][i] = consists[each][i]._replace(role="batch")
         if not asked and unknown:
             last = unknown.pop()
@@ -440,7 +443,7 @@ class Watcher(TorchDispatchMode):
                 consists[leading[1]] = [whole[leading[1]]._replace(role="heads")]
             else:
                 self.sink.note(
-                    f"Logits of shape {tuple(logits.shape)}: which axis holds the heads cannot be known; counted as one."
+                    f"Which axis of logits {tuple(logits.shape)} holds the heads cannot be known: taken for one head."
                 )
         return was, [[part._replace(role=part.role or "batch") for part in each] for each in consists]
 
@@ -454,7 +457,7 @@ class Watcher(TorchDispatchMode):
         scale = given.get("scale")
         self.seen["fused kernels"] += 1
         if query.is_nested:
-            self.sink.note(f"Nested tensors hide the rows of an attention: it was not measured. {WHAT_TO_DO}, on padding.")
+            self.sink.note(NESTED)
             return
         self._look_for_compiled()
         heads = out[0] if isinstance(out, tuple | list) else out
@@ -524,12 +527,12 @@ class Watcher(TorchDispatchMode):
         """Say so if what runs is compiled code."""
         if "torch._dynamo" not in sys.modules:
             return
-        frame = sys._getframe(3)
+        frame: FrameType | None = sys._getframe(3)
         while frame is not None:
             if any(each in frame.f_code.co_filename for each in COMPILED):
                 self.sink.note(
-                    "Compiled code runs here: attention in there is seen in part or not at all, and layers share a row. "
-                    "diagnose, which runs it uncompiled, sees all; so does listen under "
+                    "Compiled code ran: attention in there is seen in part or not at all, and layers share a row. "
+                    "diagnose runs it uncompiled, and sees all; so does listen under "
                     'torch.compiler.set_stance("force_eager").'
                 )
                 return
@@ -544,7 +547,7 @@ def _memory(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
 
 
-def _named(tensor: Tensor, roles: list[str | None]) -> Axes:
+def _named(tensor: Tensor, roles: Sequence[str | None]) -> Axes:
     """Axes of new memory, a role a dimension."""
     sizes = zip(tensor.shape, strides(tensor), roles, strict=True)
     return laid(*(([Part(size, stride, role)] if size > 1 else [], stride) for size, stride, role in sizes))
