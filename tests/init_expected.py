@@ -18,9 +18,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 
+from attntut.anatomy.weight import BRANCH, Weight, weights
 from attntut.device import seeded
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
-from attntut.anatomy.weight import BRANCH, Weight, weights
 
 SIZES = dict(d_model=64, n_heads=4, n_layers=6, layer=3, d_ff=256)
 PLACE = {role: weights(**SIZES)[role] for role in BRANCH}  # type: ignore[arg-type]

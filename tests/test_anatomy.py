@@ -90,7 +90,9 @@ LAYOUTS = {
         lambda x, w: F.linear(x, w).unflatten(-1, (H, 3 * DH)).transpose(1, 2).chunk(3, -1),
     ),
     "(d_head, 3, heads)": (
-        lambda w: [torch.stack([heads(w, role).transpose(0, 1) for role in ("query", "key", "value")], 1).flatten(0, 2)],
+        lambda w: [
+            torch.stack([heads(w, role).transpose(0, 1) for role in ("query", "key", "value")], 1).flatten(0, 2)
+        ],
         lambda x, w: F.linear(x, w).unflatten(-1, (DH, 3, H)).permute(3, 0, 4, 1, 2),
     ),
     "one stack of three": (
@@ -293,7 +295,10 @@ class Block(nn.Module):
             self.w, self.v = nn.Linear(D, 2 * D), nn.Linear(2 * D, D)
         else:
             self.r = nn.Linear(D, experts)
-            self.up, self.down = nn.Parameter(torch.randn(experts, 4 * D, D)), nn.Parameter(torch.randn(experts, D, 2 * D))
+            self.up, self.down = (
+                nn.Parameter(torch.randn(experts, 4 * D, D)),
+                nn.Parameter(torch.randn(experts, D, 2 * D)),
+            )
         self.experts = experts
 
     def forward(self, x):

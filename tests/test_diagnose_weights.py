@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig
-from attntut.diagnose import Report
 from attntut.anatomy import look
 from attntut.anatomy.weight import BRANCH
+from attntut.diagnose import Report
 from attntut.diagnose.weights import SIGMAS, Statistics, describe, fill, is_drawn
 from attntut.init import initialize_, schemes
 

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig
+from attntut.anatomy.parameters import is_norm, listing
+from attntut.anatomy.weight import ROLES, weights
 from attntut.device import seeded
 from attntut.init import Scheme, Weight, initialize_, registry, schemes, view
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
-from attntut.anatomy.parameters import is_norm, listing
 from attntut.init.registry import find_scheme, law_outside_blocks, scheme
 from attntut.init.requirements import REQUIREMENTS, check_requirements
-from attntut.anatomy.weight import ROLES, weights
 
 LAWS = [
     Constant(0.3),

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from attntut import Transformer, TransformerConfig
+from attntut.anatomy.weight import BRANCH, weights
 from attntut.device import seeded
 from attntut.init import initialize_, schemes, view
 from attntut.init.data import output_of
 from attntut.init.depth import LINEAR_PATH, deepnorm_constants
-from attntut.anatomy.weight import BRANCH, weights
 from attntut.init.width import learning_rates
 from attntut.measure import rms, token_cosine, update_size
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig, seeded
+from attntut.anatomy.weight import BRANCH, Weight, weights
 from attntut.init import initialize_, schemes, view
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, TruncNormal, Uniform
-from attntut.anatomy.weight import BRANCH, Weight, weights
 from attntut.measure import logit_statistics
 from tests.init_expected import (
     EXPECTED,

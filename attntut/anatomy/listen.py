@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
 from attntut.anatomy.blocks import find_blocks
 from attntut.anatomy.columns import Columns
@@ -320,15 +320,6 @@ def siblings(module: nn.Module, name: str) -> str:
             shown.append(part)
         current = child
     return ".".join(shown)
-
-
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors in what a module takes or gives: a tensor, a tuple, a mapping, or any of these inside another."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, Mapping | tuple | list):
-        for each in values.values() if isinstance(values, Mapping) else values:
-            yield from tensors_in(each)
 
 
 def _now() -> int:

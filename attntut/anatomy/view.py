@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attntut._restore import no_fast_path, untouched
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Ears
 from attntut.anatomy.names import CallerPatterns, RolePatterns
@@ -130,9 +131,9 @@ def view(
         )
     if seen.unknown:
         raise ValueError(
-            f"Every matrix must have a role, and none is known for {listing(seen.unknown.values())}. Give what the model "
-            f'is called with, inputs=…, or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or leave it '
-            'alone, roles={"keep": …}.'
+            f"Every matrix must have a role, and none is known for {listing(seen.unknown.values())}. Give what the "
+            f'model is called with, inputs=…, or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or '
+            'leave it alone, roles={"keep": …}.'
         )
     if seen.unsure:
         raise ValueError(seen.unsure[0])
@@ -201,10 +202,8 @@ def listen(module: nn.Module, inputs: Any = None) -> Anatomy | None:
         inputs = getattr(module, "dummy_inputs", None)
         if not isinstance(inputs, Mapping):
             return None
-    from attntut.diagnose.restore import untouched  # TODO
-
     try:
-        with untouched(module, inputs), Ears(module) as ears, torch.enable_grad():
+        with untouched(module, inputs), no_fast_path(), Ears(module) as ears, torch.enable_grad():
             module.eval()
             return ears.hear(call(module, inputs))
     except Exception:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attntut._restore import tensors_in
 from attntut.anatomy import places
 
 FUNCTION, ROOT = "(function)", "(model)"
@@ -175,17 +176,8 @@ def is_compiled(module: nn.Module) -> bool:
     return type(module).__name__ == "OptimizedModule" or getattr(module, "_compiled_call_impl", None) is not None
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
-    """The tensors in what a module takes or gives: a tensor, a tuple, a mapping, or any of these inside another."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, Mapping | tuple | list):
-        for each in values.values() if isinstance(values, Mapping) else values:
-            yield from tensors_in(each)
-
-
 def first_tensor(values: Any) -> Tensor | None:
-    """The first of :func:`tensors_in`, or None.
+    """The first tensor in what a module takes or gives, or None.
 
     >>> first_tensor((None, {"x": torch.ones(2)}))
     tensor([1., 1.])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from attntut import measure
+from attntut._restore import RandomState, stepped, tensors_in, untouched
 from attntut.anatomy.names import RolePatterns
-from attntut.diagnose.layers import first_tensor, is_compiled, tensors_in
+from attntut.diagnose.layers import first_tensor
 from attntut.diagnose.recorder import Recorder
 from attntut.diagnose.report import Report
-from attntut.diagnose.restore import RandomState, stepped, untouched
 
 
 def diagnose(
@@ -70,7 +71,7 @@ def diagnose(
         module, maps=maps, roles=roles, wants_gradients=loss is not None, runs_compiled=False, thaws=True
     )
     learning = [] if module is None else [each for each in module.parameters() if each.requires_grad]
-    with untouched(module, inputs), _uncompiled(module):
+    with untouched(module, inputs), _uncompiled():
         start = RandomState()
         with recorder:
             with torch.set_grad_enabled(loss is not None or module is not None):  # the graph tells the roles
@@ -94,7 +95,12 @@ def diagnose(
 
 @contextmanager
 def listen(
-    model: nn.Module | None = None, *, every: int = 1, maps: int = 0, steps: int | None = None
+    model: nn.Module | None = None,
+    *,
+    every: int = 1,
+    maps: int = 0,
+    steps: int | None = None,
+    to: Callable[[str, float, int], Any] | None = None,
 ) -> Iterator[Report]:
     """Report what attention does in the code of the ``with`` block: a step, or a whole training loop.
 
@@ -105,12 +111,15 @@ def listen(
         every: listen to every so many steps only.
         maps: keep up to this many rows of each head's weights, of the last step, for pictures.
         steps: how many steps there will be, for a progress bar.
+        to: called with ``(tag, value, step)`` of each head's largest logit, logit standard deviation and entropy once a
+            listened step is over; ``to=SummaryWriter().add_scalar`` sends them to TensorBoard. See
+            :func:`attntut.diagnose.scalars.scalars`.
 
     Yields:
         The report; empty until the block ends.
 
     Raises:
-        TypeError: ``model`` is no module.
+        TypeError: ``model`` is no module, or ``to`` no function.
         ValueError: ``every`` or ``steps`` is not positive, or ``maps`` negative.
 
     Example:
@@ -123,13 +132,15 @@ def listen(
     """
     if model is not None and not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
-    with Recorder(model, every=every, maps=maps, steps=steps) as recorder:
+    if to is not None and not callable(to):
+        raise TypeError(f"to must be a function of a tag, a value and a step: got {type(to).__name__}.")
+    with Recorder(model, every=every, maps=maps, steps=steps, to=to) as recorder:
         yield recorder.report
 
 
 @contextmanager
-def _uncompiled(model: nn.Module | None) -> Iterator[None]:
-    if model is None or not any(map(is_compiled, model.modules())):
+def _uncompiled() -> Iterator[None]:
+    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
         yield
         return
     with torch.compiler.set_stance("force_eager"):

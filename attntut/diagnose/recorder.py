@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
@@ -13,17 +16,19 @@ from torch.nn.parameter import is_lazy
 
 from attntut._checks import check_int
 from attntut._extras import extra
-from attntut._modes import no_fast_path
+from attntut._restore import no_fast_path
 from attntut.anatomy.listen import Ears
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import ModelView, look
 from attntut.diagnose.gradients import Gradients
 from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import STATISTICS, Report, average_heads
+from attntut.diagnose.scalars import BY_STEP, scalars_of
 from attntut.diagnose.statistics import Logits, Tally, attention_rows
 from attntut.diagnose.stream import Block, has_tokens_first, repeated
 from attntut.diagnose.watcher import Finish, Watcher
 
+Place = tuple[str, str, int, Any]  # layer, kind, heads, and where in the code
 _measuring = threading.local()  # .now is set while any recorder of this thread computes: the others look away
 
 
@@ -38,6 +43,7 @@ class Recorder:
         maps: int = 0,
         steps: int | None = None,
         roles: RolePatterns | None = None,
+        to: Callable[[str, float, int], Any] | None = None,
         wants_gradients: bool = True,
         runs_compiled: bool = True,
         thaws: bool = False,
@@ -45,17 +51,18 @@ class Recorder:
         self.model = model
         self.every, self.maps = check_int("every", every), check_int("maps", maps, low=0)
         self.progress = None if steps is None else _bar(check_int("steps", steps))
-        self.report = Report()
+        self.report, self.to = Report(), to
         self.thread = threading.get_ident()
         self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
         self.is_on, self.is_open = False, False
         self.step, self.listened = -1, 0
-        self.total: dict[tuple[str, str, int], Tally] = {}
-        self.now: dict[tuple[str, str, int], Tally] = {}
+        self.total: dict[Place, Tally] = {}
+        self.now: dict[Place, Tally] = {}
         self.pictures: dict[tuple[str, str], tuple[list[int], Tensor]] = {}
         self.stream: dict[str, Block] = {}
         self.notes: dict[str, None] = {}
         self.skipped: dict[str, int] = {}
+        self.unused: dict[str, int] = {}  # a layer: softmaxes of scores that have met no values
         self.layers = Layers(model, self._entered, self._left, self._follows)
         self.watcher = Watcher(self)
         self.gradients: Gradients | None = None
@@ -113,43 +120,57 @@ class Recorder:
         """Count a softmax that is no attention."""
         self.skipped[self.layers.name] = self.skipped.get(self.layers.name, 0) + 1
 
-    def attention(self, logits: Logits, *, certain: bool) -> Finish:
-        """Measure an attention; what is returned measures its output.
+    def attention(self, logits: Logits) -> Finish:
+        """Measure an attention; it counts once its weights meet the values.
 
         Args:
             logits: where to get them.
-            certain: whether it counts even when nothing is averaged with its weights.
+
+        Returns:
+            To be called with what the heads hand on ``(B, H, n, d)``, or None; and the axis that was attended:
+            ``"keys"``; by mistake ``"queries"``, ``"heads"`` or ``"batch"``; or ``"competition"``, if queries compete
+            for each key on purpose (slot attention).
         """
         B, H, n, m = logits.shape
-        keys = m - logits.sinks
+        before, behind = logits.extra
+        keys = m - before - behind
         if logits.device.type == "meta":
             self.note("Tensors on the meta device have no values: the attention was not measured.")
-            return lambda output: None
+            return lambda output, axis: None
         kind = "cross" if self.layers.is_cross(n, keys) else "self"
-        logits.diagonal = keys - n if kind == "self" and keys >= n else None
-        layer = self.layers.name
-        tally = Tally(H)
+        logits.diagonal = before + keys - n if kind == "self" and keys >= n else None
+        layer, site = self.layers.name, _site()
+        tally, picture = Tally(H), None
         with _quiet(logits.device):
             tally.add_weights(logits)
-            if self.maps and certain and B and n and m:
+            if self.maps and B and n and m:
                 rows = torch.linspace(0, n - 1, min(n, self.maps)).round().long()
-                self.pictures[layer, kind] = rows.tolist(), attention_rows(logits, 0, rows)
-        if certain:
-            self._count(layer, kind, tally)
+                picture = rows.tolist(), attention_rows(logits, 0, rows)
+        self.unused[layer] = self.unused.get(layer, 0) + 1
 
-        def finish(output: Tensor) -> None:
-            with _quiet(output.device):
-                only = Tally(H)
-                only.add_output(output)
-            if not certain:
-                only.add(tally)
-            self._count(layer, kind, only)
+        def finish(output: Tensor | None, axis: str) -> None:
+            self.unused[layer] -= 1
+            if axis == "competition":
+                self.note(f"In {layer} the queries compete for each key (as in slot attention): that is not measured.")
+                return
+            if axis != "keys":
+                heads, queries, keys = logits.product or (H, n, m)
+                place = "cross" if self.layers.is_cross(queries, keys) else "self"
+                self._count(layer, place, site, Tally(heads, calls=1, n_query=queries, n_key=keys, axis=axis))
+                return
+            measured = tally
+            if output is not None:
+                with _quiet(output.device):
+                    measured.add_output(output)
+            if picture is not None:
+                self.pictures[layer, kind] = picture
+            self._count(layer, kind, site, measured)
 
         return finish
 
-    def _count(self, layer: str, kind: str, tally: Tally) -> None:
+    def _count(self, layer: str, kind: str, site: Any, tally: Tally) -> None:
         self.layers.attentions += 1
-        self.now.setdefault((layer, kind, tally.n_heads), Tally(tally.n_heads)).add(tally)
+        self.now.setdefault((layer, kind, tally.n_heads, site), Tally(tally.n_heads)).add(tally)
 
     # ---- what the hooks tell
 
@@ -219,9 +240,15 @@ class Recorder:
         self.listened += 1
         for key, tally in self.now.items():
             self.total.setdefault(key, Tally(key[2])).add(tally)
-            means = average_heads([{"head": head, **row} for head, row in enumerate(tally.heads())])
-            place = {"step": max(self.step, 0), "layer": key[0], "kind": key[1]}
-            self.report.steps.append(place | {name: means[name] for name in STATISTICS})
+            rows = [{"head": head, **row} for head, row in enumerate(tally.heads())]
+            means = average_heads(rows)
+            step = {"step": max(self.step, 0), "layer": key[0], "kind": key[1]}
+            step |= {name: means[name] for name in STATISTICS}
+            step["heads"] = {name: [row[name] for row in rows] for name in BY_STEP}
+            self.report.steps.append(step)
+            if self.to is not None:
+                for scalar in scalars_of(step):
+                    self.to(*scalar)
         self.now = {}
 
     def _close(self) -> None:
@@ -235,7 +262,7 @@ class Recorder:
         if self.progress is not None:
             self.progress.close()
         report = self.report
-        for (layer, kind, _), tally in self.total.items():
+        for (layer, kind, *_), tally in self.total.items():
             sizes = {"n_query": tally.n_query, "n_key": tally.n_key, "calls": tally.calls}
             report.rows += [
                 {"layer": layer, "kind": kind, "head": head, **sizes, **row} for head, row in enumerate(tally.heads())
@@ -273,8 +300,19 @@ class Recorder:
 
     def _remarks(self) -> Iterator[str]:
         if not self.total:
-            yield "No attention was seen: no softmax of a product of queries and keys, and no fused kernel."
+            seen = ", ".join(f"{count} {what}" for what, count in self.watcher.seen.items()) or "nothing of the kind"
+            yield (
+                "No attention was seen: no softmax of a product of queries and keys that then averages values, and no "
+                f"fused kernel. Looked at: {seen}. Attention without a softmax (linear, sigmoid, hashed), additive "
+                "attention and compiled code cannot be seen."
+            )
         yield from self.notes
+        for layer, times in self.unused.items():
+            if times:
+                yield (
+                    f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not "
+                    "counted: no product of the weights with values was seen."
+                )
         for layer, times in self.skipped.items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
@@ -311,3 +349,14 @@ def _bar(steps: int) -> Any:
 
 def _in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
+
+
+def _site() -> tuple[Any, ...]:
+    """The lines of code of the module that runs: two attentions of one layer stand in different ones."""
+    frame: FrameType | None = sys._getframe(2)
+    lines, ours = [], (os.path.dirname(__file__), os.path.dirname(torch.__file__))
+    while frame is not None and frame.f_code is not nn.Module._call_impl.__code__:
+        if not frame.f_code.co_filename.startswith(ours):
+            lines.append((frame.f_code, frame.f_lineno))
+        frame = frame.f_back
+    return () if frame is None else tuple(lines)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from attntut.diagnose.axes import FAR, Laid, Part, Piece, counts, piece_of
 
 #: Logits handled at once. Larger is no faster (the passes over a chunk then leave the cache), and costs memory.
 CHUNK = 2**18
@@ -16,10 +19,13 @@ CHUNK = 2**18
 GPU_CHUNKS = 64
 #: A row whose largest weight exceeds this is saturated.
 SATURATED = 0.99
-# Masks add −∞, the smallest number of the dtype, −1e9 or −1e4. A logit counts as hidden when it is below −9e3 *and*
-# below −20 times the row's largest: its weight is exactly 0 then, and a model with huge logits keeps its own.
-HIDDEN, FAR, BLIND = 9e3, 20.0, -5e8
+# Which keys a mask hides is known where it is seen to be laid on (:class:`~attntut.diagnose.axes.Laid`). Where it is
+# not, a logit counts as hidden when it is below −9e3 *and* below −20 times the row's largest: its weight is exactly 0
+# then, and a model with huge logits keeps its own.
+HIDDEN, TIMES, BLIND = 9e3, 20.0, -5e8
 _LOWEST = 1e30  # stands for ∞ where 0 · ∞ must be 0
+#: How many queries that see nothing are named.
+NAMED = 8
 
 SUMS = (
     "rows",
@@ -33,12 +39,15 @@ SUMS = (
     "saturated",
     "first",
     "self",
+    "sink",
     "non_finite",
     "masked_rows",
     "sequences",
     "rank_residual",
     "pairs",
     "token_cosine",
+    "output_square",
+    "output_size",
 )
 _INDEX = {name: index for index, name in enumerate(SUMS)}
 _OF_WEIGHTS = _INDEX["masked_rows"] + 1  # the sums over rows come first, those over sequences last
@@ -54,29 +63,72 @@ class Logits:
         piece: ``piece(sequences, rows, keys)`` gives the logits of two slices and of the first ``keys`` keys.
         is_causal: query ``i`` sees the keys ``0 … i`` only; ``piece`` need not hide the others.
         diagonal: the key that query 0 is itself (query ``i`` is key ``i + diagonal``); None where there is none.
-        blind: boolean ``(B, H, n_query, 1)``, True for queries that may see nothing although their logits are finite.
-        sinks: how many of the last columns belong to no key.
+        blind: True for queries that may see nothing although their logits are finite.
+        extra: how many of the first and of the last columns belong to no token.
+        covers: masks that were laid on, boolean or added, each with what it is.
+        product: heads, queries and keys of the product that they come from, whatever the softmax takes them for.
     """
 
     shape: tuple[int, int, int, int]
     device: torch.device
-    piece: Callable[[slice, slice, int], Tensor]
+    piece: Piece
     is_causal: bool = False
     diagonal: int | None = None
-    blind: Tensor | None = None
-    sinks: int = 0
+    blind: Piece | None = None
+    extra: tuple[int, int] = (0, 0)
+    covers: Sequence[tuple[Piece, Laid]] = ()
+    product: tuple[int, int, int] | None = None
 
     @classmethod
-    def of_tensor(cls, logits: Tensor, **options: Any) -> Logits:
-        """The logits that a softmax receives, ``(B, H, n_query, n_key)``, masks added."""
-        B, H, n, m = logits.shape
+    def of_tensor(
+        cls,
+        logits: Tensor,
+        layout: Sequence[Sequence[Part]] = (),
+        *,
+        covers: Sequence[tuple[Tensor, Laid]] = (),
+        blind: Tensor | None = None,
+        shift: Tensor | None = None,
+        **options: Any,
+    ) -> Logits:
+        """The logits that a softmax receives, masks added.
+
+        Args:
+            logits: ``(batch …, heads …, n_query, n_key)``, as :func:`~attntut.diagnose.axes.arranged` gives them.
+            layout: what tells how many dimensions there are of batch and heads; one each without.
+            covers: masks, in the same shape.
+            blind: True in the rows of queries that may see nothing, in the same shape.
+            shift: what was taken from each row, in the same shape.
+            options: the other attributes.
+        """
+        n_batch, n_heads = counts(layout)
+        n, m = logits.shape[-2:]
+        B, H = math.prod(logits.shape[:n_batch]), math.prod(logits.shape[n_batch:-2])
+        given = piece_of(logits, n_batch, n_heads)
+        taken = None if shift is None else piece_of(shift, n_batch, n_heads)
+
+        def piece(sequences: slice, rows: slice, keys: int) -> Tensor:
+            part = given(sequences, rows, keys)
+            return part if taken is None else part + taken(sequences, rows, keys)
+
         return cls(
-            (B, H, n, m), logits.device, lambda sequences, rows, keys: logits[sequences, :, rows, :keys], **options
+            (B, H, n, m),
+            logits.device,
+            piece,
+            blind=None if blind is None else piece_of(blind, n_batch, n_heads),
+            covers=[(piece_of(mask, n_batch, n_heads), each) for mask, each in covers],
+            **options,
         )
 
     @classmethod
     def of_projections(
-        cls, query: Tensor, key: Tensor, *, scale: float, mask: Tensor | None = None, **options: Any
+        cls,
+        query: Tensor,
+        key: Tensor,
+        *,
+        scale: float,
+        mask: Tensor | None = None,
+        below: float | None = None,
+        **options: Any,
     ) -> Logits:
         """What a fused kernel computes inside: ``scale · query keyᵀ``, plus the mask.
 
@@ -85,6 +137,7 @@ class Logits:
             key: ``(B, H', n_key, d)``; ``H`` is a multiple of ``H'`` (grouped queries).
             scale: the factor before the softmax.
             mask: boolean (True = may attend) or added; broadcasts to ``(B, H, n_query, n_key)``.
+            below: up to which value an added mask hides.
             options: the other attributes.
         """
         B, H, n, d = query.shape
@@ -102,7 +155,10 @@ class Logits:
             part = full[sequences, :, rows, :keys]
             return logits.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else logits.add_(part)
 
-        return cls((B, H, n, m), query.device, piece, **options)
+        covers = []
+        if full is not None and below is not None:
+            covers.append((piece_of(full, 1, 1), Laid(full, (), below=below)))
+        return cls((B, H, n, m), query.device, piece, covers=covers, **options)
 
     def pieces(self) -> Iterator[tuple[Tensor, slice, slice]]:
         """Chunks of logits ``(b, H, r, keys)`` with the sequences and rows that they belong to."""
@@ -134,13 +190,17 @@ class Tally:
     calls: int = 0
     n_query: int = 0
     n_key: int = 0
+    axis: str = "keys"
     sums: Tensor = field(default=None)  # type: ignore[assignment]  # (len(SUMS), n_heads), float64, on the CPU
     largest: Tensor = field(default=None)  # type: ignore[assignment]  # (n_heads,)
+    masked_at: list[list[list[int]]] = field(default_factory=list)  # a head: [sequence, query], the first few
+    fills: dict[float, Tensor] = field(default_factory=dict)  # a number: rows it was filled into, and hides nothing in
 
     def __post_init__(self) -> None:
         if self.sums is None:
             self.sums = torch.zeros(len(SUMS), self.n_heads, dtype=torch.float64)
             self.largest = torch.full((self.n_heads,), -math.inf, dtype=torch.float64)
+        self.masked_at = self.masked_at or [[] for _ in range(self.n_heads)]
 
     def add(self, other: Tally) -> None:
         """Add the sums of another tally of the same heads."""
@@ -148,6 +208,11 @@ class Tally:
         self.n_query, self.n_key = max(self.n_query, other.n_query), max(self.n_key, other.n_key)
         self.sums += other.sums
         self.largest = torch.maximum(self.largest, other.largest)
+        self.axis = other.axis if other.axis != "keys" else self.axis
+        for mine, theirs in zip(self.masked_at, other.masked_at, strict=True):
+            mine += theirs[: NAMED - len(mine)]
+        for value, rows in other.fills.items():
+            self.fills[value] = self.fills.get(value, 0) + rows
 
     def add_weights(self, logits: Logits) -> None:
         """Add the rows of one attention."""
@@ -155,12 +220,25 @@ class Tally:
         self.calls += 1
         self.n_query, self.n_key = max(self.n_query, n), max(self.n_key, m)
         for chunk, sequences, rows in logits.pieces():
-            blind = None if logits.blind is None else logits.blind[sequences, :, rows]
-            first = rows.start if logits.is_causal else None
+            keys = chunk.shape[-1]
+            part = _precise(chunk)
+            blind = None if logits.blind is None else logits.blind(sequences, rows, keys)[..., 0]
+            if logits.is_causal:
+                part = part + torch.full_like(part[0, 0], -math.inf).triu_(rows.start + 1)
+            if logits.covers:
+                laid = [(mask(sequences, rows, keys), each) for mask, each in logits.covers]
+                part, nothing, fills = _hide(part, laid)
+                blind = nothing if blind is None else blind | nothing
+                for value, count in fills.items():
+                    self.fills[value] = self.fills.get(value, 0) + count
             diagonal = None if logits.diagonal is None else logits.diagonal + rows.start
-            sums, largest = _row_sums(_precise(chunk), blind=blind, causal_from=first, diagonal=diagonal)
+            sums, largest, masked = _row_sums(part, blind=blind, diagonal=diagonal, extra=logits.extra, n_key=m)
             self.sums[:_OF_WEIGHTS] += sums
             self.largest = torch.maximum(self.largest, largest)
+            if bool(sums[_INDEX["masked_rows"]].any()):
+                for sequence, head, row in masked.nonzero().tolist():
+                    if len(self.masked_at[head]) < NAMED:
+                        self.masked_at[head].append([sequences.start + sequence, rows.start + row])
 
     def add_output(self, output: Tensor) -> None:
         """Add what the heads hand on, ``(B, H, n, d)``."""
@@ -170,6 +248,8 @@ class Tally:
             kept = finite & value.isfinite()
             self.sums[_INDEX[name]] += value.where(kept, 0).sum(0)
             self.sums[_INDEX["sequences" if name == "rank_residual" else "pairs"]] += kept.sum(0)
+        self.sums[_INDEX["output_square"]] += tokens.square.where(finite, 0).sum(0)
+        self.sums[_INDEX["output_size"]] += finite.sum(0) * output.shape[-2] * output.shape[-1]
 
     def heads(self) -> list[dict[str, Any]]:
         """The statistics of each head, as in :class:`~attntut.diagnose.Report`; NaN where nothing was counted."""
@@ -185,12 +265,20 @@ class Tally:
             "saturated": s["saturated"] / s["rows_with_choice"],
             "first": s["first"] / s["rows"],
             "self": s["self"] / s["rows"],
+            "sink": s["sink"] / s["rows"],
             "rank_residual": s["rank_residual"] / s["sequences"],
             "token_cosine": s["token_cosine"] / s["pairs"],
+            "output_rms": (s["output_square"] / s["output_size"]).sqrt(),
             "non_finite": s["non_finite"].long(),
             "masked_rows": s["masked_rows"].long(),
         }
         listed = {name: column.tolist() for name, column in columns.items()}
+        listed["masked_at"] = self.masked_at
+        listed["visible_fill"] = [
+            next((value for value, rows in self.fills.items() if 2 * rows[1, head] > rows[0, head]), None)
+            for head in range(self.n_heads)
+        ]
+        listed["axis"] = [self.axis] * self.n_heads
         return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
 
 
@@ -257,19 +345,39 @@ def attention_rows(logits: Logits, sequence: int, rows: Tensor) -> Tensor:
     return torch.stack(kept, dim=1)
 
 
+def _hide(logits: Tensor, covers: Sequence[tuple[Tensor, Laid]]) -> tuple[Tensor, Tensor, dict[float, Tensor]]:
+    """Minus infinity where masks hide ``(b, H, r, m)`` logits.
+
+    Returns:
+        The logits; ``(b, H, r)``, True for queries that see nothing; and of each number that was filled in ``(2, H)``:
+        how many rows hold it, and in how many of them it hides nothing.
+    """
+    laid = [(mask if each.below is None else mask * each.factor <= each.below, each.value) for mask, each in covers]
+    covered = reduce(torch.logical_or, (mask for mask, _ in laid))
+    top = logits.masked_fill(covered, -math.inf).amax(-1)  # (b, H, r), of what no mask covers
+    alone = (top == -math.inf) & covered.any(-1)
+    nothing = alone & (logits.amax(-1) < -FAR)
+    hidden = covered & (logits < (top - FAR)[..., None])
+    fills = {}
+    for mask, value in laid:
+        if value is not None:
+            holds, shows = mask.any(-1) & ~alone, (mask & ~hidden).any(-1) & ~alone
+            fills[value] = torch.stack([holds.sum((0, 2)), shows.sum((0, 2))]).cpu()
+    return logits.masked_fill(hidden, -math.inf), nothing, fills
+
+
 def _row_sums(
-    logits: Tensor, *, blind: Tensor | None, causal_from: int | None, diagonal: int | None
-) -> tuple[Tensor, Tensor]:
-    """The sums over the rows of ``(b, H, r, m)`` logits, ``(_OF_WEIGHTS, H)``, and the largest |logit| of each head."""
+    logits: Tensor, *, blind: Tensor | None, diagonal: int | None, extra: tuple[int, int], n_key: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums over the rows of ``(b, H, r, m)`` logits, ``(_OF_WEIGHTS, H)``; the largest |logit| of each head; and
+    which rows see nothing, ``(b, H, r)``."""
     m = logits.shape[-1]
-    if causal_from is not None:
-        logits = logits + torch.full_like(logits[0, 0], -math.inf).triu_(causal_from + 1)
     low, top = logits.amin(-1), logits.amax(-1)  # (b, H, r); NaN if the row holds one
-    cut = -(top.abs() * FAR).clamp(min=HIDDEN)
+    cut = -(top.abs() * TIMES).clamp(min=HIDDEN)
     broken = ~(top < math.inf)
     masked = top <= BLIND
     if blind is not None:
-        masked = masked | blind[..., 0]
+        masked = masked | blind
     lost = broken | masked
     seen, non_finite = None, torch.zeros_like(top)
     if bool((lost | (low < cut)).any()):
@@ -300,6 +408,9 @@ def _row_sums(
     if diagonal is not None:
         found = weights.diagonal(diagonal, dim1=-2, dim2=-1)  # (b, H, ≤ r)
         itself = torch.nn.functional.pad(found, (0, top.shape[-1] - found.shape[-1])) / total
+    sink = torch.full_like(top, math.nan)
+    if any(extra):
+        sink = (weights[..., : extra[0]].sum(-1) + weights[..., n_key - extra[1] :].sum(-1)) / total
     columns = torch.stack(
         [
             valid.to(top),
@@ -311,15 +422,16 @@ def _row_sums(
             choice.to(top),
             largest_weight,
             ((largest_weight > SATURATED) & choice).to(top),
-            weights[..., 0] / total,
+            weights[..., min(extra[0], m - 1)] / total,
             itself,
+            sink,
             non_finite,
             masked.to(top),
         ]
     )  # (_OF_WEIGHTS, b, H, r)
     sums = columns.sum((1, 3), dtype=_exact(top)).cpu().double()
     largest = torch.maximum(top.abs(), low.abs()).masked_fill(~valid, -math.inf).amax((0, 2))
-    return sums, largest.cpu().double()
+    return sums, largest.cpu().double(), masked
 
 
 def _precise(x: Tensor) -> Tensor:

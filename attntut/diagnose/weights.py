@@ -7,16 +7,16 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from attntut.anatomy.parameters import listing
+from attntut.anatomy.view import Entry, ModelView
+from attntut.anatomy.weight import ATTENTION, BRANCH
 from attntut.diagnose.report import Report
 from attntut.init import schemes
 from attntut.init.laws import Constant, Identity, Law, Orthogonal
 from attntut.init.requirements import unmet
-from attntut.anatomy.parameters import listing
-from attntut.anatomy.view import Entry, ModelView
 from attntut.init.scheme import Scheme
-from attntut.anatomy.weight import ATTENTION, BRANCH
 
 SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
@@ -57,6 +57,7 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         - ``equals``: ``"key"`` for a query matrix equal to the key matrix, else None.
 
     Example:
+        >>> from torch import nn
         >>> from attntut.anatomy import look
         >>> records, traits = describe(look(nn.MultiheadAttention(64, num_heads=4)))
         >>> [(each["role"], each["packed"], each["drawn"]) for each in records]
@@ -196,6 +197,7 @@ def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[in
         Names by ``id(entry)``.
 
     Example:
+        >>> from torch import nn
         >>> from attntut.anatomy import look
         >>> seen = look(nn.MultiheadAttention(64, 4))
         >>> entry = seen.entries[3]

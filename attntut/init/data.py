@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attntut._checks import check_int, check_number
-from attntut._modes import no_fast_path, restored_mode
+from attntut._restore import no_fast_path, restored_mode
+from attntut.anatomy.weight import Weight
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Law, Orthogonal
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.anatomy.weight import Weight
 from attntut.transformer import TransformerBlock
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
         run(module, batch)
     if not caught:
         raise ValueError(
-            f"batch must reach every projection: {entry.parameter} ({entry.role}) was not used, or is no layer of its own."
+            f"batch must reach every projection: {entry.parameter} ({entry.role}) was not used, or is no layer."
         )
     return torch.cat([written.flatten() for written in caught])
 

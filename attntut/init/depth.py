@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attntut._checks import check_choice, check_number
+from attntut.anatomy.weight import BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal, xavier_normal, xavier_uniform
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.anatomy.weight import BRANCH_OUT, Weight
 
 if TYPE_CHECKING:
     from attntut.anatomy.view import ModelView

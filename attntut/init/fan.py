@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+from attntut.anatomy.weight import ATTENTION, FEED_FORWARD, Weight
 from attntut.init.laws import Constant, Law, Normal, Uniform
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.anatomy.weight import ATTENTION, FEED_FORWARD, Weight
 
 
 def _lecun(weight: Weight) -> float:

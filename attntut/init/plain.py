@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from attntut.anatomy.weight import BRANCH_OUT, Weight
 from attntut.init.laws import Law, Normal, TruncNormal, Uniform
 from attntut.init.registry import scheme
-from attntut.anatomy.weight import BRANCH_OUT, Weight
 
 
 @scheme(

@@ -25,10 +25,10 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from attntut._checks import check_choice
+from attntut.anatomy.weight import BRANCH, Weight
 from attntut.init import requirements
 from attntut.init.laws import Law, Normal
 from attntut.init.scheme import Scheme
-from attntut.anatomy.weight import BRANCH, Weight
 
 FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width")
 

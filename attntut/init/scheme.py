@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from attntut.anatomy.weight import Weight, weights
 from attntut.init import requirements
 from attntut.init.laws import Constant, Law
-from attntut.anatomy.weight import Weight, weights
 
 
 class Prediction(NamedTuple):

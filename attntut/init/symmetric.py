@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from attntut._checks import check_number
+from attntut.anatomy.weight import BRANCH_OUT, Weight
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Constant, Law
 from attntut.init.registry import law_outside_blocks, scheme
-from attntut.anatomy.weight import BRANCH_OUT, Weight
 
 
 @scheme(

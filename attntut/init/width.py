@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from attntut._checks import check_int, check_number
+from attntut.anatomy.view import view
+from attntut.anatomy.weight import BRANCH, Weight
 from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import scheme
-from attntut.anatomy.view import view
-from attntut.anatomy.weight import BRANCH, Weight
 
 if TYPE_CHECKING:
     from attntut.anatomy.view import ModelView

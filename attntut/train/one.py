@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from attntut._checks import check_int, check_number
-from attntut._modes import restored_mode
+from attntut._restore import restored_mode
 from attntut.data import Data
 from attntut.device import own_randomness
 from attntut.train.scoring import Evaluation, History, cross_entropy, evaluate
