@@ -503,6 +503,19 @@ def test_computed_tables_are_kept():
     assert model.spots.std() < 0.1, "A table that is learned is."
 
 
+def test_the_command_line(capsys):
+    from attntut.anatomy.__main__ import main
+
+    sizes = "--hidden-size 64 --num-attention-heads 4 --num-hidden-layers 2 --intermediate-size 96 --vocab-size 50"
+    assert main(["gpt_neox", *sizes.split()]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    query = next(line for line in lines if line[:1] == ["query"])
+    assert query[2:] == ["64", "64", "4", "0", "…", "15", "of", "every", "48", "2"], "Head by head."
+    with pytest.raises(SystemExit):
+        main(["gpt_neo_y"])
+    assert "Did you mean 'gpt_neox'?" in capsys.readouterr().err
+
+
 def test_nothing_is_left_behind():
     model = Model()
     model.deep[0].requires_grad_(False)

@@ -47,7 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         inputs = random_inputs(model, batch=known.batch, seq_len=known.seq_len, seed=known.seed)
         report = diagnose(model, inputs, loss=_loss)
         if known.init:
-            model = initialize_(copy.deepcopy(model), known.init, generator=seeded(known.seed), force=known.force)
+            model = copy.deepcopy(model)
+            initialize_(model, known.init, inputs=inputs, generator=seeded(known.seed), force=known.force)
             before, report = report, diagnose(model, inputs, loss=_loss)
             print(comparison(before, report, known.width, ("as it comes", known.init)), end="\n\n")
     except (ValueError, TypeError, OSError, ImportError) as error:

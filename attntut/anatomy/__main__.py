@@ -1,0 +1,103 @@
+"""Which matrix of a Hugging Face architecture plays which role, found by listening, without downloading anything.
+
+``python -m attntut.anatomy phi3 --hidden-size 64 --num-attention-heads 4 --num-key-value-heads 2`` builds the model from
+its configuration, runs it once on random inputs, and prints every projection with its rows and fans.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from attntut._checks import check_int
+from attntut._huggingface import build, configuration, entries, random_inputs
+from attntut.anatomy.layout import Matrix
+from attntut.anatomy.listen import siblings
+from attntut.anatomy.view import ModelView, listen, look
+
+EPILOG = "Any other option sets an entry of the configuration: --hidden-size 256, --num-hidden-layers 4, --n-embd 64."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: the words after the program's name; those of the process by default.
+
+    Returns:
+        0; wrong usage raises ``SystemExit(2)``, as in :mod:`argparse`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m attntut.anatomy",
+        description="Which matrix of a Hugging Face architecture plays which role.",
+        epilog=EPILOG,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", help="a model type (bert, gpt2, phi3 …) or a config.json")
+    parser.add_argument("--seq-len", type=int, default=16, help="tokens of the random input (16)")
+    parser.add_argument("--width", type=int, default=100, help="of the text, at least 60 (100)")
+    known, rest = parser.parse_known_args(arguments)
+    overrides = entries(rest, parser.prog)
+    try:
+        check_int("--seq-len", known.seq_len), check_int("--width", known.width, low=60)
+        model = build(configuration(known.model, overrides), seed=0)
+        inputs = random_inputs(model, batch=2, seq_len=known.seq_len, seed=0)
+        seen = look(model, heard=listen(model, inputs))
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        parser.error(str(error))
+    console = Console(width=known.width)
+    console.print(table(seen))
+    for line in remarks(seen):
+        console.print(line, highlight=False)
+    return 0
+
+
+def table(seen: ModelView) -> Table:
+    """The projections of a model, one row each; alike ones of several blocks are one row.
+
+    Args:
+        seen: the model by role.
+    """
+    shown = Table(box=None, pad_edge=False)
+    for name in ("role", "parameter", "fan_out", "fan_in", "heads", "rows", "parameters"):
+        shown.add_column(name, overflow="fold")
+    rows: dict[tuple[str, ...], set[str]] = {}
+    for entry in seen.entries:
+        heads = str(entry.weight.n_heads) if entry.role == "query" else ""
+        kind, fans = siblings(seen.module, entry.parameter), (str(entry.weight.fan_out), str(entry.weight.fan_in))
+        place = _place(entry.matrix, seen.module.get_parameter(entry.parameter))
+        rows.setdefault((entry.role, kind, *fans, heads, place), set()).add(entry.parameter)
+    for row, names in rows.items():
+        shown.add_row(*row, str(len(names)))
+    return shown
+
+
+def remarks(seen: ModelView) -> Iterator[str]:
+    """What else is known of a model, and what is not."""
+    layers = [entry.weight for entry in seen.by_role("query")]
+    depth = max((weight.n_layers for weight in layers), default=0)
+    yield f"\n{len(seen.attention)} attention modules, {depth} blocks deep, {len(seen.norms)} norms, {len(seen.gains)} gains"
+    known = ", ".join(f"{name} {value}" for name, value in seen.traits.items() if value is not None)
+    yield f"Architecture: {known or 'nothing known'}"
+    for described in seen.unknown.values():
+        yield f"No role known: {described}"
+    yield from seen.unsure
+
+
+def _place(matrix: Matrix, parameter: Tensor) -> str:
+    """Which rows of a parameter a matrix is."""
+    view = matrix.view
+    if view.numel() == parameter.numel():
+        return "all"
+    (*outer, (size, step)) = zip(view.shape[: matrix.row_dims], view.stride()[: matrix.row_dims], strict=True)
+    start = (view.storage_offset() - parameter.storage_offset()) // step
+    return f"{start} … {start + size - 1}" + "".join(f" of every {stride // step}" for _, stride in outer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
