@@ -12,14 +12,13 @@ from torch import nn
 from attntut import Transformer, TransformerConfig
 from attntut.data import reverse
 from attntut.diagnose import Report, diagnose
-from attntut.diagnose.depth_rules import TOKENS_APART
-from attntut.diagnose.finding import FAULTS, SEVERITIES
-from attntut.diagnose.findings import EXPLAINS, find
+from attntut.diagnose.faults import SEVERITIES, faults, find, table
 from attntut.init import initialize_, schemes
 from attntut.train import train
 
 transformers = pytest.importorskip("transformers", reason="Hugging Face models are not installed")
 
+TOKENS_APART = 0.5 * (1 - 1 / (2 * math.pi))
 TOKENS = torch.randint(40, (4, 32), generator=torch.Generator().manual_seed(0))
 SMALL = dict(vocab_size=99, hidden_size=64, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128)
 SPECIAL = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
@@ -457,7 +456,7 @@ def test_a_cause_hides_its_consequences():
     rows = [row(logit_std=9.0, saturated=0.8)]
     weights = [record(role=role) for role in ("query", "key")]
     assert names(find(Report(rows=rows, weights=weights))) == ["logits too large"]
-    assert {*EXPLAINS, *(each for effects in EXPLAINS.values() for each in effects)} <= set(FAULTS)
+    assert {effect for fault in faults().values() for effect in fault.explains} <= set(faults())
 
 
 def test_the_worst_comes_first():
@@ -479,9 +478,9 @@ def test_findings_survive_json():
     assert find(Report.from_json(report.to_json())) == find(report) != []
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", faults())
 def test_chapters_and_their_sections_exist(fault, repository):
-    page, _, anchor = FAULTS[fault].chapter.partition("#")
+    page, _, anchor = faults()[fault].chapter.partition("#")
     notebook = (repository / page).with_suffix(".ipynb")
     assert notebook.exists(), f"{fault} sends readers to {page}, which is not in the book."
     headings = re.findall(r'"##+ ([^"]*?)(?:\\n)?"', notebook.read_text(encoding="utf-8"))
@@ -490,8 +489,18 @@ def test_chapters_and_their_sections_exist(fault, repository):
 
 
 def test_schemes_that_findings_recommend_exist():
-    recommended = {name for fault in FAULTS.values() for name in re.findall(r'initialize_\(model, "(\w+)"', fault.text)}
+    recommended = {name for row in table() for name in re.findall(r'initialize_\(model, "(\w+)"', row["remedies"])}
     assert recommended and recommended <= set(schemes())
+
+
+def test_the_table_says_of_each_fault_its_rule_its_thresholds_and_their_source():
+    rows = {row["finding"]: row for row in table()}
+    assert rows.keys() == faults().keys()
+    assert all(row["rule"] and row["source"] and "{" not in row["source"] for row in rows.values())
+    assert rows["gradients vanishing"]["thresholds"].startswith("below_theory = 10 (in 36 healthy settings")
+    assert r"$> \sqrt{2 \ln n}$" in rows["logits too large"]["rule"]
+    for fault in faults().values():
+        assert all(threshold.source for threshold in fault.thresholds.values()), fault.key
 
 
 def test_bad_arguments():
