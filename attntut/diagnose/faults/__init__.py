@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from attntut.diagnose.faults import depth, logits, nothing, symmetry
+from attntut.diagnose.faults import depth, finite, gradients, logits, masks, weights
 from attntut.diagnose.faults.facts import Facts, Measured
 from attntut.diagnose.faults.fault import SEVERITIES, Fault, Finding, fault, faults, hit, table
 
 __all__ = ["SEVERITIES", "Fault", "Finding", "fault", "faults", "find", "hit", "table"]
-_ = depth, logits, nothing, symmetry  # registered by being imported
+_ = finite, masks, weights, logits, gradients, depth  # registered by being imported
 
 
 def find(report: Measured) -> list[Finding]:
@@ -49,7 +49,7 @@ def find(report: Measured) -> list[Finding]:
 def _is_explained(finding: Finding, others: Iterable[Finding]) -> bool:
     for other in others:
         cause = faults()[other.fault]
-        if finding.fault in cause.explains:
+        if finding.fault in cause.explains or finding.name in cause.explains:
             later = cause.spreads and finding.order >= other.order
             if later or set(finding.layers) & set(other.layers):
                 return True

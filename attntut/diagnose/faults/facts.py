@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -12,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 Record = dict[str, Any]
-_NUMBERS = ("logit_std", "logit_max", "entropy", "max_weight", "saturated", "self")
+_NUMBERS = ("logit_std", "logit_max", "entropy", "max_weight", "saturated", "first", "self")
 UNKNOWN: Record = dict.fromkeys(_NUMBERS, math.nan) | dict.fromkeys(("non_finite", "masked_rows"), 0)
 
 
@@ -27,7 +25,7 @@ class Measured(Protocol):
     model: Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Layer:
     """One attention layer.
 
@@ -35,10 +33,11 @@ class Layer:
         name: of the module.
         kind: ``"self"`` or ``"cross"``.
         order: its number in the forward pass.
-        rows: one a head.
+        rows: one a head; what was not measured is NaN, 0 for a count, or missing.
         weights: the record of each role, where they could be read.
         gradients: the record of the gradients, or None.
         block: name of the block of the stream that it is in; empty if there is none.
+        is_first: whether that is the first of its stack.
         cosine: mean cosine of the tokens that come in, as far as the stream tells; NaN otherwise.
     """
 
@@ -49,6 +48,7 @@ class Layer:
     weights: dict[str, Record]
     gradients: Record | None
     block: str
+    is_first: bool
     cosine: float
 
     @property
@@ -62,9 +62,22 @@ class Layer:
 
     @cached_property
     def is_drawn(self) -> bool | None:
-        """Whether the query and key matrices are as drawn, not learned; None where they could not be read."""
+        """Whether the query and key matrices are as drawn, not learned; None where they could not be read.
+
+        Use ``is True`` and ``is False``: what is not known is neither.
+        """
         known = [self.weights[role].get("drawn") for role in ("query", "key") if role in self.weights]
         return None if len(known) < 2 or None in known else all(known)
+
+    @property
+    def is_fully_masked(self) -> bool:
+        """Whether no query may see a key."""
+        return self.total("masked_rows") > 0 and all(math.isnan(row["entropy"]) for row in self.rows)
+
+    @property
+    def is_partly_masked(self) -> bool:
+        """Whether some queries may see no key, and others may."""
+        return self.total("masked_rows") > 0 and not self.is_fully_masked
 
     def mean(self, statistic: str) -> float:
         """Average over the heads that have the number."""
@@ -83,6 +96,11 @@ class Layer:
         """Fan-in of a weight; NaN where it could not be read."""
         return float(self.weights.get(role, {}).get("fan_in", math.nan))
 
+    @property
+    def d_head(self) -> float:
+        """Width of a query; NaN where its weight could not be read."""
+        return float(self.weights.get("query", {}).get("fan_out", math.nan)) / len(self.rows)
+
     def gain(self, role: str) -> float:
         """σ·√fan_in: the factor by which a random matrix multiplies the scale of a vector; NaN instead of 0."""
         return self.std(role) * math.sqrt(self.fan_in(role)) or math.nan
@@ -99,11 +117,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Stack:
-    """Blocks in a row: the stream that each hands on, and the attention layers inside."""
+    """Blocks in a row: the stream that each hands on, the attention layers inside, and the records of the weights.
 
-    name: str
+    Attributes:
+        blocks: the entries of the stream.
+        layers: the attention layers, in the order of the forward pass.
+        weights: the records of each block.
+    """
+
     blocks: list[Record]
     layers: list[Layer]
+    weights: list[list[Record]]
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -118,16 +142,20 @@ class Stack:
         """That of its last layer."""
         return self.layers[-1].order
 
-    @property
-    def is_drawn(self) -> bool:
-        """Whether all its attention layers are as drawn, and the stream is finite and not zero."""
-        finite = all(math.isfinite(block["rms"]) and block["rms"] > 0 for block in self.blocks)
-        return finite and bool(self.layers) and all(layer.is_drawn for layer in self.layers)
+    @cached_property
+    def apart(self) -> list[float]:
+        """1 − token cosine of what each block hands on."""
+        return [1 - block["token_cosine"] for block in self.blocks]
+
+    @cached_property
+    def variance(self) -> list[float]:
+        """Of what each block hands on; its mean square."""
+        return [block["rms"] ** 2 for block in self.blocks]
 
     @property
-    def growth(self) -> float:
-        """Variance of the stream after the last block over that after the first."""
-        return float((self.blocks[-1]["rms"] / self.blocks[0]["rms"]) ** 2)
+    def is_drawn(self) -> bool:
+        """Whether all its attention layers are known to be as drawn, and the stream is finite and not zero."""
+        return all(0 < each < math.inf for each in self.variance) and all(layer.is_drawn for layer in self.layers)
 
 
 @dataclass(frozen=True)
@@ -137,6 +165,7 @@ class Facts:
     layers: list[Layer]
     stacks: list[Stack]
     stream: list[Record]
+    weights: list[Record]
     epsilon: float
     """Rounding of the model's numbers: the distance from 1 to the next."""
     traits: Record
@@ -151,8 +180,8 @@ class Facts:
             >>> rows = [dict(layer=f"blocks.{i}.attention", kind="self", head=0, n_key=8) for i in range(2)]
             >>> stream = [dict(layer=f"blocks.{i}", rms=1.0, token_cosine=0.5) for i in range(2)]
             >>> facts = Facts.of(Report(rows=rows, stream=stream))
-            >>> [(stack.name, len(stack), stack.names) for stack in facts.stacks]
-            [('blocks', 2, ('blocks.0.attention', 'blocks.1.attention'))]
+            >>> [(len(stack), stack.names) for stack in facts.stacks]
+            [(2, ('blocks.0.attention', 'blocks.1.attention'))]
         """
         if not isinstance(report, Measured):
             raise TypeError(f"report must be a Report: got {type(report).__name__}.")
@@ -165,12 +194,33 @@ class Facts:
         gradients = {record["layer"]: record for record in report.gradients}
         layers = []
         for order, ((name, kind), rows) in enumerate(groups.items()):
-            block, cosine = _block(name, report.stream)
-            layers.append(Layer(name, kind, order, rows, weights.get(name, {}), gradients.get(name), block, cosine))
+            roles = weights.get(name, {})
+            layers.append(Layer(name, kind, order, rows, roles, gradients.get(name), *_block(name, report.stream)))
         dtype = getattr(torch, str(report.model.get("dtype", "float32")).rpartition(".")[2], torch.float32)
         epsilon = torch.finfo(dtype).eps if isinstance(dtype, torch.dtype) and dtype.is_floating_point else 0.0
-        stacks = list(_stacks(layers, report.stream))
-        return cls(layers, stacks, report.stream, epsilon, report.model.get("traits", {}))
+        stacks = _stacks(layers, report.stream, report.weights)
+        return cls(layers, stacks, report.stream, report.weights, epsilon, report.model.get("traits", {}))
+
+    names = ("(model)",)
+    order = 0
+
+    @property
+    def model(self) -> list[Facts]:
+        """Itself: what the rules are asked about that look at all layers at once."""
+        return [self]
+
+    def explained(self, records: list[Record]) -> set[str]:
+        """The schemes that account for all these weights."""
+        return set.intersection(*(set(each.get("looks_like") or ()) for each in records))
+
+    def layer_of(self, record: Record) -> tuple[str, int]:
+        """The attention layer that a weight is in or beside (in one block), else its own module; and the order."""
+        own = record["layer"]
+        block = next((entry["layer"] for entry in self.stream if _is_inside(own, entry["layer"])), None)
+        for layer in self.layers:
+            if _is_inside(own, layer.name) or (block and layer.block == block):
+                return layer.name, layer.order
+        return own, len(self.layers)
 
     @cached_property
     def first_not_finite(self) -> Layer | None:
@@ -185,24 +235,29 @@ class Facts:
         return layer.total("non_finite"), roles, bool(block and is_last and not math.isfinite(block["rms"]))
 
 
-def _stacks(layers: list[Layer], stream: list[Record]) -> Iterable[Stack]:
-    blocks: dict[str, list[Record]] = {}
+def _stacks(layers: list[Layer], stream: list[Record], weights: list[Record]) -> list[Stack]:
+    containers: dict[str, list[Record]] = {}
     for entry in stream:
-        if numbered := re.fullmatch(r"(?:(.*)\.)?\d+", entry["layer"]):
-            blocks.setdefault(numbered[1] or "", []).append(entry)
-    for name, entries in blocks.items():
-        inside = [layer for layer in layers if any(_is_inside(layer.name, entry["layer"]) for entry in entries)]
-        yield Stack(name, entries, inside)
+        containers.setdefault(entry["layer"].rpartition(".")[0], []).append(entry)
+    stacks = []
+    for blocks in containers.values():
+        names = [entry["layer"] for entry in blocks]
+        inside = [layer for layer in layers if any(_is_inside(layer.name, name) for name in names)]
+        records = [[record for record in weights if _is_inside(record["layer"], name)] for name in names]
+        if inside:
+            stacks.append(Stack(blocks, inside, records))
+    return stacks
 
 
-def _block(layer: str, stream: list[Record]) -> tuple[str, float]:
-    """The block around a layer, and the token cosine before it; a first block's own, which is no smaller as a rule."""
+def _block(layer: str, stream: list[Record]) -> tuple[str, bool, float]:
+    """The block around a layer, whether it is its stack's first, and the token cosine before it; a first block's own,
+    which is no smaller as a rule."""
     for i, entry in enumerate(stream):
         if _is_inside(layer, entry["layer"]):
             stack = entry["layer"].rpartition(".")[0]
-            before = i > 0 and stream[i - 1]["layer"].rpartition(".")[0] == stack
-            return entry["layer"], float(stream[i - 1 if before else i]["token_cosine"])
-    return "", math.nan
+            is_first = i == 0 or stream[i - 1]["layer"].rpartition(".")[0] != stack
+            return entry["layer"], is_first, float(stream[i if is_first else i - 1]["token_cosine"])
+    return "", False, math.nan
 
 
 def _is_inside(layer: str, block: str) -> bool:

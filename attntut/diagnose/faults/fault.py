@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_type_hints
 
-from attntut.diagnose.faults.facts import Facts, Layer, Stack
+from attntut.diagnose.faults.facts import Facts
 from attntut.evidence import number
 
+LOGITS = ("logits too large", "entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached")
+DEPTH = ("stream growing", "stream jumping", "rank collapsing", "depth scaling absent", "depth scaling misplaced")
 ERROR, WARNING, NOTE = SEVERITIES = ("error", "warning", "note")
 STEPS = "notebooks/02-attention-step-by-step.html"
 RANDOM = "notebooks/05-why-at-random.html"
@@ -79,7 +81,7 @@ class Remedy(NamedTuple):
     """What to try, and whether it does anything in the model at hand."""
 
     text: str
-    fits: Callable[[Facts, Layer | Stack], bool] = lambda facts, place: True
+    fits: Callable[[Facts, Any], bool] = lambda facts, place: True
 
 
 class Threshold(NamedTuple):
@@ -101,6 +103,8 @@ def hit(
     heads: tuple[int, ...] = (),
     severity: str = "",
     at: str = "",
+    layers: tuple[str, ...] = (),
+    order: int | None = None,
     **words: Any,
 ) -> Hit:
     """What a rule yields where it holds: fields of a :class:`Finding`.
@@ -108,11 +112,12 @@ def hit(
     Args:
         value, expected, threshold, heads: as there; the threshold is by default what is expected.
         severity: instead of the fault's.
-        at: a module, instead of the layer.
+        at: a module, instead of the layer; with ``layers`` and ``order``, if these differ too.
         words: for the ``{}`` of the fault's quantity, source, text and remedies.
     """
     threshold = expected if threshold is None else threshold
-    return dict(value=value, expected=expected, threshold=threshold, heads=heads, severity=severity, at=at, words=words)
+    found = dict(value=value, expected=expected, threshold=threshold, heads=heads, severity=severity, order=order)
+    return found | dict(layer=at, layers=layers or ((at,) if at else ()), words=words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +134,11 @@ class Fault:
         rule: ``rule(layer or stack, facts)`` yields what :func:`hit` gives; its docstring is the rule in words, and
             its keywords are the thresholds.
         remedies: what to try; those that fit follow the text.
-        explains: keys of the faults that it accounts for in the same layers; if it spreads, also in later ones.
+        explains: keys (or names, for all varieties) of the faults that it accounts for in the same layers; if it
+            spreads, also in later ones.
         spreads: whether what comes after the layer has it too.
-        over: what its rule is asked about: the ``"layers"`` or the ``"stacks"`` of :class:`~.facts.Facts`.
+        over: what its rule is asked about: the ``"layers"`` or the ``"stacks"`` of :class:`~.facts.Facts`, or the
+            whole ``"model"``.
     """
 
     key: str
@@ -163,20 +170,19 @@ class Fault:
         """Where it is found, a finding a layer or stack."""
         for place in getattr(facts, self.over):
             for found in self.rule(place, facts):
-                at, words = found.pop("at"), found.pop("words")
+                words = found.pop("words")
                 fitting = (Remedy(each) if isinstance(each, str) else each for each in self.remedies)
                 texts = [self.text, *(each.text for each in fitting if each.fits(facts, place))]
+                usual = dict(layer=place.names[-1], layers=place.names, order=place.order, severity=self.severity)
                 yield Finding(
                     name=self.name,
-                    layer=at or place.names[-1],
-                    layers=(at,) if at else place.names,
                     quantity=self.quantity.format(**words),
                     source=self.source.format(**words),
                     text=" ".join(texts).format(**words),
                     chapter=self.chapter,
-                    order=place.order,
                     fault=self.key,
-                    **found | {"severity": found["severity"] or self.severity},
+                    **usual
+                    | {key: value for key, value in found.items() if key not in usual or value not in ("", (), None)},
                 )
 
 
