@@ -71,8 +71,9 @@ class Layer:
 
     @property
     def is_fully_masked(self) -> bool:
-        """Whether no query may see a key."""
-        return self.total("masked_rows") > 0 and all(math.isnan(row["entropy"]) for row in self.rows)
+        """Whether no query may see a key, and not because of NaN."""
+        seen = self.total("non_finite") > 0 or any(math.isfinite(row["entropy"]) for row in self.rows)
+        return self.total("masked_rows") > 0 and not seen
 
     @property
     def is_partly_masked(self) -> bool:

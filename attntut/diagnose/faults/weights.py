@@ -116,11 +116,11 @@ def tied_for_one_use(model: Facts, facts: Facts) -> Iterator[Hit]:
     r"""A parameter is embedding and read-out, σ√d > √(2 ln V), and the read-out is not known to be scaled."""
     queries = [record for record in facts.weights if record["role"] == "query"]
     scaled = facts.traits.get("readout_scale") not in (None, 1) or (queries and "t5" in facts.explained(queries))
-    tables = {record["parameter"]: record for record in facts.weights if record["role"] == "embedding"}
+    tables = {record.get("parameter") for record in facts.weights if record["role"] == "embedding"} - {None}
     for record in facts.weights:
-        if record["role"] != "readout" or record["parameter"] not in tables or scaled:
+        if record["role"] != "readout" or record.get("parameter") not in tables or scaled:
             continue
-        classes, width = tables[record["parameter"]]["shape"]
+        classes, width = record["shape"]
         logits, most = record["std"] * math.sqrt(width), math.sqrt(2 * math.log(classes))
         if logits > most:
             words = dict(
