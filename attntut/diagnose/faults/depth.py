@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Annotated
 
-from attntut.diagnose.faults.facts import Facts, Layer, Record, Stack
+from attntut.diagnose.faults.facts import Facts, Layer, Record, Stack, relative_error
 from attntut.diagnose.faults.fault import LOGITS, NOTE, VARIANCE, WARNING, Hit, Remedy, fault, hit
 from attntut.evidence import number
 
@@ -96,13 +96,20 @@ def stream_jumping(stack: Stack, facts: Facts, *, variance_in_a_block: UnitBranc
         yield found | dict(words=dict(block=block, usual=number(usual, digits=2)))
 
 
+def _allows_ds_init(facts: Facts, stack: Stack) -> bool:
+    return facts.traits.get("norm") == "post" and facts.traits.get("residual") is not False
+
+
 _COLLAPSE_REMEDIES = (
     Remedy(
-        'initialize_(model, "ds_init") divides the branches of block l by √l: at 18 and 24 post-norm layers 1 − cosine '
-        "stays at 0.65, and they learn.",
-        lambda facts, stack: facts.traits.get("norm") == "post" and facts.traits.get("residual") is not False,
+        'initialize_(model, "ds_init") divides the matrices of block l by √l: at 18 and 24 post-norm layers 1 − cosine '
+        "stays at 0.65 or more, and they learn.",
+        _allows_ds_init,
     ),
-    Remedy("Scale the branches by 1/√L, or lower the gain of W_v and W_o."),
+    Remedy(
+        "Scale the branches by 1/√L, or lower the gain of W_v and W_o.",
+        lambda facts, stack: not _allows_ds_init(facts, stack),
+    ),
 )
 
 
@@ -147,9 +154,9 @@ def rank_collapsing(
     "rank collapsing (slowly)",
     WARNING,
     quantity="1 − token cosine after the last block",
-    source="∇W_q falls with 1 − cosine: post-norm stacks of 18 and 24 layers (Xavier) with 0.0001 to 0.0007 of ∇W_v in "
-    "the last layer stayed at ln 20 for 150 steps of copying; with 0.007 to 0.009, at 10 and 12 layers, the loss fell "
-    "slowly; with 0.03 and more it was 0.15 or less",
+    source="measured: of 14 post-norm stacks of 4 to 24 layers (Xavier) that learn to reverse, those whose last layer "
+    "has a ∇W_q below 0.001 of ∇W_v stayed at ln 20 for 150 to 200 steps; with 0.003 to 0.009 they came to 2.97 to "
+    "2.74, with 0.03 or more to 0.15 or less",
     text="After {blocks} blocks 1 − cosine has fallen from {first} to {last}: the tokens point the same way, and the "
     "gradient of W_q and W_k is {ratio} of that of W_v. A norm after each addition keeps the scale, but not what sets "
     "tokens apart.",
@@ -235,7 +242,8 @@ def depth_scaling_misplaced(
     depths: tuple[Callable[[int], float], ...] = (lambda block: (2 * L) ** -0.5, lambda block: (2 * block) ** -0.5)
     laws = [_scaled(stack, usual, depth, standard_errors) for depth in depths for usual in USUAL]
     known = [scaled for scaled in laws if scaled is not None]
-    if not known or set() in known or set(ENDS) in known:
+    by_scheme = facts.explained([record for block in stack.weights for record in block])
+    if not known or set() in known or set(ENDS) in known or by_scheme:
         return
     scaled = known[0]
     inputs, ends = sorted(scaled - set(ENDS)), [role for role in ENDS if role in scaled]
@@ -275,7 +283,7 @@ def _scaled(
             if record["role"] not in ("query", "key", "value", "feed_forward_in", *ENDS):
                 continue
             ratio = record["std"] / usual(record) / (query["std"] / usual(query))
-            error = math.sqrt(sum(0.5 / (each["fan_in"] * each["fan_out"]) for each in (record, query)))
+            error = math.hypot(relative_error(record), relative_error(query))
             fits = [abs(ratio / factor - 1) <= standard_errors * error for factor in (1.0, depth(number_))]
             if not any(fits):
                 return None

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated
 
-from attntut.diagnose.faults.facts import Facts, Layer, Record
+from attntut.diagnose.faults.facts import Facts, Layer, Record, relative_error
 from attntut.diagnose.faults.fault import DEPTH, ERROR, LOGITS, NOTE, RANDOM, SIGMA, VARIANCE, WARNING, Hit, fault, hit
 
 
@@ -156,5 +156,4 @@ def packed_scale(
 
 def _is_packed_xavier(record: Record, standard_errors: float) -> bool:
     predicted = math.sqrt(2 / (3 * record["fan_out"] + record["fan_in"]))
-    error = predicted / math.sqrt(2 * record["fan_in"] * record["fan_out"])
-    return bool(abs(record["std"] - predicted) <= standard_errors * error)
+    return bool(abs(record["std"] / predicted - 1) <= standard_errors * relative_error(record))
