@@ -706,6 +706,18 @@ def test_nan_on_the_way_forward_comes_before_nan_on_the_way_back():
     assert (found.name, found.layer) == ("not finite", "blocks.1.attention")
 
 
+def test_without_known_matrices_the_stream_tells_where_gradients_are_nan():
+    report = depth([0.1] * 3)
+    report.weights = []
+    for entry, gradient in zip(report.stream, (math.nan, math.nan, 1.0), strict=True):
+        entry["gradient_rms"] = gradient
+    (found,) = find(report)
+    assert (found.name, found.layer, found.value) == ("gradients not finite", "blocks.1.attention", 2)
+    report.rows[2] |= dict(masked_rows=1, masked_at=[(0, 5)])
+    (found,) = find(report)
+    assert found.layer == "blocks.2.attention" and "(0, 5)" in found.text
+
+
 @pytest.mark.parametrize("fill", [-1e-9, 0.0, -1.0])
 def test_a_mask_whose_fill_hides_nothing_is_named(fill):
     (found,) = find(Report(rows=[row(visible_fill=fill), row(head=1, visible_fill=None)]))

@@ -242,10 +242,14 @@ class Facts:
         """The first layer whose logits, weights or block hold NaN or infinity."""
         return next((layer for layer in self.layers if any(self.not_finite(layer))), None)
 
+    def block(self, layer: Layer) -> Record | None:
+        """The entry of the stream for the block that a layer is in."""
+        return next((entry for entry in self.stream if entry["layer"] == layer.block), None)
+
     def not_finite(self, layer: Layer) -> tuple[int, list[str], bool]:
         """NaN or infinity: how many of a layer's logits, in the weights of which roles, and in its block's output."""
         roles = [role for role, record in layer.weights.items() if not math.isfinite(record["std"])]
-        block = next((entry for entry in self.stream if entry["layer"] == layer.block), None)
+        block = self.block(layer)
         is_last = all(other.block != layer.block for other in self.layers[layer.order + 1 :])
         return layer.total("non_finite"), roles, bool(block and is_last and not math.isfinite(block["rms"]))
 

@@ -48,14 +48,19 @@ def rows_that_see_nothing(layer: Layer) -> str:
     return f"(sequence, query) {', '.join(map(str, pairs))}{more}" if pairs else "some (which was not recorded)"
 
 
-def _broken_roles(layer: Layer) -> list[str]:
-    gradients = layer.gradients or {}
-    return [role for role in ROLES if gradients.get(role) is not None and not math.isfinite(gradients[role])]
+def _broken_roles(layer: Layer, facts: Facts) -> list[str]:
+    """The matrices whose gradient is not finite; where no matrix is known, what the block hands on."""
+    gradients = layer.gradients or {"what its block hands on": (facts.block(layer) or {}).get("gradient_rms")}
+    return [name for name, each in gradients.items() if _is_broken(name, each)]
+
+
+def _is_broken(name: str, gradient: object) -> bool:
+    return isinstance(gradient, float) and not math.isfinite(gradient) and not name.startswith("ratio")
 
 
 def _broken_gradients(facts: Facts, *, masked: bool) -> Iterator[Hit]:
     """Gradients that are NaN or infinite though no forward pass before was, with masked rows or without."""
-    broken = {layer: roles for layer in facts.layers if (roles := _broken_roles(layer))}
+    broken = {layer: roles for layer in facts.layers if (roles := _broken_roles(layer, facts))}
     blind = next((layer for layer in facts.layers if layer.is_partly_masked), None)
     ill = facts.first_not_finite
     caused_before = ill is not None and (blind is None or ill.order < blind.order)
@@ -72,7 +77,7 @@ def _broken_gradients(facts: Facts, *, masked: bool) -> Iterator[Hit]:
 @fault(
     "gradients not finite (masked rows)",
     ERROR,
-    quantity="matrices whose gradient is NaN or infinite",
+    quantity="gradients that are NaN or infinite",
     source="a row without a visible key is 0/0, and backwards 0 · NaN is NaN, also where the loss does not look",
     text="The gradients are NaN ({roles}), because queries of this layer see no key: {rows}.",
     remedies=(
@@ -92,7 +97,7 @@ def masked_gradients(model: Facts, facts: Facts) -> Iterator[Hit]:
 @fault(
     "gradients not finite",
     ERROR,
-    quantity="matrices whose gradient is NaN or infinite",
+    quantity="gradients that are NaN or infinite",
     source="NaN spreads to all that the backward pass reaches later: it begins at the last layer that has it",
     text="The forward pass is finite, the gradients are not ({roles}); in the backward pass this layer is the first.",
     remedies=(
