@@ -1,0 +1,252 @@
+"""Faults of the logits: all alike, too large, or all on one key."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from attntut.diagnose.faults.facts import Facts, Layer
+from attntut.diagnose.faults.fault import ERROR, NOTE, RANDOM, SIGMA, STEPS, WARNING, Hit, Remedy, fault, hit
+from attntut.evidence import number
+
+Ulps = Annotated[float, "units in the last place by which rounding may set logits apart that should be equal"]
+ROUNDING = 8.0
+
+
+def _flat(layer: Layer, facts: Facts, ulps: float) -> Hit | None:
+    """The heads whose logits differ by no more than rounding."""
+    most = {row["head"]: ulps * max(2.0**-23, facts.epsilon * row["logit_max"]) for row in layer.rows}
+    flat = [row for row in layer.rows if layer.n_key > 1 and row["logit_std"] <= most[row["head"]]]
+    if not flat:
+        return None
+    apart = 1 - (0.0 if math.isnan(layer.cosine) else min(layer.cosine, 1.0))
+    usual = layer.fan_in("query") * 0.02**2 * math.sqrt(apart)
+    lowest = min(row["logit_std"] for row in flat)
+    return hit(lowest, expected=usual, threshold=most[flat[0]["head"]], heads=layer.heads(flat))
+
+
+_FLAT_SOURCE = "8 units in the last place, for rounding; N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)"
+
+
+@fault(
+    "attention uniform (zero weights)",
+    WARNING,
+    quantity="std of the logits in a row",
+    source=_FLAT_SOURCE,
+    text="{zero} zero: every query weighs all keys alike. {remedy}",
+    chapter=RANDOM + "#the-argument",
+    explains=("gradients vanishing", "rank collapsing", "no gradient (zero weights)"),
+)
+def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterator[Hit]:
+    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,|s|_\text{max})`, and a matrix is zero."""
+    zero = [f"W_{role[0]}" for role in ("query", "key") if layer.is_zero(role)]
+    if zero and (found := _flat(layer, facts, ulps)):
+        both = len(zero) == 2
+        remedy = "The gradient of the other matrix is zero until one step has freed it; μP starts like this on purpose."
+        if both:
+            remedy = "Each holds the other's gradient at zero, for ever: draw both."
+        words = dict(zero=f"{' and '.join(zero)} {'are' if both else 'is'}", remedy=remedy)
+        yield found | dict(severity=ERROR if both else "", words=words)
+
+
+@fault(
+    "attention uniform (tokens alike)",
+    WARNING,
+    quantity="std of the logits in a row",
+    source=_FLAT_SOURCE,
+    text="Every query weighs all keys alike, though {matrix}. Are all the tokens alike?",
+    remedies=("Look at what comes into this layer.",),
+    chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
+    explains=("gradients vanishing",),
+)
+def tokens_alike(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterator[Hit]:
+    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,|s|_\text{max})`, and no matrix is known to be
+    zero."""
+    unread = [f"W_{role[0]}" for role in ("query", "key") if role not in layer.weights]
+    if not (layer.is_zero("query") or layer.is_zero("key")) and (found := _flat(layer, facts, ulps)):
+        unknown = f"whether {' or '.join(unread)} is zero could not be read"
+        yield found | dict(words=dict(matrix=unknown if unread else "its matrix is not zero"))
+
+
+def _large(layer: Layer, statistic: str, threshold: float, expected: float) -> Hit | None:
+    """The heads whose statistic is above a threshold."""
+    ill = [row for row in layer.rows if row[statistic] > threshold]
+    if not ill:
+        return None
+    value = max(row[statistic] for row in ill)
+    largest, excess = number(layer.mean("max_weight")), number(value, digits=2)
+    found = hit(value, expected=expected, threshold=threshold, heads=layer.heads(ill))
+    return found | dict(words=dict(n=layer.n_key, largest=largest, excess=excess))
+
+
+def _has_own_scale(facts: Facts, layer: Layer) -> bool:
+    """Whether the logits are known to be multiplied by more than 1/√d_head."""
+    scale, root = facts.traits.get("scale"), layer.d_head**-0.5
+    return scale is not None and abs(scale) > 1.01 * root
+
+
+@fault(
+    "logits too large",
+    WARNING,
+    quantity="std of the logits in a row",
+    source="√(2 ln n), n = {n} keys: beyond it a handful of keys holds everything, however many there are",
+    text="The largest weight of a row is {largest} on average, and the gradient dies with the others.",
+    remedies=(
+        Remedy(
+            "Queries and keys are normalized, so their matrices change nothing: multiply the logits by "
+            "1/√d_head = {root} (now: {scale}), or lower the gains of the two norms.",
+            lambda facts, layer: bool(facts.traits.get("qk_norm")),
+        ),
+        Remedy(
+            "The logits are multiplied by {scale}: with 1/√d_head = {root} they would have the scale that most schemes "
+            "count on. Dividing W_q by {excess} does the same, unless queries and keys are normalized.",
+            lambda facts, layer: not facts.traits.get("qk_norm") and _has_own_scale(facts, layer),
+        ),
+        Remedy(
+            'Divide W_q by {excess}, or draw both with std 1/√d: initialize_(model, "xavier_normal"). '
+            "A temperature or QK-norm does the same in the forward pass.",
+            lambda facts, layer: not facts.traits.get("qk_norm") and not _has_own_scale(facts, layer),
+        ),
+    ),
+    chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
+    explains=("entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached"),
+)
+def logits_too_large(
+    layer: Layer,
+    facts: Facts,
+    *,
+    keys_at_least: Annotated[int, "with fewer, √(2 ln n) is too close to the std 1 of a good draw"] = 4,
+) -> Iterator[Hit]:
+    r"""Fresh: row-wise std :math:`> \sqrt{2 \ln n}` (RMS over the heads, as a head's own scatters by
+    :math:`1/\sqrt{2 d_h}`), the zero of :math:`\ln n - \sigma^2/2`; beyond it
+    :math:`\sum_j p_j^2 = 1 - \sqrt{2 \ln n}/\sigma` does not fall with n (Derrida 1981)."""
+    if not layer.is_drawn or layer.n_key < keys_at_least:
+        return
+    freezing = math.sqrt(2 * math.log(layer.n_key))
+    known = [row["logit_std"] for row in layer.rows if not math.isnan(row["logit_std"])]
+    together = math.hypot(*known) > freezing * math.sqrt(len(known))
+    if together and (found := _large(layer, "logit_std", freezing, 1.0)):
+        scale = facts.traits.get("scale")
+        found["words"] |= dict(root=number(layer.d_head**-0.5), scale="unknown" if scale is None else number(scale))
+        yield found
+
+
+_TRAINED: dict[str, Any] = dict(
+    quantity="largest logit",
+    source="bfloat16 has 8 bits: from 256 on its numbers are 2 apart, and rounding changes a weight by a factor e",
+    chapter=STEPS + "#the-knob-behind-the-root-temperature",
+    explains=("entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached"),
+)
+Half = Annotated[float, "bfloat16 numbers are 2 apart from here on"]
+BFLOAT16_NAT = 256.0
+
+
+@fault(
+    "logits too large (trained)",
+    WARNING,
+    text="The largest weight of a row is {largest} on average. The logits have grown in training:",
+    remedies=("lower the learning rate, or add QK-norm or weight decay on W_q and W_k.",),
+    **_TRAINED,
+)
+def trained_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLOAT16_NAT) -> Iterator[Hit]:
+    """Not fresh: a logit of 256 or more."""
+    if layer.is_drawn is False and (found := _large(layer, "logit_max", largest, math.nan)):
+        yield found
+
+
+@fault(
+    "logits too large (weights unknown)",
+    WARNING,
+    text="The largest weight of a row is {largest} on average. Whether the logits were drawn so large or have grown in "
+    "training is unknown, because the weights could not be read.",
+    remedies=(
+        "Before training, look at the std of W_q and W_k (1/√d keeps logits near 1; memory that was never drawn holds "
+        "anything); in training, lower the learning rate, or add QK-norm.",
+    ),
+    **_TRAINED,
+)
+def unknown_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLOAT16_NAT) -> Iterator[Hit]:
+    """Unknown whether fresh: a logit of 256 or more."""
+    if layer.is_drawn is None and (found := _large(layer, "logit_max", largest, math.nan)):
+        yield found
+
+
+@fault(
+    "entropy collapsed",
+    WARNING,
+    quantity="share of rows with a weight above 0.99",
+    source="the Jacobian diag(p) − ppᵀ of such a row is below 2·0.99·0.01 ≈ 0.02: most queries learn nothing",
+    text="The entropy is {entropy} of {most} nats.",
+    remedies=(
+        "Check the scale of the inputs and of W_q and W_k; in training, try a lower learning rate, warm-up or QK-norm.",
+    ),
+    chapter=STEPS + "#saturation-a-few-rows-decide",
+    explains=("gradients vanishing", "attention sink", "soft-cap reached"),
+)
+def entropy_collapsed(
+    layer: Layer, facts: Facts, *, share_of_rows: Annotated[float, "most of them: a round margin"] = 0.5
+) -> Iterator[Hit]:
+    """Most rows give > 0.99 to one key, where the softmax's Jacobian is below 0.02: in a fresh layer, or on average
+    over the model (one sharp layer may be what a task needs)."""
+    shares = [each.mean("saturated") for each in facts.layers if each.n_key > 1]
+    known = [share for share in shares if not math.isnan(share)]
+    everywhere = bool(known) and math.fsum(known) / len(known) > share_of_rows
+    share = layer.mean("saturated") if layer.n_key > 1 else 0.0
+    if share > share_of_rows and (layer.is_drawn or everywhere):
+        entropy, most = number(layer.mean("entropy")), number(math.log(layer.n_key))
+        yield hit(share, expected=0.0, threshold=share_of_rows, entropy=entropy, most=most)
+
+
+@fault(
+    "soft-cap reached",
+    NOTE,
+    quantity="largest logit over the soft-cap",
+    source="c·tanh(s/c) passes 1 − (s/c)² of the gradient, s the capped logit: less than a tenth from √0.9 = 0.95 on",
+    text="The soft-cap of {cap} holds the largest logits down, and little of their gradient comes through.",
+    remedies=("It hides growth that QK-norm, weight decay on W_q and W_k or a lower learning rate would stop.",),
+    chapter=STEPS + "#the-knob-behind-the-root-temperature",
+)
+def soft_cap_reached(
+    layer: Layer, facts: Facts, *, share_of_cap: Annotated[float, "√0.9: a tenth of the gradient is left"] = 0.9**0.5
+) -> Iterator[Hit]:
+    """The largest logit is beyond 0.95 of a soft-cap."""
+    cap = facts.traits.get("soft_cap")
+    found = _large(layer, "logit_max", share_of_cap * cap, math.nan) if cap else None
+    if found:
+        share = found["value"] / cap
+        yield hit(share, expected=0.0, threshold=share_of_cap, heads=found["heads"], cap=f"{cap:g}")
+
+
+@fault(
+    "attention sink",
+    NOTE,
+    quantity="mean weight on {where}",
+    source="more than all other keys together; without a reason, a token has 1/n of the weight (H_n/n if causal)",
+    text="Most of the attention goes to a place that every query sees, and does nothing: it is how trained heads rest. "
+    "It is no fault, but matters for quantization, caches and pruning.",
+    remedies=(
+        Remedy(
+            "An output gate, or an extra logit, makes it unnecessary.",
+            lambda facts, layer: not facts.traits.get("output_gate") and not layer.mean("sink") > 0,
+        ),
+    ),
+    chapter=STEPS + "#saturation-a-few-rows-decide",
+)
+def attention_sink(
+    layer: Layer,
+    facts: Facts,
+    *,
+    share_of_weight: Annotated[float, "more than all other keys together: a round margin"] = 0.5,
+    keys_at_least: Annotated[int, "a causal row of 8 or fewer gives its first key 0.34 or more by itself"] = 8,
+) -> Iterator[Hit]:
+    """Self-attention, not fresh, over more than 8 keys: most of the weight lies on the first token, or on columns that
+    belong to no key."""
+    if layer.kind != "self" or layer.is_drawn or layer.n_key <= keys_at_least:
+        return
+    for statistic, where in (("sink", "columns that belong to no key"), ("first", "the first token")):
+        ill = [row for row in layer.rows if row.get(statistic, math.nan) > share_of_weight]
+        share = layer.mean(statistic)
+        if share > share_of_weight:
+            yield hit(share, expected=1 / layer.n_key, threshold=share_of_weight, heads=layer.heads(ill), where=where)
+            return

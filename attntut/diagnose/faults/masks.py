@@ -1,0 +1,89 @@
+"""Faults of who may look at whom: masks that hide too much or nothing, and a softmax over the wrong axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from attntut.diagnose.faults.facts import Facts, Layer
+from attntut.diagnose.faults.fault import ERROR, LOGITS, STEPS, Hit, fault, hit
+from attntut.diagnose.faults.finite import rows_that_see_nothing
+
+MASKS = STEPS + "#masks-who-may-look-at-whom"
+NOTHING = "a softmax over nothing is 0/0: NaN in torch's own code, zeros in a careful kernel"
+
+
+@fault(
+    "mask hides everything",
+    ERROR,
+    quantity="queries that may see no key",
+    source=NOTHING,
+    text="Is the mask inverted? In F.scaled_dot_product_attention True means *may be seen*; in the key_padding_mask "
+    "and attn_mask of nn.MultiheadAttention it means *hidden*. A mask that is added holds 0 and −∞.",
+    chapter=MASKS,
+    explains=("not finite", "mask hides some rows", "attention uniform", "no gradient", *LOGITS),
+    spreads=True,
+)
+def mask_hides_everything(layer: Layer, facts: Facts) -> Iterator[Hit]:
+    """No query of a layer may see a key."""
+    if layer.is_fully_masked:
+        yield hit(layer.total("masked_rows"), expected=0)
+
+
+@fault(
+    "mask hides some rows",
+    ERROR,
+    quantity="queries that may see no key",
+    source=NOTHING,
+    text="What follows is NaN, because queries of this layer see no key: {rows}.",
+    remedies=("Let every query see a key (itself, say), or use a kernel that gives such rows 0.",),
+    chapter=MASKS,
+    explains=("not finite", "attention uniform", *LOGITS),
+    spreads=True,
+)
+def mask_hides_some_rows(layer: Layer, facts: Facts) -> Iterator[Hit]:
+    """Some queries of a layer may see no key, and NaN follows; where a kernel gives zeros, nothing is wrong."""
+    ill = facts.first_not_finite
+    if layer.is_partly_masked and ill is not None and layer.order <= ill.order:
+        yield hit(layer.total("masked_rows"), expected=0, rows=rows_that_see_nothing(layer))
+
+
+@fault(
+    "mask hides nothing",
+    ERROR,
+    quantity="value that the mask writes",
+    source="e^fill is the weight that is left to a masked key, beside 1 for a logit of 0; only −∞, or what is far "
+    "below every logit, leaves none",
+    text="Masked keys keep about the weight of a key with this logit: padding or the future is looked at.",
+    remedies=("Fill with −∞ (float('-inf')) or torch.finfo(dtype).min; −1e-9 is a slip for −1e9.",),
+    chapter=MASKS,
+)
+def mask_hides_nothing(layer: Layer, facts: Facts) -> Iterator[Hit]:
+    """A mask writes a finite value, and the keys with it stay visible (whether they do is measured)."""
+    filled = [row for row in layer.rows if row.get("visible_fill") is not None]
+    if filled:
+        yield hit(max(row["visible_fill"] for row in filled), expected=-math.inf, heads=layer.heads(filled))
+
+
+@fault(
+    "softmax over the wrong axis",
+    ERROR,
+    quantity="heads whose softmax runs over the {axis}",
+    source="an output is a weighted mean of the values only if the weights of one query add up to 1 over the keys",
+    text="The softmax runs over the {axis} instead of the keys: {meaning}",
+    remedies=(
+        "Normalize over the axis that the product with the values sums over: softmax(dim=-1) for logits "
+        "(…, queries, keys).",
+    ),
+    chapter=STEPS + "#forward-one-key-takes-all",
+    explains=("attention uniform", "mask hides everything", "no gradient", *LOGITS),
+)
+def wrong_axis(layer: Layer, facts: Facts) -> Iterator[Hit]:
+    """The softmax normalizes over queries, heads or sequences instead of keys (which one is measured)."""
+    meaning = {
+        "queries": "each key hands out a weight of 1, and a query may get none or many.",
+        "heads": "the heads compete for each pair of tokens, and a query's weights add up to anything.",
+        "batch": "the sequences compete with each other, and what one gets depends on the others.",
+    }.get(axis := layer.rows[0].get("axis", "keys"))
+    if meaning:
+        yield hit(len(layer.rows), expected=0, axis=axis, meaning=meaning)
