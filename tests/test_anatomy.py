@@ -513,7 +513,7 @@ def test_the_command_line(capsys):
     assert query[2:] == ["64", "64", "4", "0", "…", "15", "of", "every", "48", "2"], "Head by head."
     with pytest.raises(SystemExit):
         main(["gpt_neo_y"])
-    assert "Did you mean 'gpt_neox'?" in capsys.readouterr().err
+    assert "Did you mean 'gpt_neo'?" in capsys.readouterr().err
 
 
 def test_nothing_is_left_behind():

@@ -1,7 +1,7 @@
 """Which matrix of a Hugging Face architecture plays which role, found by listening, without downloading anything.
 
-``python -m attntut.anatomy phi3 --hidden-size 64 --num-attention-heads 4 --num-key-value-heads 2`` builds the model from
-its configuration, runs it once on random inputs, and prints every projection with its rows and fans.
+``python -m attntut.anatomy phi3 --hidden-size 64 --num-attention-heads 4 --num-key-value-heads 2`` builds the model
+from its configuration, runs it once on random inputs, and prints every projection with its rows and fans.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def remarks(seen: ModelView) -> Iterator[str]:
     """What else is known of a model, and what is not."""
     layers = [entry.weight for entry in seen.by_role("query")]
     depth = max((weight.n_layers for weight in layers), default=0)
-    yield f"\n{len(seen.attention)} attention modules, {depth} blocks deep, {len(seen.norms)} norms, {len(seen.gains)} gains"
+    count = f"{len(seen.attention)} attention modules, {depth} blocks deep"
+    yield f"\n{count}, {len(seen.norms)} norms, {len(seen.gains)} gains"
     known = ", ".join(f"{name} {value}" for name, value in seen.traits.items() if value is not None)
     yield f"Architecture: {known or 'nothing known'}"
     for described in seen.unknown.values():

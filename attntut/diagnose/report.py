@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from attntut._checks import check_choice
 from attntut._extras import extra
+from attntut.diagnose.faults import Finding, find
+from attntut.diagnose.scalars import scalars
 
 if TYPE_CHECKING:  # what judges and shows a report is imported when it is used; it knows reports by their shape only
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from attntut.diagnose.draw import Drawing
-    from attntut.diagnose.findings import Finding
 
 FORMAT = 1
 #: What a row says of one head; see :class:`Report`.
@@ -30,8 +31,10 @@ STATISTICS = (
     "saturated",
     "first",
     "self",
+    "sink",
     "rank_residual",
     "token_cosine",
+    "output_rms",
 )
 COUNTS = ("non_finite", "masked_rows")
 PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls")
@@ -52,8 +55,11 @@ class Report:
             over the rows that see something, ``entropy`` (nats), ``entropy_share`` (of :math:`\ln` of the number of
             visible keys; rows that see two or more), ``max_weight``, ``saturated`` (share of the rows that see two or
             more whose largest weight exceeds 0.99), ``first`` (weight on the first token) and ``self`` (on itself; NaN
-            for cross); of the head's output, before the output projection, ``rank_residual`` (relative, Frobenius)
-            and ``token_cosine``; and the counts ``non_finite`` (logits that are NaN or +∞; their rows count nowhere
+            for cross) and ``sink`` (on columns that belong to no key; NaN where there are none); of the head's output,
+            before the output projection, ``rank_residual`` (relative, Frobenius), ``token_cosine`` and ``output_rms``;
+            ``axis`` (what the softmax runs over: ``"keys"``, or by mistake ``"queries"``, ``"heads"``, ``"batch"``),
+            ``visible_fill`` (a value that a mask writes and that hides nothing, or None) and ``masked_at`` (up to 8
+            pairs of sequence and query that see nothing); and the counts ``non_finite`` (logits that are NaN or +∞; their rows count nowhere
             else) and ``masked_rows`` (queries that may see nothing).
         stream: one dictionary per block, in order: ``layer``, ``rms`` and ``token_cosine`` of what the block hands on,
             ``gradient_rms`` (of the loss by that output; None without a backward pass).
@@ -139,10 +145,16 @@ class Report:
 
     @property
     def findings(self) -> list[Finding]:
-        """What is wrong, worst first; see :func:`attntut.diagnose.findings.find`."""
-        from attntut.diagnose.findings import find
-
+        """What is wrong, worst first; see :func:`attntut.diagnose.faults.find`."""
         return find(self)
+
+    def scalars(self) -> Iterator[tuple[str, float, int]]:
+        """Largest logit, entropy and spread of the logits of each head, by step: ``(tag, value, step)``.
+
+        For TensorBoard: ``for scalar in report.scalars(): writer.add_scalar(*scalar)``; while a model trains,
+        ``listen(model, every=10, to=writer.add_scalar)``. See :func:`attntut.diagnose.scalars.scalars`.
+        """
+        return scalars(self.rows, self.steps)
 
     def compare(self, other: Report) -> list[dict[str, Any]]:
         """Before and after: one dictionary per layer, head and statistic that both reports know.
