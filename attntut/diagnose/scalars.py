@@ -15,8 +15,8 @@ BY_STEP = ("logit_max", "logit_std", "entropy")
 def scalars(report: Report) -> Iterator[tuple[str, float, int]]:
     """Largest logit, standard deviation of the logits and entropy of each head, by step: ``(tag, value, step)``.
 
-    A tag like ``"logit_max/encoder.0.attention/self/3"`` names the number, the layer, the kind and the head. Numbers that
-    do not exist (a head whose rows are all masked) are left out. A report of one step gives step 0.
+    A tag like ``"logit_max/encoder.0.attention/self/3"`` names the number, the layer, the kind and the head. Numbers
+    that do not exist (a head whose rows are all masked) are left out. A report of one step gives step 0.
 
     Args:
         report: of :func:`~attntut.diagnose.listen` or :func:`~attntut.diagnose.diagnose`.
