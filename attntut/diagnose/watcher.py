@@ -20,7 +20,7 @@ from attntut.diagnose.statistics import Logits
 
 aten = torch.ops.aten
 PRODUCTS = {aten.bmm: 0, aten.baddbmm: 1, aten.mm: 0, aten.addmm: 1}  # and the position of the left factor
-SOFTMAX = {aten._softmax, aten._safe_softmax}
+SOFTMAX = {aten._softmax, aten._safe_softmax, aten.softmax}  # the last with out=
 ADDED = {aten.add: 1, aten.add_: 1, aten.sub: -1, aten.sub_: -1}  # and the sign of what is added
 FILLED = {aten.masked_fill, aten.masked_fill_, aten.where, aten.index_put, aten.index_put_}
 SCALED = {aten.div, aten.div_, aten.mul, aten.mul_}
@@ -30,6 +30,7 @@ EMPTY = ("_like", "new_", "empty", "bernoulli")  # of the size of an argument, w
 KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter")  # who wins
 COMPILED = ("<eval_with_key>", "torchinductor", "/torch/_inductor/")  # names of files whose code is generated
 WHAT_TO_DO = "To have it measured, write the attention out, or call F.scaled_dot_product_attention"
+WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd
 NESTED = f"Nested tensors hide the rows of an attention: it was not measured. {WHAT_TO_DO} on padded tensors."
 Finish = Callable[[Tensor | None, str], None]
 
@@ -130,9 +131,9 @@ class Watcher(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         rule = self.rules[func] if func in self.rules else self._learn(func)
-        if func in self.composite:  # under torch.inference_mode they come whole
-            with self:
-                return func.decompose(*args, **kwargs)
+        if func in self.composite and not types and not any(map(_is_nested, args)):
+            with self:  # under torch.inference_mode they come whole: let torch's own kernel take them apart
+                return func._op_dk(WHOLE, *args, **kwargs)
         out = func(*args, **kwargs)
         if rule is not None and self.sink.is_listening():
             try:
@@ -153,7 +154,7 @@ class Watcher(TorchDispatchMode):
             PRODUCTS, self._product
         )
         own |= {aten.convolution: self._convolution, aten.embedding: self._embedding}
-        own |= {aten.exp: self._exponential, aten._log_softmax: self._log_softmax}
+        own |= {aten.exp: self._exponential, aten.exp_: self._exponential, aten._log_softmax: self._log_softmax}
         own |= {aten.sum: self._total, aten.logsumexp: self._total}
         rule: Callable[..., None] | None = own.get(packet, self._carry)
         if "backward" in name or any(each in name for each in EMPTY):
@@ -163,8 +164,7 @@ class Watcher(TorchDispatchMode):
         elif "attention" in name or "flash_attn" in name:
             rule = self._unknown_attention
         self.rules[func] = rule
-        whole = torch._C.DispatchKey.CompositeImplicitAutograd
-        if isinstance(func, torch._ops.OpOverload) and func.has_kernel_for_dispatch_key(whole):
+        if isinstance(func, torch._ops.OpOverload) and torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), WHOLE):
             self.composite.add(func)
         return rule
 
@@ -179,10 +179,12 @@ class Watcher(TorchDispatchMode):
         for mark, weights, dim, is_learned in both:
             if mark is None or mark.kind not in ("weights", "scores", "exponential"):
                 continue
-            along = {part.role for part in parts(weights, mark.axes, dim)} - {None}
-            if along == {"heads"} and len({axis.role for axis in mark.axes} & {"queries", "keys", "attended"}) == 2:
+            along = {part.role for part in parts(weights, mark.axes, dim)}
+            others = {part.role for at in range(weights.ndim) for part in parts(weights, mark.axes, at)} - along
+            if along and along <= {"heads", None} and len(others & {"queries", "keys", "attended"}) == 2:
                 self._remember(out, _mixed(mark, weights, out, dim))  # talking heads
                 return
+            along -= {None}
             if mark.kind == "exponential":
                 self._remember(out, Mark(_memory(out), "numerator", finish=mark.finish))
                 return
@@ -352,6 +354,8 @@ class Watcher(TorchDispatchMode):
             self._carry(func, args, kwargs, out)
             return
         self.seen["exponentials of such a product"] += 1
+        if _key(out) == _key(logits):  # in place
+            logits = out.log()
         roles = [{part.role for part in parts(logits, mark.axes, dim)} for dim in range(logits.ndim)]
         sure = [dim for dim, each in enumerate(roles) if "attended" in each]
         shift = None if mark.shift is None else mark.shift.on(logits, -1)
@@ -537,6 +541,10 @@ class Watcher(TorchDispatchMode):
                 )
                 return
             frame = frame.f_back
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_nested
 
 
 def _key(tensor: Tensor) -> int:
