@@ -152,8 +152,8 @@ def test_attention_written_out_is_seen(call):
     found = diagnose(call, (q, k, v)).rows
     if call is with_dropout:  # the weights are those before it; the output is what it left
         assert not math.isnan(found[0]["token_cosine"])
-        expected = [row | dict.fromkeys(("rank_residual", "token_cosine"), 0.0) for row in expected]
-        found = [row | dict.fromkeys(("rank_residual", "token_cosine"), 0.0) for row in found]
+        expected = [row | dict.fromkeys(("rank_residual", "token_cosine", "output_rms"), 0.0) for row in expected]
+        found = [row | dict.fromkeys(("rank_residual", "token_cosine", "output_rms"), 0.0) for row in found]
     same(found, expected, 1e-5)
 
 

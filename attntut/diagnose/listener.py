@@ -74,7 +74,7 @@ def diagnose(
     with untouched(module, inputs), _uncompiled():
         start = RandomState()
         with recorder:
-            with torch.set_grad_enabled(loss is not None or module is not None):  # the graph tells the roles
+            with torch.set_grad_enabled(loss is not None or _has_graph(module, inputs)):  # the graph tells the roles
                 output = run()
             recorder.pause()
             before = None if optimizer is None else _main_tensor(output).detach()
@@ -136,6 +136,13 @@ def listen(
         raise TypeError(f"to must be a function of a tag, a value and a step: got {type(to).__name__}.")
     with Recorder(model, every=every, maps=maps, steps=steps, to=to) as recorder:
         yield recorder.report
+
+
+def _has_graph(module: nn.Module | None, inputs: Any) -> bool:
+    """Whether the calls of a module can be recorded: not those of what was made for inference only."""
+    if module is None or torch.is_inference_mode_enabled():
+        return False
+    return not any(each.is_inference() for each in (*tensors_in(inputs), *module.parameters(), *module.buffers()))
 
 
 @contextmanager
