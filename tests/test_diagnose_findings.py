@@ -13,6 +13,7 @@ from attntut import Transformer, TransformerConfig
 from attntut.data import reverse
 from attntut.diagnose import Report, diagnose
 from attntut.diagnose.faults import SEVERITIES, faults, find, table
+from attntut.diagnose.faults.facts import Facts
 from attntut.init import initialize_, schemes
 from attntut.train import train
 
@@ -672,6 +673,9 @@ def test_nothing_is_claimed_of_weights_that_could_not_be_read():
         (found,) = find(Report(rows=[row(logit_max=300.0)], weights=weights))
         assert found.fault == f"logits too large ({fault})"
         assert ("have grown in training:" in found.text) is (fault == "trained")
+        other = {"trained": "weights unknown", "weights unknown": "trained"}[fault]
+        facts = Facts.of(Report(rows=[row(logit_max=300.0)], weights=weights))
+        assert list(faults()[f"logits too large ({other})"].judge(facts)) == []
     flat = row(logit_std=0.0)
     for weights, part in (
         ([], "whether W_q or W_k is zero"),
@@ -859,6 +863,43 @@ def test_a_jump_must_stand_out_from_the_growth_around_it():
     assert variances(1, 2, 2, 7.9, 2) == [] and variances(1, 2, 2, 8.1, 2) == ["stream jumping"]
     assert variances(1, 1, 1, 4.1, 1) == ["stream jumping"] and variances(1, 1, 1, 3.9, 1) == []
     assert variances(1, 5, 5, 5, 5) == ["stream growing"]
+
+
+def with_gradients(last, n_layers=3, **changes):
+    """A report whose last layer has these gradients, and the others healthy ones."""
+    report = depth([0.1] * n_layers, trainable=True)
+    healthy = dict(query=0.3, key=0.3, value=1.0, output=1.0, ratio_query=0.3, ratio_key=0.3)
+    gradients = [healthy] * (n_layers - 1) + [last]
+    report.gradients = [dict(layer=f"blocks.{i}.attention") | each for i, each in enumerate(gradients)]
+    for each in report.weights[-4:]:
+        each |= changes.get(each["role"], {})
+    return report
+
+
+def test_a_first_layer_may_have_small_gradients_of_both_matrices():
+    """Of the tokens that come in, some may be zero: class tokens often start so."""
+    small = dict(query=1e-3, key=1e-3, value=1.0, output=1.0, ratio_query=1e-3, ratio_key=1e-3)
+    assert names(find(with_gradients(small))) == ["gradients vanishing"]
+    assert find(with_gradients(small, n_layers=1)) == []
+    assert names(find(with_gradients(small | dict(ratio_key=0.3), n_layers=1))) == ["gradients vanishing"]
+
+
+def test_gradients_that_a_first_step_frees_are_no_fault():
+    none = dict(query=0.0, key=0.0, value=1.0, output=0.0, ratio_query=0.0, ratio_key=0.0)
+    assert names(find(with_gradients(none))) == ["gradients vanishing"]
+    assert find(with_gradients(none, value=dict(std=0.0))) == []
+    dead = dict(query=0.0, key=0.0, value=0.0, output=0.0)
+    assert names(find(with_gradients(dead))) == ["no gradient"]
+    gated = with_gradients(dead)
+    gated.model["traits"] = dict(branch_gain=0.0)
+    assert find(gated) == [] == find(with_gradients(dead, output=dict(std=0.0)))
+
+
+def test_tokens_that_start_alike_because_nothing_came_in_are_no_collapse():
+    alike = depth([1 - 1e-7] * 4)
+    assert names(find(alike)) == ["rank collapsing"]
+    alike.rows[0]["rank_residual"] = math.nan  # the values are 0, as in DETR's decoder; its logits are of the positions
+    assert find(alike) == []
 
 
 def test_a_cause_hides_its_consequences():
