@@ -64,7 +64,8 @@ class Architecture:
                 total |= so_far.get(each, Counter())
             return total
 
-        for each in sorted([*self.roles.products, *self.graph.attentions], key=lambda each: each.node._sequence_nr()):
+        calls_of: list[Product | Heard] = [*self.roles.products, *self.graph.attentions]
+        for each in sorted(calls_of, key=lambda each: each.node._sequence_nr()):
             if isinstance(each, Heard):
                 edges = (each.query, each.key, each.value)
                 so_far[each] = merged(source for edge in edges for source in self.graph.sources(edge))

@@ -56,7 +56,7 @@ class Columns:
                 self._known[key] = self._find_heads(edge, product)
             except RuntimeError:  # something needed was changed in place, as inference may
                 self._known[key] = [list(range(self.fan_out(product)))]
-        return self._known[key]  # type: ignore[no-any-return]
+        return self._known[key]
 
     def halves(self, product: Product) -> Heads | None:
         """The columns of the two matrices of a gated feed-forward network that are packed into one; else None."""
@@ -74,7 +74,7 @@ class Columns:
                         self._known[key] = [[*range(width // 2)], [*range(width // 2, width)]]
                     elif pair == [0, 1]:
                         self._known[key] = [[*range(0, width, 2)], [*range(1, width, 2)]]
-        return self._known[key]  # type: ignore[no-any-return]
+        return self._known[key]
 
     def _find_heads(self, edge: Edge, product: Product) -> Heads:
         every = self._feed(edge, product)
@@ -120,7 +120,7 @@ class Columns:
             touched = touched.any(-2 if product.channels == -1 else -1).flatten()
         else:
             touched = touched.movedim(product.channels, 0).flatten(1).any(1)
-        return touched.nonzero()[:, 0].tolist()  # type: ignore[no-any-return]
+        return touched.nonzero()[:, 0].tolist()
 
     # ---- the matrix in memory
 

@@ -90,7 +90,6 @@ class Heard:
     query: Edge | None = field(repr=False)
     key: Edge | None = field(repr=False)
     value: Edge | None = field(repr=False)
-    value_operand: int = 2
     scale: float | None = None
 
 
@@ -229,7 +228,9 @@ class Graph:
             if FUSED.match(kind):
                 edges = [None if each is None else Edge(each, output) for each, output in node.next_functions]
                 if len(edges) >= 3:
-                    heard = Heard(node, node, None, *edges[:3], scale=getattr(node, "_saved_scale", None))
+                    query, key, value = edges[:3]
+                    scale = getattr(node, "_saved_scale", None)
+                    heard = Heard(node, node, None, query, key, value, scale=scale)
                     self.attentions.append(heard)
                     for index, role in enumerate(("query", "key", "value")):
                         self.by_operand[node, index] = (role, heard)
@@ -249,7 +250,7 @@ class Graph:
         value_operand = second if operand == first else first
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
         query, key = (left, right) if self._rows_are_queries(softmax, left, right) else (right, left)
-        heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand), value_operand)
+        heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand))
         self.attentions.append(heard)
         swapped = query is right and left is not right
         for position, role in zip(
@@ -363,8 +364,8 @@ def gradients(outputs: list[Edge], inputs: list[Edge], weights: list[Tensor]) ->
     like = [_metadata(edge) for edge in outputs]
     given = [each.to(dtype=dtype, device=device) for each, (dtype, device) in zip(weights, like, strict=True)]
     return torch.autograd.grad(
-        [_gradient_edge(edge) for edge in outputs],
-        [_gradient_edge(edge) for edge in inputs],
+        [_gradient_edge(edge) for edge in outputs],  # type: ignore[arg-type]
+        [_gradient_edge(edge) for edge in inputs],  # type: ignore[arg-type]
         grad_outputs=given,
         allow_unused=True,
         retain_graph=True,

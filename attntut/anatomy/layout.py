@@ -72,13 +72,13 @@ class Matrix:
         levels = nested([offsets[number] for number in numbers])
         if levels is None:
             return None
-        size, stride = ([level[which] for level in levels] for which in (0, 1))
+        sizes, steps = [level[0] for level in levels], [level[1] for level in levels]
         if of_rows:
-            shape, strides = [*size, *view.shape[split:]], [*stride, *view.stride()[split:]]
+            shape, strides = [*sizes, *view.shape[split:]], [*steps, *view.stride()[split:]]
         else:
-            shape, strides = [*view.shape[:split], *size], [*view.stride()[:split], *stride]
+            shape, strides = [*view.shape[:split], *sizes], [*view.stride()[:split], *steps]
         start = view.storage_offset() + offsets[numbers[0]]
-        return Matrix(view.as_strided(shape, strides, start), len(size) if of_rows else split)
+        return Matrix(view.as_strided(shape, strides, start), len(sizes) if of_rows else split)
 
 
 def nested(offsets: Sequence[int]) -> Levels | None:

@@ -186,7 +186,7 @@ class Ears:
         """The innermost module that was running when a node was made."""
         number = node._sequence_nr()
         around = [call for call in self.calls if call[1] <= number < call[2]]
-        return max(around, key=lambda call: (call[1], -call[2]), default=[""])[0]  # type: ignore[no-any-return]
+        return max(around, key=lambda call: (call[1], -call[2]), default=[""])[0]
 
 
 class _Writer:
@@ -261,7 +261,7 @@ class _Writer:
         elif product.channels == 1:
             added += [each for each, _ in product.node.next_functions[2:]]
         node = product.node
-        while len(users := self.graph.users.get(node, ())) == 1 and LAYOUT.fullmatch(users[0][0].name()):
+        while len(users := self.graph.users.get(node, [])) == 1 and LAYOUT.fullmatch(users[0][0].name()):
             node = users[0][0]
         if len(users) == 1 and users[0][0].name() == "AddBackward0":
             added += [each for each, _ in users[0][0].next_functions if each is not node]
@@ -310,8 +310,9 @@ def siblings(module: nn.Module, name: str) -> str:
     >>> siblings(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), "1.weight")
     '*.weight'
     """
-    path, current, shown = name.split("."), module, []
-    for part in path:
+    current: Any = module
+    shown = []
+    for part in name.split("."):
         child = getattr(current, part, None)
         if isinstance(current, nn.ModuleList | nn.ModuleDict | nn.Sequential) and isinstance(child, nn.Module):
             alike = sum(type(each) is type(child) for each in current.children())
@@ -323,4 +324,4 @@ def siblings(module: nn.Module, name: str) -> str:
 
 
 def _now() -> int:
-    return torch._C._autograd._get_sequence_nr()  # type: ignore[attr-defined]
+    return torch._C._autograd._get_sequence_nr()

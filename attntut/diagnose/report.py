@@ -59,8 +59,8 @@ class Report:
             before the output projection, ``rank_residual`` (relative, Frobenius), ``token_cosine`` and ``output_rms``;
             ``axis`` (what the softmax runs over: ``"keys"``, or by mistake ``"queries"``, ``"heads"``, ``"batch"``),
             ``visible_fill`` (a value that a mask writes and that hides nothing, or None) and ``masked_at`` (up to 8
-            pairs of sequence and query that see nothing); and the counts ``non_finite`` (logits that are NaN or +∞; their
-            rows count nowhere else) and ``masked_rows`` (queries that may see nothing).
+            pairs of sequence and query that see nothing); and the counts ``non_finite`` (logits that are NaN or +∞;
+            their rows count nowhere else) and ``masked_rows`` (queries that may see nothing).
         stream: one dictionary per block, in order: ``layer``, ``rms`` and ``token_cosine`` of what the block hands on,
             ``gradient_rms`` (of the loss by that output; None without a backward pass).
         gradients: one dictionary per attention layer: ``layer``, the Frobenius norms ``query``, ``key``, ``value``,
