@@ -48,9 +48,16 @@ class Columns:
         shape = product.weight.shape
         return shape[1:].numel() if product.channels == 1 else shape[-1 if product.weight_first else -2]
 
-    def by_head(self, edge: Edge, product: Product, role: str) -> Heads:
-        """The columns of a product that feed an operand; all of them as one head where the graph cannot be asked."""
-        key = (role, edge.shape, product.result.shape, *(self.siblings[name] for name in product.parameters))
+    def by_head(self, edge: Edge, product: Product, role: str, number: int = 0) -> Heads:
+        """The columns of a product that feed an operand; all of them as one head where the graph cannot be asked.
+
+        Args:
+            edge: the operand.
+            product: what it is made of, among others.
+            role: of the operand.
+            number: of the operand, among those of this role that the product feeds.
+        """
+        key = (role, number, edge.shape, product.result.shape, *(self.siblings[name] for name in product.parameters))
         if key not in self._known:
             try:
                 self._known[key] = self._find_heads(edge, product)

@@ -47,7 +47,7 @@ class Drawers:
         given = {each[0]: patterns.match(each) for each in names.values()}
         parameters = dict(module.named_parameters())
         for name, parameter in parameters.items():
-            if (match := given[name]) is not None and KEEP in match[0]:
+            if ((match := given[name]) is not None and KEEP in match[0]) or not parameter.numel():
                 self._take(parameter)
                 self.kept.append(name)
             if parameter.ndim > 1:

@@ -36,6 +36,7 @@ class Roles:
         self.makes: dict[Product, dict[str, list[list[int]]]] = {}
         self.role: dict[Product, str] = {}
         self.place: dict[Product, Heard] = {}
+        self._asked: dict[tuple[Product, str], int] = {}  # how often an operand has been made of a product
         self._reading: dict[frozenset[Any], list[Product]] = {}  # products, by what they read
         for product in self.products:
             self._reading.setdefault(graph.sources(product.reads), []).append(product)
@@ -53,8 +54,12 @@ class Roles:
             for product in self.graph.sources(edge):
                 if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
                     continue
-                if role not in self.makes.get(product, ()) and (heads := self.columns.by_head(edge, product, role)):
-                    self.makes.setdefault(product, {})[role] = heads
+                asked = self._asked[product, role] = self._asked.get((product, role), -1) + 1
+                known = self.makes.get(product, {}).get(role, [])
+                done = {column for head in known for column in head}
+                more = [head for head in self.columns.by_head(edge, product, role, asked) if done.isdisjoint(head)]
+                if more:  # two attentions of one module may share the heads between them
+                    self.makes.setdefault(product, {})[role] = known + more
                     self.place.setdefault(product, heard)
 
     def _is_projection(self, product: Product, heard: Heard) -> bool:

@@ -164,9 +164,9 @@ class Watcher(TorchDispatchMode):
         elif "attention" in name or "flash_attn" in name:
             rule = self._unknown_attention
         self.rules[func] = rule
-        if isinstance(func, torch._ops.OpOverload):
-            if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), WHOLE):
-                self.composite.add(func)
+        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+        if isinstance(func, torch._ops.OpOverload) and has_kernel(func.name(), WHOLE):
+            self.composite.add(func)
         return rule
 
     # ---- the parts of an attention that is written out
