@@ -185,6 +185,8 @@ class Watcher(TorchDispatchMode):
         if query.is_nested:
             self.sink.note("Nested tensors hide the rows of an attention: it was not measured.")
             return
+        if not query.numel():
+            return  # newer releases of torch run no kernel for nothing
         if query.ndim != 4:
             query, key = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
         logits = Logits.of_projections(
@@ -220,3 +222,12 @@ class Watcher(TorchDispatchMode):
 
 def _memory(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())
+
+
+def _rule(operator: Any) -> Callable[..., Any]:
+    return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
+
+
+if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):  # as in torch 2.6
+    for operator in torch._ops._higher_order_ops.values():  # flex_attention and its like: they ask a mode for a rule
+        operator.py_impl(Watcher)(_rule(operator))
