@@ -10,3 +10,4 @@ book = yaml.safe_load((root / "_config.yml").read_text(encoding="utf-8"))
 sys.path += [str(root / folder) for folder in book["sphinx"]["local_extensions"].values()]
 author, copyright = book["author"], book["copyright"]
 globals().update(book["sphinx"]["config"])
+extensions = [name for name in book["sphinx"]["config"]["extensions"] if name != "jupyter_book"]
