@@ -1,12 +1,13 @@
 """Everything that can be run on this book. ``nox -l`` lists it; options after ``--`` go to pytest or to the tool.
 
-All sessions share one environment, ``.nox/attntut``. It is installed once, and again when the dependencies in
-``pyproject.toml`` or ``constraints.txt`` changed, so only the first session takes minutes to start.
+All sessions but ``sphinx`` share one environment, ``.nox/attntut``. It is installed once, and again when the
+dependencies in ``pyproject.toml`` or ``constraints.txt`` changed, so only the first session takes minutes to start.
 
 Options of our own, for every session, after ``--``:
     --device NAME   run on this device (``cpu``, the default, or ``cuda``); skipped with a message where it is not there
     --threads N     threads of the linear algebra in tests and kernels (default 1)
     --newest        install the newest releases instead of the tested ones
+    --oldest        install the oldest releases that ``pyproject.toml`` promises to work
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import shutil
 import sys
 import time
@@ -24,15 +26,21 @@ from pathlib import Path
 from typing import Any
 
 import nox
+from packaging.requirements import Requirement
 
 nox.needs_version = ">=2024.4.15"
 nox.options.sessions = ["test"]
 
 ROOT = Path(__file__).resolve().parent
-SITE = ROOT / "_build" / "html"
-VENV = ROOT / ".nox" / "attntut"
-BIN = VENV / ("Scripts" if sys.platform == "win32" else "bin")
+BUILT = ROOT / "_build"
+SITE, PLAIN = BUILT / "html", BUILT / "sphinx" / "html"  # by Jupyter Book, and by plain Sphinx
+BIN = "Scripts" if sys.platform == "win32" else "bin"
+# What plain Sphinx takes of the extra `book`, and what Jupyter Book would have brought.
+NOT_FOR_SPHINX = {"jupyter-book", "jupyterlab", "sphinx", "sphinx-book-theme"}
+FOR_SPHINX = ["sphinx>=9", "sphinx-external-toc>=1.1", "sphinx-multitoc-numbering", "sphinx-design",
+              "sphinxcontrib-bibtex", "accessible-pygments"]  # fmt: skip
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PLACE = re.compile(r'\bid="([^"]+)"')
 WORKERS = str(max(1, min(4, os.cpu_count() or 1)))
 
 
@@ -41,6 +49,14 @@ def book(session: nox.Session) -> None:
     """Build the site and say where it is."""
     prepare(session)
     build_site(session)
+
+
+@nox.session(venv_backend="none")
+def sphinx(session: nox.Session) -> None:
+    """Build the same site with the newest Sphinx and without Jupyter Book; compare their addresses."""
+    prepare(session, folder="sphinx")
+    build(session, PLAIN, "sphinx-build", "-a", "-E", "-d", str(PLAIN.parent / ".doctrees"), ".", str(PLAIN))
+    compare_addresses(session)
 
 
 @nox.session(venv_backend="none")
@@ -125,16 +141,19 @@ def bench(session: nox.Session) -> None:
 # --- what the sessions are made of ------------------------------------------------------------------------------------
 
 
-def prepare(session: nox.Session, *, threads: str = "1") -> list[str]:
+def prepare(session: nox.Session, *, threads: str = "1", folder: str = "attntut") -> list[str]:
     """Install the book, set the environment, and return the options that are not ours."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--device", default=os.environ.get("ATTNTUT_DEVICE", "cpu"))
     parser.add_argument("--threads", default=threads)
-    parser.add_argument("--newest", action="store_true")
+    versions = parser.add_mutually_exclusive_group()
+    for name in ("newest", "oldest"):
+        versions.add_argument(f"--{name}", dest="versions", action="store_const", const=name, default="tested")
     ours, rest = parser.parse_known_args(session.posargs)
 
-    install(session, newest=ours.newest)
-    session.env.update(VIRTUAL_ENV=str(VENV), PATH=os.pathsep.join([str(BIN), os.environ["PATH"]]))
+    home = ROOT / ".nox" / folder
+    session.env.update(VIRTUAL_ENV=str(home), PATH=os.pathsep.join([str(home / BIN), os.environ["PATH"]]))
+    install(session, home, ours.versions)
     session.env.update(PYTHONUTF8="1", ATTNTUT_DEVICE=ours.device)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         session.env[name] = ours.threads
@@ -145,24 +164,40 @@ def prepare(session: nox.Session, *, threads: str = "1") -> list[str]:
     return rest
 
 
-def install(session: nox.Session, *, newest: bool) -> None:
+def install(session: nox.Session, home: Path, versions: str) -> None:
     """Make the environment with the book and its tools, unless it is already there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = project["dependencies"], project["optional-dependencies"], (ROOT / "constraints.txt").read_text()
-    digest = hashlib.sha256(f"{ROOT} {sys.version} {newest} {wanted}".encode())
-    stamp = VENV / "installed.sha256"
+    extras = project["optional-dependencies"]
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    if versions == "oldest":
+        pins = oldest(sum(extras.values(), project["dependencies"]))
+    elif versions == "newest":
+        pins = []
+    what = ["-e", ".[book,test]"]
+    if home.name == "sphinx":
+        book = [need for need in extras["book"] if Requirement(need).name not in NOT_FOR_SPHINX]
+        what, pins = ["-e", ".", *book, *FOR_SPHINX], [pin for pin in pins if pin.startswith("torch==")]
+    digest = hashlib.sha256(f"{ROOT} {sys.version} {what} {pins} {project['dependencies']} {extras}".encode())
+    stamp = home / "installed.sha256"
     if stamp.exists() and stamp.read_text() == digest.hexdigest():
         return
-    session.log(f"Installing into {VENV} (minutes, once)")
-    venv.create(VENV, clear=True, with_pip=True)
-    how = ["--upgrade"] if newest else ["-c", "constraints.txt"]
-    run(session, "python", "-m", "pip", "install", "--quiet", *how, "-e", ".[book,test]")
+    session.log(f"Installing into {home} (minutes, once)")
+    venv.create(home, clear=True, with_pip=True)
+    constraints = home / "constraints.txt"
+    constraints.write_text("\n".join(pins), encoding="utf-8")
+    run(session, "python", "-m", "pip", "install", "--quiet", "-c", str(constraints), *what)
     stamp.write_text(digest.hexdigest())
+
+
+def oldest(needs: list[str]) -> list[str]:
+    """Pin each requirement to the lowest version that it allows."""
+    bounds = [(need.name, bound) for need in map(Requirement, needs) for bound in need.specifier]
+    return [f"{name}=={bound.version}" for name, bound in bounds if bound.operator == ">="]
 
 
 def run(session: nox.Session, program: str, *args: str, env: Mapping[str, str] | None = None, **how: Any) -> Any:
     """Run a program of the environment."""
-    return session.run(str(BIN / program), *args, env=env, external=True, **how)
+    return session.run(str(Path(session.env["VIRTUAL_ENV"], BIN, program)), *args, env=env, external=True, **how)
 
 
 def run_lint(session: nox.Session) -> None:
@@ -185,28 +220,52 @@ def run_nbval(session: nox.Session, options: list[str] | None = None) -> None:
 
 
 def build_site(session: nox.Session) -> None:
-    """Build the site, executing its notebooks; a warning is an error."""
-    stamp = ROOT / "_build" / "package.sha256"
+    """Build the site with Jupyter Book."""
+    build(session, SITE, "jupyter-book", "build", ".", "--all")
+
+
+def build(session: nox.Session, site: Path, *command: str) -> None:
+    """Build a site, executing its notebooks; a warning is an error."""
+    stamp = site.parent / "package.sha256"
     if not stamp.exists() or stamp.read_text() != package_digest(session):
         # The key of the execution cache knows a notebook's code, but not the package that it imports.
-        shutil.rmtree(ROOT / "_build" / ".jupyter_cache", ignore_errors=True)
-    stamp.parent.mkdir(exist_ok=True)
+        shutil.rmtree(site.parent / ".jupyter_cache", ignore_errors=True)
+    shutil.rmtree(site, ignore_errors=True)  # or pages stay that no longer have a source
+    stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(package_digest(session))
-    environment = {"ATTNTUT_EXPLORER": "static", "TQDM_DISABLE": "1"}
-    run(session, "jupyter-book", "build", ".", "--all", "-W", "--keep-going", env=environment)
-    for old in SITE.glob("attntut-*.whl"):
-        old.unlink()
-    run(session, "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(SITE), ".")
-    session.log(f"The book is here:  {SITE / 'index.html'}")
-    session.log(f"Open it:           {(SITE / 'index.html').as_uri()}")
-    session.log("Or serve it:       python -m http.server --directory _build/html")
+    run(session, *command, "-W", "--keep-going", env={"ATTNTUT_EXPLORER": "static", "TQDM_DISABLE": "1"})
+    run(session, "python", "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(site), ".")
+    session.log(f"The book is here:  {site / 'index.html'}")
+    session.log(f"Open it:           {(site / 'index.html').as_uri()}")
+    session.log(f"Or serve it:       python -m http.server --directory {site.relative_to(ROOT).as_posix()}")
+
+
+def compare_addresses(session: nox.Session) -> None:
+    """Fail where a link to a page of Jupyter Book's site would not lead to the same place in plain Sphinx's."""
+    if not (SITE / "index.html").exists():
+        session.warn("Not compared with the site of Jupyter Book, which is not built: `nox -s book` builds it.")
+        return
+    theirs, ours = addresses(SITE), addresses(PLAIN)
+    lost = [name for name in sorted(theirs - ours) if "#" not in name or name.partition("#")[0] in ours]
+    new = [name for name in sorted(ours - theirs) if "#" not in name]
+    if lost or new:
+        session.error(f"Only by Jupyter Book: {', '.join(lost) or '-'}. Only by Sphinx: {', '.join(new) or '-'}.")
+    session.log(f"All {len(theirs)} addresses of Jupyter Book's site, of pages and of places in them, are there.")
+
+
+def addresses(site: Path) -> set[str]:
+    """Return a site's pages, and the places in them that a link can name."""
+    found = {page.relative_to(site).as_posix(): page for page in site.rglob("*.html")}
+    places = {f"{name}#{place}" for name, page in found.items() for place in PLACE.findall(page.read_text("utf-8"))}
+    return {*found, *places}
 
 
 def package_digest(session: nox.Session) -> str:
     """Hash what the output of a notebook depends on besides its own code."""
-    digest = hashlib.sha256(f"{sys.version} {session.env['ATTNTUT_DEVICE']}".encode())
+    installed = Path(session.env["VIRTUAL_ENV"], "installed.sha256").read_text()
+    digest = hashlib.sha256(f"{installed} {session.env['ATTNTUT_DEVICE']}".encode())
     package = [path for path in (ROOT / "attntut").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    for path in [ROOT / "constraints.txt", *sorted(package)]:
+    for path in sorted(package):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

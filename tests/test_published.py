@@ -46,7 +46,7 @@ def test_the_cell_stands_before_all_other_code():
 
 def test_with_an_address_it_installs_the_wheel_and_what_else_is_imported():
     code = copied(new_code_cell("import transformers, math\nfrom torch import nn")).cells[0].source
-    assert f'"attntut": "{SITE}attntut-{version("attntut")}-py3-none-any.whl",' in code
+    assert f'"attntut": "attntut[jupyter]@{SITE}attntut-{version("attntut")}-py3-none-any.whl",' in code
     assert '"transformers": "transformers",' in code
     assert "torch" not in code, "A torch that is installed must stay."
 
@@ -68,7 +68,7 @@ def run_cell(code: str, missing: set[str]) -> list[str]:
 
 def test_it_installs_only_what_is_missing():
     code = copied(new_code_cell("import transformers")).cells[0].source
-    wheel = f"{SITE}attntut-{version('attntut')}-py3-none-any.whl"
+    wheel = f"attntut[jupyter]@{SITE}attntut-{version('attntut')}-py3-none-any.whl"
     assert run_cell(code, {"attntut"}) == [f"pip install --quiet {wheel}"]
     assert run_cell(code, {"attntut", "transformers"}) == [f"pip install --quiet {wheel} transformers"]
     assert run_cell(code, set()) == []

@@ -464,6 +464,8 @@ class Watcher(TorchDispatchMode):
         if query.is_nested:
             self.sink.note(NESTED)
             return
+        if not query.numel():
+            return  # newer releases of torch run no kernel for nothing
         self._look_for_compiled()
         heads = out[0] if isinstance(out, tuple | list) else out
         mark = self._mark(key)
@@ -685,3 +687,12 @@ def _filled(func: Any, args: tuple[Any, ...], source: Tensor) -> tuple[Tensor | 
         return where, float(filling)
     low, high = (each.item() for each in torch.aminmax(filling.detach()))
     return where, low if low == high else None
+
+
+def _rule(operator: Any) -> Callable[..., Any]:
+    return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
+
+
+if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):  # as in torch 2.6
+    for operator in torch._ops._higher_order_ops.values():  # flex_attention and its like: they ask a mode for a rule
+        operator.py_impl(Watcher)(_rule(operator))

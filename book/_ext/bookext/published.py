@@ -51,7 +51,8 @@ if missing:
         f"Not installed: {{', '.join(missing)}}.\\n"
         "In a clone of the book, run   python -m pip install -e '.[book]'\\n"
         "Or save {wheel} from the root of the\\n"
-        "book's site, and install that file with pip. Then restart the kernel."
+        "book's site, and run   python -m pip install '{wheel}[jupyter]'\\n"
+        "Then restart the kernel."
     )
 """
 
@@ -79,7 +80,7 @@ def install_cell(notebook: nbformat.NotebookNode, site: str) -> str:
     names, wheel = needs(notebook), WHEEL.format(version(PACKAGE))
     if not site:
         return ASKS.format(package=PACKAGE, version=version(PACKAGE), names=names, wheel=wheel)
-    where = {name: f"{site}{wheel}" if name == PACKAGE else name for name in names}
+    where = {name: f"{PACKAGE}[jupyter]@{site}{wheel}" if name == PACKAGE else name for name in names}
     return INSTALLS.format(needed="\n".join(f'    "{name}": "{place}",' for name, place in where.items()))
 
 
