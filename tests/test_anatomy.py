@@ -531,3 +531,24 @@ def test_listening_without_a_graph_tells_nothing():
     with torch.no_grad(), Ears(model) as ears:
         output = model(torch.randn(2, T, D))
     assert not ears.hear(output).parts
+
+
+class Choosy(Block):
+    """An indexer that picks tokens by top-k, so that no gradient leads through it; or a block without a graph."""
+
+    def __init__(self, silent=False):
+        super().__init__()
+        self.pick, self.silent = nn.Linear(D, 1), silent
+
+    def forward(self, x):
+        with torch.set_grad_enabled(not self.silent):
+            chosen = self.pick(x).topk(T, dim=1).indices.expand_as(x)
+            return super().forward(x.gather(1, chosen) if not self.silent else x)
+
+
+def test_what_only_chooses_is_a_gate_and_what_ran_without_a_graph_is_unknown():
+    model = Model()
+    model.deep = nn.ModuleList([Choosy(), Choosy()])
+    assert [entry.parameter[:11] for entry in found(model, IDS).by_role("gate")] == ["deep.0.pick", "deep.1.pick"]
+    model.deep = nn.ModuleList([Choosy(silent=True), Choosy(silent=True)])
+    assert not found(model, IDS).by_role("gate") and "deep.0.w.weight" in found(model, IDS).unknown

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig
+from attntut.anatomy.view import listen, look
 from attntut.device import seeded
 from attntut.init import initialize_, schemes, view
 
@@ -389,3 +390,47 @@ def test_requirements_are_read_from_foreign_models(name, models):
         else:
             with pytest.raises(ValueError, match=f"'{name}' needs {schemes()[name].requires[0]}|'{name}' needs"):
                 initialize_(models(model), name)
+
+
+# --- names and listening agree
+
+
+def inputs_of(name: str):
+    """What a model of the table is called with, so that every part of it runs."""
+    x, words = torch.randn(2, 16, D), torch.randint(VOCAB, (2, 16))
+    if name == "ours, tokens":
+        return words
+    if name == "ours, one layer":
+        return x
+    if name.startswith("ours"):
+        return torch.randn(2, 16, 5)
+    if name == "torch attention, unpacked":
+        return x, torch.randn(2, 16, 20), torch.randn(2, 16, 24)
+    if name == "torch attention":
+        return x, x, x
+    if name.startswith("torch encoder"):
+        return x
+    if name.startswith("torch"):
+        return x, torch.randn(2, 16, D)
+    if name == "T5, encoder only" or name.startswith(("BERT", "Llama")):
+        return {"input_ids": words}
+    if name.startswith("T5"):
+        return {"input_ids": words, "decoder_input_ids": words}
+    if name.startswith("GPT-2"):
+        return {"input_ids": words} | ({"encoder_hidden_states": x} if "cross" in name else {})
+    pixels = {"pixel_values": torch.randn(2, 3, 8, 8)}
+    return pixels | ({"bool_masked_pos": torch.ones(2, 4, dtype=torch.bool)} if "masked" in name else {})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_names_and_listening_agree(models, name):
+    model = models(name)
+    by_name, by_ear = look(model), look(model, heard=listen(model, inputs_of(name)))
+    said, heard = (
+        {(e.parameter, e.view.storage_offset(), e.view.shape): (e.weight, e.attention, e.role) for e in seen.entries}
+        for seen in (by_name, by_ear)
+    )
+    assert said == heard
+    assert {key: by_name.traits[key] for key in ("norm", "scale") if by_name.traits.get(key) is not None}.items() <= (
+        by_ear.traits.items()
+    )

@@ -70,6 +70,7 @@ class Anatomy:
         biases: parameters of two or more dimensions that are added to a projection.
         gains: parameters of two or more dimensions that something is multiplied with, entry by entry.
         traits: what is known of the architecture around each attention, by its module.
+        called: names of the modules that ran.
         passes: how often the stream came through each parameter, where blocks share it.
     """
 
@@ -81,6 +82,7 @@ class Anatomy:
     biases: set[str] = field(default_factory=set)
     gains: set[str] = field(default_factory=set)
     traits: dict[str, dict[str, Any]] = field(default_factory=dict)
+    called: set[str] = field(default_factory=set)
     passes: dict[str, int] = field(default_factory=dict)
 
 
@@ -166,7 +168,7 @@ class Ears:
             last = bisect.bisect_right(starts, number) - 1
             return last >= 0 and number < spans[last][1]
 
-        anatomy = Anatomy(gains=set(graph.mixers))
+        anatomy = Anatomy(gains=set(graph.mixers), called={name for name, _, _ in self.calls} if graph.order else set())
         for heard in sorted(graph.attentions, key=lambda each: each.entry._sequence_nr()):
             name = where[heard]
             anatomy.attention[name] = anatomy.attention.get(name, 0) + 1

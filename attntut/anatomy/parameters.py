@@ -40,6 +40,7 @@ class Drawers:
         self.kept: list[str] = []
         self.matrices: list[str] = []
         self.unknown: dict[str, str] = {}
+        self.blocks = find_blocks(module, self.heard.attention)
         self._done: set[int] = set()
         names: dict[int, list[str]] = {}  # a tied parameter has several
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -77,7 +78,8 @@ class Drawers:
         if any(each in self.heard.biases or each in self.heard.gains for each in names):
             return
         self._take(parameter)
-        if own_name in ("bias_k", "bias_v"):  # one more key and value for all to see: torch calls them biases
+        is_row = own_name.endswith("bias") and parameter.numel() == max(parameter.shape)
+        if own_name in ("bias_k", "bias_v") or is_row:  # torch calls one more key and value for all to see biases too
             self.biases[name] = parameter.detach()
             return
         heard = next((self.heard.parts[each] for each in names if each in self.heard.parts), [])
@@ -96,8 +98,19 @@ class Drawers:
             self.unknown[name] = f"{name} {tuple(parameter.shape)}: {heard[0].role}, but {heard[0].why}"
         elif roles:
             self.parts += self._split(name, parameter, roles, Layout(name))
+        elif isinstance(owner, nn.Linear) and self._only_chooses(name):
+            self.parts += self._split(name, parameter, ("gate",), Layout(name))
         else:
             self.unknown[name] = f"{name} {tuple(parameter.shape)}"
+
+    def _only_chooses(self, name: str) -> bool:
+        """Whether a layer ran in a block whose other matrices were heard, and no gradient leads through it.
+
+        Routers and indexers that pick by top-k are like that.
+        """
+        block = block_of(self.blocks, name).name
+        ran = name.rpartition(".")[0] in self.heard.called
+        return ran and bool(block) and any(each.startswith(f"{block}.") for each in self.heard.parts)
 
     def _learn_from_siblings(self, parameters: dict[str, nn.Parameter]) -> None:
         """What was not used, an expert that no token chose, plays the part of its like in another block."""

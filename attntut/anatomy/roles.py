@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
-from attntut.anatomy.graph import LAYOUT, Graph, Heard, Node, Product, is_leaf
+from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, is_leaf
 
 OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
@@ -233,6 +233,10 @@ class Roles:
         rows = indices.reshape(-1, indices.shape[-1])
         return bool((rows == rows[0]).all() and (rows[0].diff() == 1).all())
 
+    def _is_computed(self, node: Node) -> bool:
+        """Whether a node has something to do with a product; a mask of zeros and ones has not."""
+        return any(self.graph.sources(Edge(each, 0)) for each, _ in node.next_functions if each is not None)
+
     def leaves(self) -> Iterator[tuple[str, str]]:
         """Matrices that are added to tokens, stand among them, or multiply entry by entry: name and role, or "gain"."""
         multiplied = {name for product in self.graph.products.values() for name in product.parameters}
@@ -241,9 +245,9 @@ class Roles:
             if name is None or name in multiplied or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
-            users = {user.name() for user in self._beyond_layout(node)}
-            is_added = any(user.startswith(("Add", "Sub")) for user in users) and node.variable.shape[-2] > 1
-            if any(user.startswith("Mul") for user in users):
+            users = set(self._beyond_layout(node))
+            is_added = any(user.name().startswith(("Add", "Sub")) for user in users) and node.variable.shape[-2] > 1
+            if any(user.name() == "MulBackward0" and self._is_computed(user) for user in users):
                 yield name, "gain"
             else:
                 yield name, "position" if is_added or (kinds and kinds <= {"logits"}) else "embedding"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attntut._restore import no_fast_path, untouched
 from attntut.anatomy.layout import Matrix
-from attntut.anatomy.listen import Anatomy, Ears
+from attntut.anatomy.listen import Anatomy, Ears, Part
 from attntut.anatomy.names import CallerPatterns, RolePatterns
 from attntut.anatomy.parameters import Drawers, listing
 from attntut.anatomy.places import Places, shared
@@ -162,7 +162,7 @@ def look(
     """
     heard = heard or Anatomy()
     drawers = Drawers(module, CallerPatterns(roles), heard)
-    parts = [part for part in drawers.parts if part.matrix is not None]
+    parts = _at_home([part for part in drawers.parts if part.matrix is not None])
     places = Places(module, parts, heard, n_heads)
     entries = tuple(
         Entry(
@@ -224,17 +224,28 @@ def _drawn_as(role: str) -> str:
     return "feed_forward_in" if role in PARTS else role
 
 
+def _at_home(parts: list[Part]) -> list[Part]:
+    """Each part with its attention; what is kept beside the module (BERT's output) goes to the nearest without one."""
+    asking = [part.attention for part in parts if part.role == "query"]
+    have = {(part.attention, part.role) for part in parts}
+    placed = []
+    for part in parts:
+        free = [name for name in dict.fromkeys(asking) if name is not None and (name, part.role) not in have]
+        if part.role in ATTENTION and part.attention not in asking and free:
+            part = part._replace(attention=max(free, key=lambda name, own=part.parameter: shared(name, own)))  # type: ignore[misc]
+            have.add((part.attention, part.role))
+        placed.append(part)
+    return placed
+
+
 def _gather(module: nn.Module, entries: tuple[Entry, ...], names: list[str]) -> Iterator[Attention]:
     found: dict[str, dict[str, Entry]] = {name: {} for name in names}
     for entry in entries:
         if entry.role in ATTENTION and entry.attention in found:
             have = found[entry.attention].get(entry.role)
-            if have is None or have.view.numel() < entry.view.numel():  # a rotary key stands beside the key
+            if (
+                have is None or have.matrix.view.numel() < entry.matrix.view.numel()
+            ):  # a rotary key stands beside the key
                 found[entry.attention][entry.role] = entry
-    for entry in entries:
-        if entry.role in ATTENTION and entry.attention not in found:  # BERT keeps the output beside the module
-            free = [name for name, each in found.items() if entry.role not in each]
-            if free:
-                found[max(free, key=lambda name: shared(name, entry.parameter))][entry.role] = entry
     for name, each in found.items():
         yield Attention(name, module.get_submodule(name), **each)
