@@ -50,6 +50,7 @@ class Recorder:
         self.thread = threading.get_ident()
         self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
         self.is_on, self.is_open = False, False
+        self.watches_calls = every > 1 and model is not None  # only while they count: to watch costs, each operation
         self.step, self.listened = -1, 0
         self.total: dict[Place, Tally] = {}
         self.now: dict[Place, Tally] = {}
@@ -75,7 +76,8 @@ class Recorder:
                 if self.wants_gradients:
                     self.gradients = Gradients(self.model, self._hears_gradients)
             self._watch = stack.enter_context(ExitStack())
-            self._watch.enter_context(self.watcher)
+            if not self.watches_calls:
+                self._watch.enter_context(self.watcher)
             self._stack = stack.pop_all()
         return self
 
@@ -174,10 +176,14 @@ class Recorder:
             self.step += 1
             self.is_on = self.step % self.every == 0
             self.watcher.forget()
+            if self.watches_calls and self.is_on:
+                self._watch.enter_context(self.watcher)
             if self.progress is not None:
                 self.progress.update()
 
     def _left(self, frame: Frame, output: Any) -> None:
+        if frame.name == "" and self.watches_calls:
+            self._watch.close()
         container = self.layers.containers.get(frame.name)
         held_attention = _in_backward() or frame.attentions < self.layers.attentions
         if not self.is_open or container is None or not held_attention:
