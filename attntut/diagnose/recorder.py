@@ -18,7 +18,7 @@ from tqdm import tqdm
 from attntut._checks import check_int
 from attntut._restore import no_fast_path
 from attntut.diagnose.gradients import Gradients
-from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
+from attntut.diagnose.layers import FUNCTION, ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import STATISTICS, Report, average_heads
 from attntut.diagnose.scalars import BY_STEP, scalars_of
 from attntut.diagnose.statistics import Logits, Tally, attention_rows
@@ -110,11 +110,12 @@ class Recorder:
         """Count a softmax that is no attention."""
         self.skipped[self.layers.name] = self.skipped.get(self.layers.name, 0) + 1
 
-    def attention(self, logits: Logits) -> Finish:
+    def attention(self, logits: Logits, *, certain: bool = True) -> Finish:
         """Measure an attention; it counts once its weights meet the values.
 
         Args:
             logits: where to get them.
+            certain: whether they are normalized; of exponentials that is seen later.
 
         Returns:
             To be called with what the heads hand on ``(B, H, n, d)``, or None; and the axis that was attended:
@@ -130,16 +131,16 @@ class Recorder:
         kind = "cross" if self.layers.is_cross(n, keys) else "self"
         logits.diagonal = before + keys - n if kind == "self" and keys >= n else None
         layer, site = self.layers.name, _site()
-        tally, picture = Tally(H), None
+        tally, picture = Tally(H, input_axis=self.layers.input_axis(n, keys)), None
         with _quiet(logits.device):
             tally.add_weights(logits)
             if self.maps and B and n and m:
                 rows = torch.linspace(0, n - 1, min(n, self.maps)).round().long()
                 picture = rows.tolist(), attention_rows(logits, 0, rows)
-        self.unused[layer] = self.unused.get(layer, 0) + 1
+        self.unused[layer] = self.unused.get(layer, 0) + certain
 
         def finish(output: Tensor | None, axis: str) -> None:
-            self.unused[layer] -= 1
+            self.unused[layer] -= certain
             if axis == "competition":
                 self.note(f"In {layer} the queries compete for each key (as in slot attention): that is not measured.")
                 return
@@ -293,12 +294,20 @@ class Recorder:
                     f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not "
                     "counted: no product of the weights with values was seen."
                 )
+        if undivided := sum(not each.is_done for each in self.watcher.undivided):
+            yield (
+                f"{undivided} times values were averaged with exponentials of a product of queries and keys that were "
+                "not seen to be divided by their sum (linear attention, or a softmax in pieces): not measured."
+            )
         for layer, times in self.skipped.items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
                 "product of two computed tensors (a router or a classifier, say; additive attention is not seen)."
             )
+        inside = {layer for layer, *_ in self.total} - {ROOT, FUNCTION}  # an older torch runs them uncompiled
         for name in self.layers.compiled if self.runs_compiled else ():
+            if any(name == ROOT or layer.startswith(f"{name}.") for layer in inside):
+                continue
             yield f"{name} is compiled: only diagnose, which runs it uncompiled, sees the attention in there."
 
 
