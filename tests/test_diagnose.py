@@ -17,8 +17,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig, measure
-from attntut.diagnose import Report, diagnose, listen, statistics, weights
+from attntut.diagnose import Report, diagnose, listen, recorder, statistics, watcher, weights
 from attntut.diagnose.report import STATISTICS
+from attntut.diagnose.scalars import scalars
 
 
 @pytest.fixture(autouse=True)
@@ -392,12 +393,71 @@ def test_every_few_steps():
     assert report.layers()[0]["entropy"] == pytest.approx(mean)
 
 
-def test_progress(capsys):
+def test_progress(monkeypatch):
+    seen = []
+
+    class Bar:
+        def __init__(self, total, **_):
+            seen.append(total)
+
+        def update(self):
+            seen.append("step")
+
+        def close(self):
+            seen.append("closed")
+
+    monkeypatch.setattr(recorder, "tqdm", Bar)
     model = lm()
     with listen(model, steps=3):
+        for _ in range(2):
+            model(ids())
+    assert seen == [3, "step", "step", "closed"]
+
+
+def test_scalars_of_each_head_by_step():
+    model, sent = lm(), []
+    with listen(model, every=2, to=lambda tag, value, step: sent.append((tag, value, step))) as report:
         for _ in range(3):
             model(ids())
-    assert "3/3" in capsys.readouterr().err or not capsys.readouterr().err  # none where there is no terminal
+            assert not sent or sent[-1][2] == 0, "A step is sent when it is over."
+    assert sent == list(scalars(report)) and len(sent) == 2 * 2 * H * 3  # steps, layers, heads, numbers
+    assert {step for *_, step in sent} == {0, 2}
+    with listen(model) as single:
+        model(ids())
+    found = {tag: value for tag, value, _ in scalars(single)}
+    for row in single.rows:
+        for name in ("logit_max", "logit_std", "entropy"):
+            assert found[f"{name}/{row['layer']}/self/{row['head']}"] == row[name]
+    assert list(scalars(Report.from_json(report.to_json()))) == sent
+
+
+def test_scalars_go_to_tensorboard(tmp_path):
+    tensorboard = pytest.importorskip("torch.utils.tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    model = lm()
+    with tensorboard.SummaryWriter(tmp_path) as writer, listen(model, to=writer.add_scalar) as report:
+        for _ in range(2):
+            model(ids())
+    events = EventAccumulator(str(tmp_path)).Reload()
+    written = events.Scalars("entropy/blocks.1.attention/self/2")
+    assert [event.step for event in written] == [0, 1]
+    assert written[0].value == pytest.approx(report.steps[1]["heads"]["entropy"][2], rel=1e-6)
+
+
+def test_steps_between_cost_no_measuring(monkeypatch):
+    model, x, seen = lm(), ids(), []
+    rule = watcher.Watcher.__torch_dispatch__
+    monkeypatch.setattr(
+        watcher.Watcher, "__torch_dispatch__", lambda self, *args, **kw: seen.append(1) or rule(self, *args, **kw)
+    )
+    with listen(model, every=3):
+        for _ in range(4):
+            seen.append(0)
+            energy(model(x)).backward()
+    watched = "".join(map(str, seen)).split("0")[1:]
+    assert [bool(each) for each in watched] == [True, False, False, True]
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
 def test_maps_are_kept_only_when_asked_for():
@@ -466,6 +526,51 @@ def test_hooks_that_step_an_optimizer_in_the_backward_pass_rest():
     assert not calls, "diagnose must not train."
     energy(model(ids())).backward()
     assert calls
+
+
+class Forgetful(nn.Module):
+    """Replaces buffers and tensors that it keeps, changes others in place, and makes new ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = MultiHeadAttention(16, H)
+        self.register_buffer("replaced", torch.zeros(3))
+        self.register_buffer("none", None)
+        self.register_buffer("flag", torch.zeros(2, dtype=torch.bool))
+        self.cached, self.counted, self.other = None, torch.zeros(2), "kept"
+
+    def forward(self, x):
+        self.replaced, self.none = self.replaced + 1, torch.ones(1)
+        self.flag.logical_not_()
+        self.cached, self.fresh = x.detach(), x.detach()
+        self.counted += 1
+        return self.attention(x)
+
+
+def test_buffers_and_tensors_that_the_model_replaces_are_put_back():
+    model = Forgetful()
+    before = model.replaced, model.counted, model.flag
+    names = set(vars(model))
+    with torch.inference_mode():
+        model.register_buffer("inference", torch.zeros(2))
+    diagnose(model, torch.randn(B, N, 16), energy)
+    assert (model.replaced is before[0], model.counted is before[1], model.flag is before[2]) == (True, True, True)
+    assert model.none is None and model.cached is None and set(vars(model)) == names
+    assert not any(bool(each.any()) for each in before)
+    assert set(dict(model.named_buffers())) == {"replaced", "flag", "inference"}
+
+
+def test_an_optimizer_keeps_its_own_state():
+    model, x = lm(), ids()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    energy(model(x)).backward()
+    optimizer.step()
+    parameter = next(model.parameters())
+    moment, options = optimizer.state[parameter]["exp_avg"], dict(optimizer.param_groups[0])
+    content = moment.clone()
+    diagnose(model, x, energy, optimizer=optimizer)
+    assert optimizer.state[parameter]["exp_avg"] is moment and torch.equal(moment, content)
+    assert optimizer.param_groups[0] == options
 
 
 class Failing(nn.Module):
@@ -784,6 +889,7 @@ def test_compare_before_and_after():
         (lambda: diagnose(lm(), ids(), maps=-1), ValueError, "maps must be an integer ≥ 0"),
         (lambda: listen("model").__enter__(), TypeError, "model must be a torch.nn.Module: got str"),
         (lambda: listen(lm(), every=0).__enter__(), ValueError, "every must be an integer ≥ 1"),
+        (lambda: listen(lm(), to=3).__enter__(), TypeError, "to must be a function of a tag, .* got int"),
         (lambda: listen(lm(), steps=0).__enter__(), ValueError, "steps must be an integer ≥ 1"),
         (lambda: Report.from_json("{}"), ValueError, "text must be a report of format 1"),
         (lambda: Report.from_json(3), TypeError, "text must be a str of JSON: got int"),

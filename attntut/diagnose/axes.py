@@ -168,8 +168,11 @@ def far_below(mask: Tensor, factor: float = 1.0) -> float | None:
     low, high = min(low, high), max(low, high)
     if not high - low > FAR or high == math.inf:
         return None
-    distance = high - (mask.float() if factor == 1 else mask.float() * factor)
-    octaves = distance[distance < math.inf].clamp_(min=1).log2_().floor_().unique().tolist()
+    octaves: set[float] = set()
+    once = mask[tuple(slice(None) if stride else slice(1) for stride in mask.stride())]
+    for part in once.reshape(-1).split(2**18):
+        distance = high - part.float() * factor
+        octaves |= set(distance[distance < math.inf].clamp_(min=1).log2_().floor_().unique().tolist())
     empty = math.log2(FAR)
     while empty in octaves:
         empty += 1

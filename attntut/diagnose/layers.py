@@ -132,6 +132,15 @@ class Layers:
                 return heads if isinstance(frame.module, nn.MultiheadAttention) or leading != batch else 1
         return 1
 
+    def input_axis(self, n: int, m: int) -> int | None:
+        """Which of the first two dimensions of the model's input ``n`` queries and ``m`` keys run along.
+
+        None where that cannot be told: both are as long, or neither is.
+        """
+        given = self.frames[0].first if self.frames and self.frames[0].name == "" else None
+        fitting = [] if given is None or n != m else [dim for dim, size in enumerate(given.shape[:2]) if size == m]
+        return fitting[0] if len(fitting) == 1 else None
+
     def is_cross(self, n: int, m: int) -> bool:
         """Whether ``n`` queries and ``m`` keys come from different sequences."""
         frame = next((each for each in reversed(self.frames) if not _is_small(each.module)), None)

@@ -108,7 +108,8 @@ def listen(
 
     Args:
         model: names the layers; without one, attention is still seen, but has no name.
-        every: listen to every so many steps only.
+        every: listen to every so many steps only. From 2 on, only calls of the model are heard; on the other steps
+            nothing is watched.
         maps: keep up to this many rows of each head's weights, of the last step, for pictures.
         steps: how many steps there will be, for a progress bar.
         to: called with ``(tag, value, step)`` of each head's largest logit, logit standard deviation and entropy once a

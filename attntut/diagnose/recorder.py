@@ -21,7 +21,7 @@ from attntut.anatomy.listen import Ears
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import ModelView, look
 from attntut.diagnose.gradients import Gradients
-from attntut.diagnose.layers import ROOT, Frame, Layers, first_tensor
+from attntut.diagnose.layers import FUNCTION, ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import STATISTICS, Report, average_heads
 from attntut.diagnose.scalars import BY_STEP, scalars_of
 from attntut.diagnose.statistics import Logits, Tally, attention_rows
@@ -55,6 +55,7 @@ class Recorder:
         self.thread = threading.get_ident()
         self.wants_gradients, self.runs_compiled = wants_gradients, runs_compiled
         self.is_on, self.is_open = False, False
+        self.watches_calls = every > 1 and model is not None  # only while they count: to watch costs, each operation
         self.step, self.listened = -1, 0
         self.total: dict[Place, Tally] = {}
         self.now: dict[Place, Tally] = {}
@@ -87,7 +88,8 @@ class Recorder:
                 if self.roles is not None:
                     look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs
             self._watch = stack.enter_context(ExitStack())
-            self._watch.enter_context(self.watcher)
+            if not self.watches_calls:
+                self._watch.enter_context(self.watcher)
             self._stack = stack.pop_all()
         return self
 
@@ -120,11 +122,12 @@ class Recorder:
         """Count a softmax that is no attention."""
         self.skipped[self.layers.name] = self.skipped.get(self.layers.name, 0) + 1
 
-    def attention(self, logits: Logits) -> Finish:
+    def attention(self, logits: Logits, *, certain: bool = True) -> Finish:
         """Measure an attention; it counts once its weights meet the values.
 
         Args:
             logits: where to get them.
+            certain: whether they are normalized; of exponentials that is seen later.
 
         Returns:
             To be called with what the heads hand on ``(B, H, n, d)``, or None; and the axis that was attended:
@@ -140,16 +143,16 @@ class Recorder:
         kind = "cross" if self.layers.is_cross(n, keys) else "self"
         logits.diagonal = before + keys - n if kind == "self" and keys >= n else None
         layer, site = self.layers.name, _site()
-        tally, picture = Tally(H), None
+        tally, picture = Tally(H, input_axis=self.layers.input_axis(n, keys)), None
         with _quiet(logits.device):
             tally.add_weights(logits)
             if self.maps and B and n and m:
                 rows = torch.linspace(0, n - 1, min(n, self.maps)).round().long()
                 picture = rows.tolist(), attention_rows(logits, 0, rows)
-        self.unused[layer] = self.unused.get(layer, 0) + 1
+        self.unused[layer] = self.unused.get(layer, 0) + certain
 
         def finish(output: Tensor | None, axis: str) -> None:
-            self.unused[layer] -= 1
+            self.unused[layer] -= certain
             if axis == "competition":
                 self.note(f"In {layer} the queries compete for each key (as in slot attention): that is not measured.")
                 return
@@ -188,6 +191,8 @@ class Recorder:
             self.step += 1
             self.is_on = self.step % self.every == 0
             self.watcher.forget()
+            if self.watches_calls and self.is_on:
+                self._watch.enter_context(self.watcher)
             if self.progress is not None:
                 self.progress.update()
 
@@ -196,6 +201,8 @@ class Recorder:
             self.ears.left(frame.module)
         if frame.name == "" and self.is_open and self.seen is None and not _in_backward():
             self._read_anatomy(output)
+        if frame.name == "" and self.watches_calls:
+            self._watch.close()
         container = self.layers.containers.get(frame.name)
         held_attention = _in_backward() or frame.attentions < self.layers.attentions
         if not self.is_open or container is None or not held_attention:
@@ -313,12 +320,20 @@ class Recorder:
                     f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not "
                     "counted: no product of the weights with values was seen."
                 )
+        if undivided := sum(not each.is_done for each in self.watcher.undivided):
+            yield (
+                f"{undivided} times values were averaged with exponentials of a product of queries and keys that were "
+                "not seen to be divided by their sum (linear attention, or a softmax in pieces): not measured."
+            )
         for layer, times in self.skipped.items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
                 "product of two computed tensors (a router or a classifier, say; additive attention is not seen)."
             )
+        inside = {layer for layer, *_ in self.total} - {ROOT, FUNCTION}  # an older torch runs them uncompiled
         for name in self.layers.compiled if self.runs_compiled else ():
+            if any(name == ROOT or layer.startswith(f"{name}.") for layer in inside):
+                continue
             yield f"{name} is compiled: only diagnose, which runs it uncompiled, sees the attention in there."
 
 

@@ -191,6 +191,7 @@ class Tally:
     n_query: int = 0
     n_key: int = 0
     axis: str = "keys"
+    input_axis: int | None = None
     sums: Tensor = field(default=None)  # type: ignore[assignment]  # (len(SUMS), n_heads), float64, on the CPU
     largest: Tensor = field(default=None)  # type: ignore[assignment]  # (n_heads,)
     masked_at: list[list[list[int]]] = field(default_factory=list)  # a head: [sequence, query], the first few
@@ -209,6 +210,7 @@ class Tally:
         self.sums += other.sums
         self.largest = torch.maximum(self.largest, other.largest)
         self.axis = other.axis if other.axis != "keys" else self.axis
+        self.input_axis = other.input_axis if self.calls == other.calls or self.input_axis == other.input_axis else None
         for mine, theirs in zip(self.masked_at, other.masked_at, strict=True):
             mine += theirs[: NAMED - len(mine)]
         for value, rows in other.fills.items():
@@ -279,6 +281,7 @@ class Tally:
             for head in range(self.n_heads)
         ]
         listed["axis"] = [self.axis] * self.n_heads
+        listed["input_axis"] = [self.input_axis] * self.n_heads
         return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
 
 

@@ -40,7 +40,7 @@ class Sink(Protocol):
 
     def is_listening(self) -> bool: ...
     def is_parameter(self, storage: int) -> bool: ...
-    def attention(self, logits: Logits) -> Finish: ...
+    def attention(self, logits: Logits, *, certain: bool = True) -> Finish: ...
     def heads(self, leading: int) -> int: ...
     def note(self, text: str) -> None: ...
     def skipped_softmax(self) -> None: ...
@@ -108,6 +108,7 @@ class Watcher(TorchDispatchMode):
 
     Attributes:
         seen: how many operations of which kind came by.
+        undivided: exponentials that met values, and have not been divided by their sum so far.
     """
 
     supports_higher_order_operators = True
@@ -120,6 +121,7 @@ class Watcher(TorchDispatchMode):
         self.composite: set[Any] = set()
         self.levels: dict[tuple[Any, ...], tuple[StorageWeakRef, float | None]] = {}  # how far down added masks hide
         self.seen: Counter[str] = Counter()
+        self.undivided: list[Pending] = []
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -188,6 +190,7 @@ class Watcher(TorchDispatchMode):
             along -= {None}
             if mark.kind == "exponential":
                 self._remember(out, Mark(_memory(out), "numerator", finish=mark.finish))
+                self.undivided += [mark.finish] if mark.finish else []
                 return
             if mark.kind == "weights" and mark.finish:
                 if not along or "attended" in along:
@@ -408,7 +411,7 @@ class Watcher(TorchDispatchMode):
             product=(sizes["heads"], sizes["queries"], sizes["keys"]),
         )
         axes = laid(*zip(consists, strides(out), strict=True))
-        return Mark(_memory(out), kind, axes, finish=Pending(self.sink.attention(seen), was))
+        return Mark(_memory(out), kind, axes, finish=Pending(self.sink.attention(seen, certain=kind == "weights"), was))
 
     def _layout(self, logits: Tensor, mark: Mark, dim: int) -> tuple[str | None, list[list[Part]]]:
         """What was normalized; and of each dimension what it consists of.
@@ -464,8 +467,8 @@ class Watcher(TorchDispatchMode):
         if query.is_nested:
             self.sink.note(NESTED)
             return
-        if not query.numel():
-            return  # newer releases of torch run no kernel for nothing
+        if not query.numel():  # newer versions of torch run no kernel then
+            return
         self._look_for_compiled()
         heads = out[0] if isinstance(out, tuple | list) else out
         mark = self._mark(key)
@@ -544,6 +547,15 @@ class Watcher(TorchDispatchMode):
                 )
                 return
             frame = frame.f_back
+
+
+if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):  # older torch: each must know the mode
+
+    def _pass_on(operator: Any) -> Callable[..., Any]:
+        return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
+
+    for _operator in torch._ops._higher_order_ops.values():
+        _operator.python_key_table.setdefault(Watcher, _pass_on(_operator))
 
 
 def _is_nested(value: Any) -> bool:
