@@ -17,9 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig, measure
-from attntut.diagnose import Report, diagnose, listen, recorder, statistics, watcher, weights
+from attntut.diagnose import Report, diagnose, listen, statistics, watcher, weights
 from attntut.diagnose.report import STATISTICS
-from attntut.diagnose.scalars import scalars
 
 
 @pytest.fixture(autouse=True)
@@ -406,7 +405,7 @@ def test_progress(monkeypatch):
         def close(self):
             seen.append("closed")
 
-    monkeypatch.setattr(recorder, "tqdm", Bar)
+    monkeypatch.setattr("tqdm.tqdm", Bar)
     model = lm()
     with listen(model, steps=3):
         for _ in range(2):
@@ -420,15 +419,15 @@ def test_scalars_of_each_head_by_step():
         for _ in range(3):
             model(ids())
             assert not sent or sent[-1][2] == 0, "A step is sent when it is over."
-    assert sent == list(scalars(report)) and len(sent) == 2 * 2 * H * 3  # steps, layers, heads, numbers
+    assert sent == list(report.scalars()) and len(sent) == 2 * 2 * H * 3  # steps, layers, heads, numbers
     assert {step for *_, step in sent} == {0, 2}
     with listen(model) as single:
         model(ids())
-    found = {tag: value for tag, value, _ in scalars(single)}
+    found = {tag: value for tag, value, _ in single.scalars()}
     for row in single.rows:
         for name in ("logit_max", "logit_std", "entropy"):
             assert found[f"{name}/{row['layer']}/self/{row['head']}"] == row[name]
-    assert list(scalars(Report.from_json(report.to_json()))) == sent
+    assert list(Report.from_json(report.to_json()).scalars()) == sent
 
 
 def test_scalars_go_to_tensorboard(tmp_path):

@@ -93,6 +93,10 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("embedding", "*.embed_tokens.weight"),
     # BERT and those built like it
     *((role, f"*{kind}Attention.{role}.weight") for role in PACKED for kind in ("Self", "Cross")),
+    *((role, f"*Attention.{role}_global.weight") for role in PACKED),  # Longformer's, for some tokens
+    *((role, f"*Attention.???_{role}.weight") for role in PACKED),  # LUKE's, between words and entities
+    *((role, f"*Attention.layout_{role}.weight") for role in PACKED),
+    ("position", "*Attention*.attention_biases"),
     ("output", "*SelfOutput.dense.weight"),
     ("feed_forward_in", "*Intermediate.dense.weight"),
     ("feed_forward_out", "*Output.dense.weight"),

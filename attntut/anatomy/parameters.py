@@ -135,25 +135,30 @@ class Drawers:
                     )
 
     def _guess_unheard(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Parts of a model that the inputs did not reach (a tower for images): by where they stand, and by shape."""
-        width = {part.attention: part.matrix.shape[1] for part in self.parts if part.role == "query" and part.matrix}
+        """Parts of a model that the inputs did not reach (a tower for images): by where they stand, and by shape.
+
+        Only what is drawn alike whatever it is: what a block of known attention has beside it, and single layers
+        outside any list of modules.
+        """
+        width = {part.attention: part.matrix.shape for part in self.parts if part.role == "query" and part.matrix}
+        lacks_output = {*width} - {part.attention for part in self.parts if part.role == "output"}
         blocks = find_blocks(self.module, [name for name in width if name is not None])
         for name in list(self.unknown):
-            parameter, owner = parameters[name], self._owner(name)
-            if name in self.heard.times or self.unknown[name] != f"{name} {tuple(parameter.shape)}":
-                continue
+            parameter, owner, role = parameters[name], self._owner(name), ""
             block = block_of(blocks, name).name
             around = f"{block or name.rpartition('.')[0]}."
             if any(each.startswith(around) for each in self.heard.times):
                 continue  # it was reached, and this is something else
-            if not block:
-                role = "position" if "position" in name else "embedding"
-            elif isinstance(owner, nn.Linear) and parameter.shape[0] != parameter.shape[1]:
-                d_model = next((d for each, d in width.items() if f"{each}.".startswith(f"{block}.")), 0)
+            inside = next((each for each in lacks_output if each and name.startswith(f"{each}.")), None)
+            if inside is not None and isinstance(owner, nn.Linear) and parameter.shape == width[inside][::-1]:
+                role = "output"
+                lacks_output.discard(inside)
+            elif block and isinstance(owner, nn.Linear) and parameter.shape[0] != parameter.shape[1]:
+                d_model = next((shape[1] for each, shape in width.items() if f"{each}.".startswith(f"{block}.")), 0)
                 role = {parameter.shape[1]: "feed_forward_in", parameter.shape[0]: "feed_forward_out"}.get(d_model, "")
-            else:
-                role = ""
-            if role and (parameter.ndim == 2 or not block):
+            elif not any(isinstance(each, nn.ModuleList | nn.ModuleDict) for _, each in ancestors(self.module, name)):
+                role = "position" if "position" in name else "embedding"
+            if role:
                 del self.unknown[name]
                 self.parts += self._split(name, parameter, (role,), Layout(name))
 

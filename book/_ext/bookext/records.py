@@ -40,6 +40,8 @@ class Record:
     high: float | None = None
     n: int = 1
     tolerance: str = ""
+    at_least: float | None = None
+    at_most: float | None = None
     unit: str = ""
     passed: bool = True
     explained: str | None = None
