@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attntut import diagnose
 from attntut.anatomy import Layout, look, view
 from attntut.anatomy.listen import Ears
 from attntut.anatomy.view import listen
@@ -552,3 +553,27 @@ def test_what_only_chooses_is_a_gate_and_what_ran_without_a_graph_is_unknown():
     assert [entry.parameter[:11] for entry in found(model, IDS).by_role("gate")] == ["deep.0.pick", "deep.1.pick"]
     model.deep = nn.ModuleList([Choosy(silent=True), Choosy(silent=True)])
     assert not found(model, IDS).by_role("gate") and "deep.0.w.weight" in found(model, IDS).unknown
+
+
+class Sharded(torch.Tensor):
+    """Stands for a tensor whose parts do not share its memory (a DTensor, a quantized one)."""
+
+
+def test_a_tensor_that_is_no_plain_one_is_refused_by_name():
+    model = nn.TransformerEncoderLayer(D, H)
+    weight = model.linear1.weight.detach().clone()
+    model.linear1.weight.data = weight.as_subclass(Sharded)
+    with pytest.raises(ValueError, match=r"plain tensors.*linear1\.weight \(Sharded\), sharded or quantized"):
+        initialize_(model, "xavier_normal")
+    assert torch.equal(model.linear1.weight.as_subclass(Tensor), weight), "Nothing was written."
+    initialize_(model, "xavier_normal", roles={"keep": "linear1.*"})
+
+
+def test_what_cannot_have_a_gradient_is_diagnosed_without_one():
+    class Once(Odd):
+        def forward(self, x):
+            self.bb.weight[0, 0] += 0  # in place on a leaf: only inference may
+            return super().forward(x)
+
+    report = diagnose(Once(gate=False), torch.randn(2, T, D))
+    assert len(report.rows) == H and any("with gradients, the model does not run" in note for note in report.notes)

@@ -28,7 +28,8 @@ class Drawers:
         parts: the projections.
         norms, biases, gains, kept: as in :class:`~attntut.anatomy.view.ModelView`.
         matrices: names of all parameters with two or more dimensions.
-        unknown: those among them without a role, or whose place in memory is not known, each with a description.
+        foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
+        unknown: matrices without a role, or whose place in memory is not known, each with a description.
     """
 
     def __init__(self, module: nn.Module, patterns: CallerPatterns, heard: Anatomy | None = None) -> None:
@@ -40,6 +41,7 @@ class Drawers:
         self.kept: list[str] = []
         self.matrices: list[str] = []
         self.unknown: dict[str, str] = {}
+        self.foreign: dict[str, str] = {}
         self.blocks = find_blocks(module, self.heard.attention)
         self._done: set[int] = set()
         names: dict[int, list[str]] = {}  # a tied parameter has several
@@ -51,6 +53,9 @@ class Drawers:
             if ((match := given[name]) is not None and KEEP in match[0]) or not parameter.numel():
                 self._take(parameter)
                 self.kept.append(name)
+            elif type(parameter.data) is not Tensor:  # its parts need not share its memory
+                self._take(parameter)
+                self.foreign[name] = type(parameter.data).__name__
             if parameter.ndim > 1:
                 self.matrices.append(name)
         patterns.check_used(self.matrices)

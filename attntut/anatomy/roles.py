@@ -247,6 +247,8 @@ class Roles:
             kinds = {kind for kind, _ in self.graph.sinks(node)}
             users = set(self._beyond_layout(node))
             is_added = any(user.name().startswith(("Add", "Sub")) for user in users) and node.variable.shape[-2] > 1
+            if not all(user.name()[-1].isdigit() for user in users):
+                continue  # a function of somebody's own, or compiled code
             if any(user.name() == "MulBackward0" and self._is_computed(user) for user in users):
                 yield name, "gain"
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -71,6 +71,7 @@ class ModelView:
         gains: learnable factors (ReZero's, LayerScale's …), by name: left as they are, unless a scheme sets them.
         kept: parameters that the caller wants left alone, by name.
         traits: what is known of the architecture, by the names of :class:`~attntut.TransformerConfig`.
+        foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
         unknown: parameters of two or more dimensions without a role or a known place, each with a description.
         unsure: what else could not be found out, in words.
     """
@@ -83,6 +84,7 @@ class ModelView:
     gains: Mapping[str, nn.Parameter] = field(repr=False)
     kept: tuple[str, ...]
     traits: Mapping[str, Any]
+    foreign: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
     unsure: tuple[str, ...] = ()
 
@@ -123,6 +125,12 @@ def view(
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module: got {type(module).__name__}.")
     seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
+    if seen.foreign:
+        shown = listing([f"{name} ({kind})" for name, kind in seen.foreign.items()])
+        raise ValueError(
+            f"Parameters must be plain tensors, whose parts share their memory: got {shown}, sharded or quantized. Do "
+            'this before the model is sharded or quantized, or leave them alone: roles={"keep": …}.'
+        )
     if not seen.attention:
         matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
         raise ValueError(
@@ -185,6 +193,7 @@ def look(
         drawers.gains,
         tuple(drawers.kept),
         places.traits() if places.heads else {},
+        drawers.foreign,
         drawers.unknown,
         tuple(places.unsure),
     )
@@ -212,7 +221,7 @@ def listen(module: nn.Module, inputs: Any = None) -> Anatomy | None:
         raise
 
 
-def call(module: nn.Module, inputs: Any) -> Any:
+def call(module: Callable[..., Any], inputs: Any) -> Any:
     """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments."""
     if isinstance(inputs, Mapping):
         return module(**inputs)

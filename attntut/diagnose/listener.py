@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attntut import measure
 from attntut._restore import RandomState, stepped, tensors_in, untouched
 from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.view import call
 from attntut.diagnose.layers import first_tensor
 from attntut.diagnose.recorder import Recorder
 from attntut.diagnose.report import Report
@@ -61,36 +62,42 @@ def diagnose(
     if optimizer is not None and loss is None:
         raise ValueError("optimizer needs a loss, whose gradient it steps along: got loss=None.")
     module = model if isinstance(model, nn.Module) else None
+    has_graph = _has_graph(module, inputs)
 
-    def run() -> Any:
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, tuple | list) else model(inputs)
+    def measure_once(*, thaws: bool) -> Report:
+        recorder = Recorder(
+            module, maps=maps, roles=roles, wants_gradients=loss is not None, runs_compiled=False, thaws=thaws
+        )
+        learning = [] if module is None else [each for each in module.parameters() if each.requires_grad]
+        with untouched(module, inputs), _uncompiled():
+            start = RandomState()
+            with recorder:
+                with torch.set_grad_enabled(loss is not None or thaws):  # the graph tells the roles
+                    output = call(model, inputs)
+                recorder.pause()
+                before = None if optimizer is None else _main_tensor(output).detach()
+                if loss is not None:
+                    scalar = _scalar(loss(output))
+                    del output  # often the largest tensor of all
+                    # Frozen parameters are part of the graph, and ask for nothing.
+                    leaves = [*learning, *(each for each in tensors_in(inputs) if each.requires_grad and each.is_leaf)]
+                    is_frozen = module is not None and len(learning) < sum(1 for _ in module.parameters())
+                    scalar.backward(inputs=leaves if is_frozen and leaves else None)
+            if optimizer is not None and before is not None:
+                with stepped(optimizer), torch.no_grad():
+                    start.restore()
+                    after = _main_tensor(call(model, inputs))
+                recorder.report.update = measure.update_size(before.float(), after.float()).item()
+        return recorder.report
 
-    recorder = Recorder(
-        module, maps=maps, roles=roles, wants_gradients=loss is not None, runs_compiled=False, thaws=True
-    )
-    learning = [] if module is None else [each for each in module.parameters() if each.requires_grad]
-    with untouched(module, inputs), _uncompiled():
-        start = RandomState()
-        with recorder:
-            with torch.set_grad_enabled(loss is not None or _has_graph(module, inputs)):  # the graph tells the roles
-                output = run()
-            recorder.pause()
-            before = None if optimizer is None else _main_tensor(output).detach()
-            if loss is not None:
-                scalar = _scalar(loss(output))
-                del output  # often the largest tensor of all
-                # Frozen parameters are part of the graph, and ask for nothing.
-                leaves = [*learning, *(each for each in tensors_in(inputs) if each.requires_grad and each.is_leaf)]
-                is_frozen = module is not None and len(learning) < sum(1 for _ in module.parameters())
-                scalar.backward(inputs=leaves if is_frozen and leaves else None)
-        if optimizer is not None and before is not None:
-            with stepped(optimizer), torch.no_grad():
-                start.restore()
-                after = _main_tensor(run())
-            recorder.report.update = measure.update_size(before.float(), after.float()).item()
-    return recorder.report
+    if not has_graph:
+        return measure_once(thaws=False)
+    try:
+        return measure_once(thaws=True)
+    except RuntimeError as error:  # some operations have no gradient, or no parameter that asks for one
+        report = measure_once(thaws=False)
+        report.notes.append(f"Roles are those of known names: with gradients, the model does not run ({error}).")
+        return report
 
 
 @contextmanager

@@ -100,6 +100,9 @@ def fill(report: Report, seen: ModelView) -> Report:
     if any(parameter.is_meta for parameter in seen.module.parameters()):
         report.notes.append("Weights: some parameters are on the meta device, and have no values.")
         return report
+    if seen.foreign:
+        shown = listing([f"{name} ({kind})" for name, kind in seen.foreign.items()])
+        report.notes.append(f"Weights not read, because they are sharded or quantized: {shown}.")
     if not seen.attention:
         report.notes.append(f"Weights: no attention is known in {type(seen.module).__name__}. Name it: roles={{…}}.")
         return report

@@ -20,7 +20,7 @@ from attntut.init.scheme import Scheme
 
 Module = TypeVar("Module", bound=nn.Module)
 ADAPTERS = ("adapter_in", "adapter_out")
-_INSTEAD = 'Initialize the model before it is sharded or quantized, or leave it alone: roles={"keep": …}.'
+_INSTEAD = 'Initialize the model before it is quantized, or leave it alone: roles={"keep": …}.'
 
 
 def initialize_(
@@ -157,11 +157,6 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
         if parameter.is_meta:
             raise ValueError(
                 f"{name} must have memory to be filled: it is on the meta device. Call module.to_empty(device=…) first."
-            )
-        if type(parameter.data) is not Tensor:
-            raise ValueError(
-                f"{name} must be a plain tensor, whose parts share its memory: got {type(parameter.data).__name__} "
-                f"(sharded, or quantized). {_INSTEAD}"
             )
         if not parameter.is_floating_point():
             raise TypeError(f"{name} must be a floating-point parameter: got {parameter.dtype}. {_INSTEAD}")
