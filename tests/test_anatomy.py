@@ -562,7 +562,7 @@ class Sharded(torch.Tensor):
 def test_a_tensor_that_is_no_plain_one_is_refused_by_name():
     model = nn.TransformerEncoderLayer(D, H)
     weight = model.linear1.weight.detach().clone()
-    model.linear1.weight.data = weight.as_subclass(Sharded)
+    model.linear1.weight = nn.Parameter(weight.as_subclass(Sharded))
     with pytest.raises(ValueError, match=r"plain tensors.*linear1\.weight \(Sharded\), sharded or quantized"):
         initialize_(model, "xavier_normal")
     assert torch.equal(model.linear1.weight.as_subclass(Tensor), weight), "Nothing was written."

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
@@ -126,7 +127,9 @@ class Ears:
     def thaw(self) -> None:
         """Let frozen parameters take part in the graph."""
         for parameter in self.module.parameters():
-            if not parameter.requires_grad and parameter.is_floating_point() and not parameter.is_inference():
+            if is_lazy(parameter) or parameter.requires_grad:
+                continue
+            if parameter.is_floating_point() and not parameter.is_inference():
                 parameter.requires_grad_(True)
                 self._frozen.append(parameter)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from attntut import measure
 from attntut._restore import RandomState, stepped, tensors_in, untouched
@@ -150,7 +151,8 @@ def _has_graph(module: nn.Module | None, inputs: Any) -> bool:
     """Whether the calls of a module can be recorded: not those of what was made for inference only."""
     if module is None or torch.is_inference_mode_enabled():
         return False
-    return not any(each.is_inference() for each in (*tensors_in(inputs), *module.parameters(), *module.buffers()))
+    own = (each for each in (*module.parameters(), *module.buffers()) if not is_lazy(each))
+    return not any(each.is_inference() for each in (*tensors_in(inputs), *own))
 
 
 @contextmanager
