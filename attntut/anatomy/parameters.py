@@ -134,7 +134,7 @@ class Drawers:
             if any(each.startswith(around) for each in self.heard.times):
                 continue  # it was reached, and this is something else
             if not block:
-                role = "position" if "position" in name else "embedding"
+                role = "position" if "position" in name else "" if isinstance(owner, nn.Linear) else "embedding"
             elif isinstance(owner, nn.Linear) and parameter.shape[0] != parameter.shape[1]:
                 d_model = next((d for each, d in width.items() if f"{each}.".startswith(f"{block}.")), 0)
                 role = {parameter.shape[1]: "feed_forward_in", parameter.shape[0]: "feed_forward_out"}.get(d_model, "")
@@ -147,7 +147,7 @@ class Drawers:
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:
             for each in self.module.parameters():
-                if each.untyped_storage().data_ptr() == part.bias.view.untyped_storage().data_ptr():
+                if 0 <= part.bias.view.data_ptr() - each.data_ptr() < each.numel() * each.element_size():
                     self._take(each, again=True)
 
     def _split(self, name: str, parameter: nn.Parameter, roles: tuple[str, ...], layout: Layout) -> Iterator[Part]:
@@ -218,7 +218,7 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase):
         return True
-    return "norm" in type(module).__name__.lower() and all(each.ndim < 2 for each in module.parameters())
+    return "norm" in type(module).__name__.lower() and all(max(each.shape, default=1) == each.numel() for each in module.parameters())
 
 
 def listing(items: Collection[str], limit: int = 8) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import LAYOUT, Graph, Heard, Node, Product, is_leaf
 
+# Nodes that multiply with a matrix in a way that is not read.
+STRANGE = re.compile("IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear")
 OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
@@ -48,24 +51,49 @@ class Roles:
     # ---- attention
 
     def _find_operands(self, heard: Heard) -> None:
-        for role in OPERANDS:
-            edge = getattr(heard, role)
-            for product in self.graph.sources(edge):
+        mine: dict[tuple[Product, str], list[list[int]]] = {}
+        edges = [*((role, getattr(heard, role)) for role in OPERANDS)]
+        edges += [each for pair in heard.more for each in zip(OPERANDS, pair, strict=False)]
+        for role, edge in edges:
+            for product in self._sources_beyond_mixers(edge):
                 if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
                     continue
-                if role not in self.makes.get(product, ()) and (heads := self.columns.by_head(edge, product, role)):
-                    self.makes.setdefault(product, {})[role] = heads
-                    self.place.setdefault(product, heard)
+                heads = self.columns.by_head(edge, product, role)
+                known = self.makes.get(product, {}).get(role, [])
+                taken = {column for head in known for column in head}
+                if not heads or not all(taken.isdisjoint(head) for head in heads):
+                    continue
+                if len(mine.get((product, role), ())) == len(heads):  # places have a part of their own in each head
+                    known[:] = [[*a, *b] for a, b in zip(known, heads, strict=True)]
+                    self.makes[product][role] = [sorted(head) for head in known]
+                else:  # a loop over heads asks for one at a time
+                    self.makes.setdefault(product, {})[role] = known + heads
+                mine[product, role] = heads
+                self.place.setdefault(product, heard)
+
+    def _sources_beyond_mixers(self, edge: Any) -> frozenset[Any]:
+        """The products behind an operand; a convolution of each channel by itself mixes places, and projects nothing."""
+        found: set[Any] = set()
+        for each in self.graph.sources(edge):
+            if isinstance(each, Product) and each.is_depthwise:
+                self.role[each] = "gate"
+                found |= self._sources_beyond_mixers(each.reads)
+            else:
+                found.add(each)
+        return frozenset(found)
 
     def _is_projection(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
-        sinks = self.graph.sinks(product.node)
+        sinks = set(self.graph.sinks(product.node))
+        for kind, each in [*sinks]:
+            if kind == "product" and each.is_depthwise:
+                sinks |= self.graph.sinks(each.node)
         others = [each for kind, each in sinks if kind == "product"]
         return any(kind in INSIDE for kind, _ in sinks) and all(self._is_in_attention(each, heard) for each in others)
 
     def _is_in_attention(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes operands or logits, or reads heads and what only multiplies them."""
-        if self.is_inside(product.parameters[0], heard):
+        if self.is_inside(product.parameters[0], heard) or product.is_depthwise:
             return True
         reads = self.graph.sources(product.reads)
         if any(isinstance(each, Heard) for each in reads):
@@ -83,6 +111,7 @@ class Roles:
             readers = self._readers(product)
             if (
                 product in self.makes
+                or product.is_depthwise
                 or product.is_table
                 or not readers
                 or any(each not in self.makes for each in readers)
@@ -130,7 +159,7 @@ class Roles:
             for user, _ in self.graph.users.get(stack.pop(), ()):
                 if user not in seen:
                     seen.add(user)
-                    if LAYOUT.fullmatch(user.name()) or user.name().startswith(("Index", "Upsample", *also)):
+                    if LAYOUT.fullmatch(user.name()) or (user.name().startswith(("Index", "Upsample", *also)) and "Put" not in user.name()):
                         stack.append(user)
                     else:
                         yield user
@@ -171,7 +200,7 @@ class Roles:
             kinds = {kind for kind, _ in self.graph.sinks(product.node)}
             if product.is_table or (kinds and kinds <= {"logits"}):
                 self.role[product] = "position" if self._is_by_place(product, kinds) else "embedding"
-            elif self.block[product] or (not blocks and product in after):
+            elif self.block[product] or (product in after and (product in before or not blocks)):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
             else:
                 self.role[product] = "readout" if product in after - before else "embedding"
@@ -188,6 +217,7 @@ class Roles:
         return all(
             isinstance(source, Product)
             and not source.is_table
+            and self.role.get(source) != "output"
             and bool(readers := self._readers(source))
             and all(self.block.get(each) == block for each in (source, *readers))
             for source in self.graph.sources(product.reads)
@@ -197,15 +227,33 @@ class Roles:
         reads, sinks = self.graph.sources(product.reads), self.graph.sinks(product.node)
         if product in inner:
             return "feed_forward_in"
-        if reads & inner:
+        if reads & inner or reads & self.makes.keys():  # a parallel block packs its first matrix with the queries
             return "feed_forward_out"
         if may_be_last and all(kind == "end" for kind, _ in sinks):
             return "readout"
+        if self._multiplies(product):
+            return "gate"
         for kind, each in sinks:
             if kind == "product" and each.reads and each.reads.shape[-1] == product.result.shape[product.channels]:
                 # A result as wide as the stream is added to it, or is the stream from here on.
                 return "feed_forward_out" if reads & self.graph.sources(each.reads) else "embedding"
         return "gate"
+
+    def _multiplies(self, product: Product) -> bool:
+        """Whether a result is multiplied, entry by entry, with another before it is added to anything."""
+        stack, seen = [product.node], {product.node}
+        while stack:
+            for user, index in self.graph.users.get(stack.pop(), ()):
+                if user in seen or user in self.graph.products or (user, index) in self.graph.by_operand:
+                    continue
+                seen.add(user)
+                made = [self.graph._sources[each] for each, _ in user.next_functions if each is not None]
+                if len(made) == 2 and all(made) and made[0] != made[1]:
+                    if user.name().startswith("Mul"):
+                        return True
+                    continue
+                stack.append(user)
+        return False
 
     def _around_attention(self) -> tuple[set[Product], set[Product]]:
         """Products that an attention comes after, and products that come after one."""
@@ -228,6 +276,17 @@ class Roles:
         rows = indices.reshape(-1, indices.shape[-1])
         return bool((rows == rows[0]).all() and (rows[0].diff() == 1).all())
 
+    def zero_centred(self) -> Iterator[str]:
+        """Vectors to which a number is added before they multiply: the identity of such a norm is 0."""
+        for node in self.graph.order:
+            name = self.graph.names.get(id(node.variable)) if is_leaf(node) else None
+            if name is None or node.variable.ndim > 1:
+                continue
+            for user in self._beyond_layout(node):
+                if user.name() == "AddBackward0" and sum(each is not None for each, _ in user.next_functions) == 1 and \
+                    any(each.name() == "MulBackward0" for each, _ in self.graph.users.get(user, ())):
+                    yield name
+
     def leaves(self) -> Iterator[tuple[str, str]]:
         """Matrices that are added to tokens, stand among them, or multiply entry by entry: name and role, or "gain"."""
         multiplied = {name for product in self.graph.products.values() for name in product.parameters}
@@ -236,9 +295,11 @@ class Roles:
             if name is None or name in multiplied or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
-            users = {user.name() for user in self._beyond_layout(node)}
+            users = {user.name() for user in self._beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh")}
             is_added = any(user.startswith(("Add", "Sub")) for user in users) and node.variable.shape[-2] > 1
-            if any(user.startswith("Mul") for user in users):
+            if any(user.startswith("Mul") for user in users) or (max(node.variable.shape) == node.variable.numel() and kinds and kinds <= {"logits"}):
                 yield name, "gain"
+            elif any(not user[-1].isdigit() or STRANGE.search(user) for user in users):
+                continue  # a function that is not known: neither is what it does
             else:
                 yield name, "position" if is_added or (kinds and kinds <= {"logits"}) else "embedding"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,6 +86,7 @@ class ModelView:
     traits: Mapping[str, Any]
     unknown: Mapping[str, str] = field(default_factory=dict)
     unsure: tuple[str, ...] = ()
+    zero_centred: frozenset[str] = frozenset()
 
     def by_role(self, *roles: str) -> tuple[Entry, ...]:
         """The projections with one of these roles."""
@@ -123,7 +125,7 @@ def view(
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module: got {type(module).__name__}.")
     seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
-    if not seen.attention:
+    if not seen.attention and not seen.unknown or not any(each.role in ATTENTION for each in seen.entries):
         matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
         raise ValueError(
             f"module must contain attention, and none is known in {type(module).__name__}. Give what it is called "
@@ -187,6 +189,7 @@ def look(
         places.traits() if places.heads else {},
         drawers.unknown,
         tuple(places.unsure),
+        frozenset(heard.zero_centred),
     )
 
 
@@ -203,13 +206,46 @@ def listen(module: nn.Module, inputs: Any = None) -> Anatomy | None:
         if not isinstance(inputs, Mapping):
             return None
     try:
-        with untouched(module, inputs), no_fast_path(), Ears(module) as ears, torch.enable_grad():
-            module.eval()
-            return ears.hear(call(module, inputs))
+        with untouched(module, inputs), _audible(module), no_fast_path(), Ears(module) as ears, torch.enable_grad():
+            for each in module.modules():
+                each.training = False  # train() may be overridden, and merge an adapter for good
+            with _resharded(module), torch.compiler.set_stance("force_eager"):
+                return ears.hear(call(module, inputs))
     except Exception:
         if own:
             return None
         raise
+
+
+@contextmanager
+def _resharded(module: nn.Module) -> Iterator[None]:
+    """Afterwards no part of a sharded model (FSDP2) stays gathered: what is written there would be lost."""
+    try:
+        yield
+    finally:
+        for each in module.modules():
+            if callable(reshard := getattr(each, "reshard", None)):
+                reshard()
+
+
+@contextmanager
+def _audible(module: nn.Module) -> Iterator[None]:
+    """Meanwhile, small random numbers in place of weights that are all 0, not finite, or huge: gradients vanish there."""
+    dead = [
+        each.data
+        for each in module.parameters()
+        if type(each.data) is Tensor and each.is_floating_point() and not each.is_meta and not each.is_inference()
+        and each.numel()
+        and not 0 < each.detach().abs().max().item() < 1e3
+    ]
+    before, generator = [each.clone() for each in dead], torch.Generator().manual_seed(0)
+    try:
+        for each in dead:
+            each.copy_(0.1 * torch.randn(each.shape, generator=generator))
+        yield
+    finally:
+        for each, value in zip(dead, before, strict=True):
+            each.copy_(value)
 
 
 def call(module: nn.Module, inputs: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
-from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.names import KEEP, CallerPatterns, RolePatterns
 from attntut.anatomy.parameters import listing
 from attntut.anatomy.view import Entry, ModelView, view
 from attntut.init.laws import Constant, IndependentLaw, Law, Normal
@@ -73,6 +73,7 @@ def initialize_(
     found = find_scheme(scheme)
     found.check_options(options)
     _check_generator(generator)
+    _check_plain(module, roles)  # before it runs: FSDP2 leaves gathered copies behind
     seen = view(module, inputs=inputs, roles=roles, n_heads=n_heads)
     _check_parameters(seen, generator)
     first = next(entry.weight for entry in seen.entries if entry.attention is not None)
@@ -102,9 +103,9 @@ def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[
             yield entry, _law(scheme, entry, scheme.law(entry.weight, **options))
         if entry.bias is not None:
             yield entry.bias, _law(scheme, entry, scheme.bias(entry.weight, **options))
-    for weight, bias in seen.norms.values():
+    for name, (weight, bias) in seen.norms.items():
         if weight is not None:
-            yield weight, Constant(1.0)
+            yield weight, Constant(0.0 if f"{name}.weight" in seen.zero_centred else 1.0)
         if bias is not None:
             yield bias, Constant(0.0)
     for bias in seen.biases.values():
@@ -144,6 +145,17 @@ def _check_generator(generator: object) -> None:
     if generator is not None and not isinstance(generator, torch.Generator):
         hint = " Write torch.Generator().manual_seed(…)." if isinstance(generator, int) else ""
         raise TypeError(f"generator must be a torch.Generator: got {generator!r} ({type(generator).__name__}).{hint}")
+
+
+def _check_plain(module: nn.Module, roles: RolePatterns | None) -> None:
+    patterns = CallerPatterns(roles)
+    for name, parameter in module.named_parameters() if isinstance(module, nn.Module) else ():
+        match = patterns.match([name])
+        if type(parameter.data) is not Tensor and not (match is not None and KEEP in match[0]):
+            raise ValueError(
+                f"{name} must be a plain tensor, whose parts share its memory: got {type(parameter.data).__name__} "
+                f"(sharded, or quantized). {_INSTEAD}"
+            )
 
 
 def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> None:
