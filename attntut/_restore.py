@@ -86,6 +86,7 @@ class _Held:
         self.plain = {name: value for name, value in vars(module).items() if value is None or isinstance(value, Tensor)}
         kept = [each for each in (*self.buffers.values(), *self.plain.values()) if isinstance(each, Tensor)]
         self.contents = [(each, each.detach().clone()) for each in kept]
+        self.is_free = [each for each in kept if not each.requires_grad]
 
     def restore(self) -> None:
         """The same objects, with the same content."""
@@ -95,6 +96,9 @@ class _Held:
         for name in [name for name, value in held.items() if name not in self.names and isinstance(value, Tensor)]:
             del held[name]
         held |= {name: value for name, value in self.plain.items() if Tensor in (type(value), type(held.get(name)))}
+        for tensor in self.is_free:
+            if tensor.requires_grad:
+                tensor.detach_()  # written to in place: it would keep the graph
         for tensor, content in self.contents:
             with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
                 if tensor.shape != content.shape:
@@ -118,7 +122,15 @@ def untouched(model: nn.Module | None, inputs: Any) -> Iterator[None]:
     # Hooks that step an optimizer during the backward pass must not.
     after: list[dict[int, Any]] = [hooks for each in leaves if (hooks := each._post_accumulate_grad_hooks)]
     kept_after = [dict(hooks) for hooks in after]
-    held = [] if model is None else [_Held(module) for module in model.modules() if not _is_lazy(module)]
+    held = (
+        []
+        if model is None
+        else [
+            _Held(module)
+            for module in model.modules()
+            if not _is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
+        ]
+    )
     try:
         for leaf in leaves:
             leaf.grad = None

@@ -77,6 +77,32 @@ class Architecture:
                     count[name] = max(count[name], so_far[each][name])
         return count
 
+    def layers(self) -> dict[str, tuple[int, int]]:
+        """Which attention of its kind each parameter stands at on the way of the stream, and of how many."""
+        up: dict[Any, frozenset[Heard]] = {}
+        count: dict[Heard, int] = {}
+        total: dict[Heard, int] = {}
+        found: dict[str, tuple[int, int]] = {}
+        kind = {heard: self.is_cross(heard) is True for heard in self.graph.attentions}
+        calls: list[Product | Heard] = [*self.roles.products, *self.graph.attentions]
+        for each in sorted(calls, key=lambda each: each.node._sequence_nr()):
+            edge = each.query if isinstance(each, Heard) else each.reads
+            up[each] = frozenset().union(*(up.get(source, frozenset()) for source in self.graph.sources(edge)))
+            if isinstance(each, Heard):
+                before = [other for other in up[each] if kind[other] == kind[each]]
+                count[each] = 1 + max((count[other] for other in before), default=0)
+                for other in (*before, each):
+                    total[other] = max(total.get(other, 0), count[each])
+                up[each] |= {each}
+        for product in self.roles.products:
+            at = self.roles.place.get(product) or max(up[product], key=lambda each: count[each], default=None)
+            if at is None:
+                at = next((each for each in self.graph.attentions if product in self.roles.role), None)
+            for name in product.parameters:
+                if at is not None:
+                    found.setdefault(name, (count[at], total[at]))
+        return found
+
     def _maker(self, heard: Heard, role: str) -> Product | None:
         sources = self.graph.sources(getattr(heard, role))
         return next((each for each in sources if role in self.roles.makes.get(each, ())), None)

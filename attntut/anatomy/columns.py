@@ -30,6 +30,7 @@ class Columns:
     def __init__(self, graph: Graph, parameters: Mapping[str, nn.Parameter], siblings: Mapping[str, str]) -> None:
         self.graph, self.parameters, self.siblings = graph, parameters, siblings
         self._known: dict[Any, Any] = {}
+        self._asked: dict[Any, int] = {}
 
     def batch(self, product: Product) -> int:
         """How many matrices a product holds: one a head, or one an expert; 1 as a rule."""
@@ -49,20 +50,27 @@ class Columns:
         return shape[1:].numel() if product.channels == 1 else shape[-1 if product.weight_first else -2]
 
     def by_head(self, edge: Edge, product: Product, role: str, number: int = 0) -> Heads:
-        """The columns of a product that feed an operand; all of them as one head where the graph cannot be asked.
+        """The columns of a product that feed an operand.
 
         Args:
             edge: the operand.
             product: what it is made of, among others.
             role: of the operand.
             number: of the operand, among those of this role that the product feeds.
+
+        Raises:
+            ValueError: the graph cannot be asked, because something was changed in place.
         """
         key = (role, number, edge.shape, product.result.shape, *(self.siblings[name] for name in product.parameters))
-        if key not in self._known:
-            try:
+        known = self._known.get(key)
+        try:
+            if known is None or self._feed(edge, product) not in ([], sorted(c for head in known for c in head)):
                 self._known[key] = self._find_heads(edge, product)
-            except RuntimeError:  # something needed was changed in place, as inference may
-                self._known[key] = [list(range(self.fan_out(product)))]
+        except RuntimeError as error:
+            raise ValueError(
+                f"What {', '.join(product.parameters)} feeds cannot be traced, because something that its gradient "
+                f"needs was changed in place: {str(error).splitlines()[0]}"
+            ) from error
         return self._known[key]
 
     def halves(self, product: Product) -> Heads | None:
@@ -88,6 +96,14 @@ class Columns:
         if len(edge.shape) < 3 or not every:
             return [every] if every else []
         first = self._feed(edge, product, 0)
+        row = self._feed(edge, product, 0, dim=-2) if first == every and edge.shape[-1] < len(every) else []
+        if (
+            1 < len(row) == edge.shape[-1] and len(every) % len(row) == 0
+        ):  # one key for all heads: they are folded into the rows
+            shift = next((c for c in every if c not in row), 0) if row == list(range(row[0], row[0] + len(row))) else 1
+            evenly = [[column + head * shift for column in row] for head in range(len(every) // len(row))]
+            if sorted(column for head in evenly for column in head) == every:
+                return evenly
         if not first or len(every) % len(first) or len(first) == len(every):
             return [every]
         count, leading = len(every) // len(first), edge.shape[-3]
@@ -104,14 +120,18 @@ class Columns:
             done.update(columns)
         return [heads[i] for i in sorted(heads)] if len(heads) == count and len(done) == len(every) else [every]
 
-    def _feed(self, edge: Edge, product: Product, index: int | None = None) -> list[int]:
+    def _feed(self, edge: Edge, product: Product, index: int | None = None, dim: int = -3) -> list[int]:
         """The columns that feed an operand, or what stands at one index of its third last dimension."""
         weights = torch.randn(edge.shape, generator=torch.Generator().manual_seed(0))
         if index is not None:
             mask = torch.zeros(edge.shape)
-            mask.select(-3, index).fill_(1.0)
+            mask.select(dim, index).fill_(1.0)
             weights = weights * mask
-        between = [each for each in self.graph.sources(edge) if product in self.graph.sources(_read_by(each))]
+        between = [
+            each
+            for each in self.graph.sources(edge)
+            if not getattr(each, "is_depthwise", False) and product in self.graph.sources(_read_by(each))
+        ]
         silenced = [each.node.register_prehook(_silence) for each in between]  # what comes through them is not its own
         try:
             (gradient,) = gradients([edge], [product.result], [weights])
@@ -137,6 +157,8 @@ class Columns:
         data = parameter.detach()
         if product.is_table:
             return Matrix(data.reshape(-1, data.shape[-1]).mT) if data.ndim > 1 and data.is_contiguous() else None
+        if product.channels == 1 and getattr(product.node, "_saved_transposed", False):
+            return Matrix(data.transpose(0, 1)) if product.node._saved_groups == 1 else None
         if product.channels == 1:
             return Matrix(data) if product.weight.shape.numel() == data.numel() else None
         is_turned = node.name() == "TBackward0" and is_leaf(node.next_functions[0][0])
@@ -147,6 +169,16 @@ class Columns:
         except RuntimeError:
             return None
 
+    def _dtypes(self, node: Node, parameter: nn.Parameter) -> set[torch.dtype]:
+        """Through which types a factor came from its parameter."""
+        found, stack = {parameter.dtype}, [node]
+        while stack:
+            each = stack.pop()
+            if not is_leaf(each):
+                found.add(each._input_metadata[0].dtype)
+                stack += [child for child, _ in each.next_functions if child is not None]
+        return found
+
     def _by_numbers(self, product: Product, parameter: nn.Parameter) -> Matrix | None:
         """Number the entries of the factor, and see where autograd carries the numbers."""
         shape = product.weight.shape
@@ -155,7 +187,7 @@ class Columns:
         size = batch * first * second
         base, codes = 1, torch.zeros(parameter.shape, dtype=torch.int64)
         numbers = torch.arange(1, size + 1).view(batch, first, second)
-        step = 2 ** DIGITS.get(parameter.dtype, 8)
+        step = 2 ** min(DIGITS.get(each, 8) for each in self._dtypes(product.weight.node, parameter))
         while base <= size:
             weights = torch.zeros(shape, dtype=torch.float64)
             weights.view(-1, first, second)[:batch] = (numbers // base % step).double()

@@ -68,6 +68,11 @@ class Product:
     channels: int = -1
 
     @property
+    def is_depthwise(self) -> bool:
+        """Whether this is a convolution of each channel by itself."""
+        return self.channels == 1 and self.weight.shape[1] == 1 < self.weight.shape[0]
+
+    @property
     def result(self) -> Edge:
         return Edge(self.node, 0)
 
@@ -91,6 +96,7 @@ class Heard:
     key: Edge | None = field(repr=False)
     value: Edge | None = field(repr=False)
     scale: float | None = None
+    more: list[Any] = field(default_factory=list, repr=False)  # queries and keys of the other parts of the logits
 
 
 Sink = tuple[str, Any]
@@ -116,13 +122,16 @@ class Graph:
         self.order: list[Node] = []  # what a node needs comes before it
         self.users: dict[Node, list[tuple[Node, int]]] = {}
         self._sort()
+        self.roots = {node: None for node in self.roots if node not in self.users}
         self.products: dict[Node, Product] = {}
         self._weights: dict[
             Node, tuple[str, ...] | None
         ] = {}  # parameters that a node is made of; None: more than that
+        self._made: dict[Node, tuple[str, ...]] = {}  # products of two parameters, and what is made of them
         for node in self.order:
             self._classify(node)
         self.attentions: list[Heard] = []
+        self._scored: set[Node] = set()
         self.mixers: set[str] = set()
         self.by_operand: dict[tuple[Node, int], Sink] = {}
         self._find_attentions()
@@ -193,7 +202,14 @@ class Graph:
                     weight_first=not which,
                     channels=channels,
                 )
+                if made_of[0] and made_of[1] and other[0] is not None and len(Edge(node, 0).shape) == 2:
+                    self._made[node] = tuple(dict.fromkeys(made_of[0] + made_of[1]))
+            elif kind in ("MmBackward0", "AddmmBackward0", "ConvolutionBackward0"):
+                self._take_composed(node, kind, factors)
             return
+        below = [self._made.get(each) or self._weights.get(each) for each, _ in inputs if each is not None]
+        if below and all(below) and any(each in self._made for each, _ in inputs):
+            self._made[node] = tuple(dict.fromkeys(name for names in below if names for name in names))
         known = [self._weights.get(each) for each, _ in inputs if each is not None]
         is_lookup = kind in LOOKUPS and bool(inputs) and inputs[0][0] is not None and bool(known[0])
         if is_lookup and (kind == "EmbeddingBackward0" or len(Edge(*inputs[0]).shape) == 2):  # not one of a stack
@@ -201,8 +217,44 @@ class Graph:
             self.products[node] = Product(node, Edge(*inputs[0]), known[0] or (), None, is_table=True)
             return
         self._weights[node] = None
-        if known and all(known):
+        if known and all(known) and kind[-1].isdigit() and not self._adds_data(node):
             self._weights[node] = tuple(dict.fromkeys(name for names in known if names for name in names))
+
+    def _take_composed(self, node: Node, kind: str, factors: list[Any]) -> None:
+        """A product with a matrix that is computed from several, or from rows that are looked up."""
+        which = 1 if factors[1][0] is not None else 0
+        weight = factors[which][0]
+        names, below = self._made.get(weight), weight
+        while names is None and below is not None and not is_leaf(below) and LAYOUT.fullmatch(below.name()):
+            below = below.next_functions[0][0]
+            taken = self.products.get(below)  # rows of a matrix, taken by number
+            if (
+                taken is not None
+                and taken.is_table
+                and below.name() != "EmbeddingBackward0"
+                and len(taken.result.shape) == 2
+            ):
+                names = self._weights[below] = self.products.pop(below).parameters
+        if names:
+            other = factors[1 - which]
+            reads = None if other[0] is None else Edge(*other)
+            channels = 1 if kind == "ConvolutionBackward0" else -1 if which else -2
+            for each in [
+                each
+                for each in self._made
+                if each in self.products and set(self.products[each].parameters) <= set(names)
+            ]:
+                del self.products[each]
+            self.products[node] = Product(
+                node, Edge(*factors[which]), names, reads, weight_first=not which, channels=channels
+            )
+
+    def _adds_data(self, node: Node) -> bool:
+        """Whether data went in: the result is larger than the parameters, though nothing was expanded."""
+        if LAYOUT.fullmatch(node.name()) or all(each is not None for each, _ in node.next_functions):
+            return False
+        largest = max(Edge(each, output).shape.numel() for each, output in node.next_functions if each is not None)
+        return Edge(node, 0).shape.numel() > largest
 
     def _which(self, kind: str, factors: list[Any], made_of: list[tuple[str, ...] | None]) -> int | None:
         """Which of two factors is the parameter; None if neither is."""
@@ -241,15 +293,17 @@ class Graph:
 
     def _written_out(self, softmax: Node) -> None:
         """An attention of separate operations around a softmax, if this is one."""
-        scores = self._back_to_product(softmax)
+        every = self._back_to_products(softmax)
         mix = self._forward_to_product(softmax)
-        if scores is None or mix is None:
+        if not every or mix is None:
             return
+        scores, *others = every
         node, operand = mix
         first, second = PRODUCTS[node.name()]
         value_operand = second if operand == first else first
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
-        query, key = (left, right) if self._rows_are_queries(softmax, left, right) else (right, left)
+        query, key = (left, right) if self._rows_are_queries(softmax, scores) else (right, left)
+        self._scored.add(scores)
         heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand))
         self.attentions.append(heard)
         swapped = query is right and left is not right
@@ -257,12 +311,18 @@ class Graph:
             PRODUCTS[scores.name()], ("key", "query") if swapped else ("query", "key"), strict=True
         ):
             self.by_operand.setdefault((scores, position), (role, heard))
+        for other in others:
+            self._scored.add(other)
+            ways = PRODUCTS[other.name()] if self._rows_are_queries(softmax, other) else PRODUCTS[other.name()][::-1]
+            heard.more.append(tuple(_edge(other, position) for position in ways))
+            for position, role in zip(ways, ("query", "key"), strict=True):
+                self.by_operand.setdefault((other, position), (role, heard))
         self.by_operand[softmax, 0] = ("logits", heard)
         self.by_operand[node, value_operand] = ("value", heard)
         self.by_operand[node, operand] = ("logits", heard)
 
-    def _back_to_product(self, softmax: Node) -> Node | None:
-        """The first product of two computed tensors that the logits are made of."""
+    def _back_to_products(self, softmax: Node) -> list[Node]:
+        """The products of queries and keys that the logits add up: one, or two where places have one of their own."""
         found, seen, stack = [], {softmax}, [softmax]
         while stack:
             for node, _ in stack.pop().next_functions:
@@ -280,7 +340,39 @@ class Graph:
                 else:
                     stack.append(node)
         both = [node for node in found if all(node.next_functions[i][0] is not None for i in PRODUCTS[node.name()])]
-        return min(both or found, key=lambda node: node._sequence_nr(), default=None)
+        both = [node for node in both if node not in self._scored] or both  # logits of an earlier layer may be added
+        if (mix := self._forward_to_product(softmax)) is not None and len(both) > 1:
+            value = mix[0].next_functions[next(i for i in PRODUCTS[mix[0].name()] if i != mix[1])][0]
+            reads = self._read_behind(value)
+            alike = {
+                n: sum(self._read_behind(n.next_functions[i][0]) == reads for i in PRODUCTS[n.name()]) for n in both
+            }
+            both = [
+                each for each in both if alike[each] == max(alike.values())
+            ]  # keys read what values read, places do not
+        return sorted(both or found[:1], key=lambda node: node._sequence_nr())
+
+    def _read_behind(self, node: Node) -> frozenset[Node]:
+        """What the nearest products behind a tensor read."""
+        found, seen, stack = set(), {node}, [node]
+        while stack:
+            each = stack.pop()
+            if each in self.products:
+                reads = self.products[each].reads
+                found.add(
+                    "table" if self.products[each].is_table else "data" if reads is None else self._origin(reads.node)
+                )
+                continue
+            for child, _ in each.next_functions if each is not None else ():
+                if child is not None and child not in seen:
+                    seen.add(child)
+                    stack.append(child)
+        return frozenset(found)
+
+    def _origin(self, node: Node) -> Node:
+        while LAYOUT.fullmatch(node.name()) and node.next_functions[0][0] is not None:
+            node = node.next_functions[0][0]
+        return node
 
     def _forward_to_product(self, softmax: Node) -> tuple[Node, int] | None:
         """The product of the weights with the values, and which of its inputs the weights are."""
@@ -308,23 +400,22 @@ class Graph:
         self.mixers.update(self.products[node].parameters)
         return True
 
-    def _rows_are_queries(self, softmax: Node, left: Edge | None, right: Edge | None) -> bool:
-        """Whether the left factor of the scores holds the queries: one key touches one row of it, or many."""
-        if left is None or right is None:
-            return True
-        logits = _edge(softmax, 0)
+    def _rows_are_queries(self, softmax: Node, scores: Node) -> bool:
+        """Whether the left factor of the scores holds the queries: a key then stands in one column, not in one row."""
+        logits, dim = _edge(softmax, 0), softmax._saved_dim
         assert logits is not None
-        dim = softmax._saved_dim
-        gradient = torch.zeros(logits.shape)
-        gradient.select(dim if dim < len(logits.shape) else -1, 0).fill_(1.0)
-        try:
-            touched = gradients([logits], [left, right], [gradient])
-        except RuntimeError:
-            return True
-        rows = [
-            0.0 if each is None else (each != 0).any(-1 - i).float().mean().item() for i, each in enumerate(touched)
-        ]
-        return rows[0] >= rows[1]
+        dim = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
+        for key in range(logits.shape[dim]):  # a masked one touches nothing
+            gradient = torch.zeros(logits.shape)
+            gradient.select(dim, key).fill_(1.0)
+            try:
+                (touched,) = gradients([logits], [Edge(scores, 0)], [gradient])
+            except RuntimeError:
+                return True
+            if touched is not None and (touched != 0).any():
+                rows, columns = ((touched != 0).any(dim).float().mean().item() for dim in (-1, -2))
+                return rows >= columns
+        return True
 
     def _gather_sources(self, node: Node) -> frozenset[Any]:
         """What counts as the source of this node's output."""

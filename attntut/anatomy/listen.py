@@ -85,6 +85,9 @@ class Anatomy:
     traits: dict[str, dict[str, Any]] = field(default_factory=dict)
     called: set[str] = field(default_factory=set)
     passes: dict[str, int] = field(default_factory=dict)
+    around: dict[str, tuple[bool | None, int, int]] = field(default_factory=dict)
+    zero_centred: set[str] = field(default_factory=set)
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
 class Ears:
@@ -105,6 +108,7 @@ class Ears:
         self.module = module
         self.calls: list[list[Any]] = []  # name, first and last number of the graph's nodes
         self._open: list[list[Any]] = []
+        self._outputs: list[torch.Tensor] = []  # a model may return none of them: a dataclass, an argmax
         self._handles: list[Any] = []
         self._frozen: list[nn.Parameter] = []
 
@@ -114,7 +118,9 @@ class Ears:
             if not isinstance(each, torch.jit.ScriptModule):
                 self._handles += [
                     each.register_forward_pre_hook(lambda module, args, name=name: self.entered(name, module)),
-                    each.register_forward_hook(lambda module, args, output: self.left(module), always_call=True),
+                    each.register_forward_hook(
+                        lambda module, args, output: self.left(module, output), always_call=True
+                    ),
                 ]
         return self
 
@@ -145,8 +151,9 @@ class Ears:
             self._open.append([name, _now(), math.inf])
             self.calls.append(self._open[-1])
 
-    def left(self, module: nn.Module) -> None:
+    def left(self, module: nn.Module, output: Any = None) -> None:
         """It has ended."""
+        self._outputs += [each for each in tensors_in(output) if each.grad_fn is not None]
         if self._open and not isinstance(module, nn.Softmax | nn.Dropout):
             self._open.pop()[2] = _now()
 
@@ -158,7 +165,8 @@ class Ears:
         """
         parameters = dict(self.module.named_parameters())
         kinds = {name: siblings(self.module, name) for name in parameters}
-        graph = Graph(tensors_in(output), {id(parameter): name for name, parameter in parameters.items()})
+        outputs = [each for each in tensors_in(output) if each.grad_fn is not None] or self._outputs
+        graph = Graph(outputs, {id(parameter): name for name, parameter in parameters.items()})
         columns = Columns(graph, parameters, kinds)
         where = {heard: self._module_of(heard.entry) for heard in graph.attentions}
         roles = Roles(graph, columns, lambda name, heard: bool(where[heard]) and name.startswith(f"{where[heard]}."))
@@ -179,11 +187,23 @@ class Ears:
                 anatomy.scale[name] = heard.scale
         roles.find_rest(find_blocks(self.module, anatomy.attention))
         architecture = Architecture(graph, roles, in_norm)
-        anatomy.passes = architecture.passes()
+        anatomy.passes, anatomy.layers = architecture.passes(), architecture.layers()
         for heard in graph.attentions:
             anatomy.traits.setdefault(where[heard], {}).update(architecture.traits(heard))
             if (is_cross := architecture.is_cross(heard)) is not None:
                 anatomy.cross[where[heard]] = is_cross
+        for product, heard in roles.place.items():
+            query = next(
+                (
+                    makes["query"]
+                    for each, makes in roles.makes.items()
+                    if "query" in makes and roles.place[each] is heard
+                ),
+                None,
+            )
+            if query and len(query) > 1:
+                for name in product.parameters:
+                    anatomy.around.setdefault(name, (architecture.is_cross(heard), len(query), len(query[0])))
         _Writer(graph, columns, roles, where, anatomy).write()
         return anatomy
 
@@ -206,6 +226,7 @@ class _Writer:
             self._tell(product)
             for name in product.parameters:
                 self.anatomy.times[name] = self.anatomy.times.get(name, 0) + 1
+        self.anatomy.zero_centred.update(self.roles.zero_centred())
         for name, role in self.roles.leaves():
             if role == "gain":
                 self.anatomy.gains.add(name)
@@ -233,7 +254,12 @@ class _Writer:
                     self._add(_part(role, name, matrix, bias, columns, where, n_heads=len(heads)))
             rest = [column for column in range(self.columns.fan_out(product)) if column not in used]
             if rest:
-                role = "gate" if self.roles.gates(product) else "latent"
+                goes_to = {
+                    self.roles.role.get(each) for kind, each in self.graph.sinks(product.node) if kind == "product"
+                }
+                role = (
+                    "feed_forward_in" if "feed_forward_out" in goes_to else "gate" if "output" in goes_to else "latent"
+                )
                 self._add(_part(role, name, matrix, bias, rest, where))
             return
         role = self.roles.role[product]

@@ -29,6 +29,7 @@ class Drawers:
         norms, biases, gains, kept: as in :class:`~attntut.anatomy.view.ModelView`.
         matrices: names of all parameters with two or more dimensions.
         foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
+        guessed: roles of matrices that the inputs did not reach, by their place and shape.
         unknown: matrices without a role, or whose place in memory is not known, each with a description.
     """
 
@@ -42,6 +43,7 @@ class Drawers:
         self.matrices: list[str] = []
         self.unknown: dict[str, str] = {}
         self.foreign: dict[str, str] = {}
+        self.guessed: dict[str, str] = {}
         self.blocks = find_blocks(module, self.heard.attention)
         self._done: set[int] = set()
         names: dict[int, list[str]] = {}  # a tied parameter has several
@@ -151,8 +153,8 @@ class Drawers:
         for name in list(self.unknown):
             parameter, owner, role = parameters[name], self._owner(name), ""
             block = block_of(blocks, name).name
-            around = f"{block or name.rpartition('.')[0]}."
-            if any(each.startswith(around) for each in self.heard.times):
+            holder = name.rsplit(".", 2 if name.endswith(".weight") else 1)[0]
+            if not (block or holder) or any(each.startswith(f"{block or holder}.") for each in self.heard.times):
                 continue  # it was reached, and this is something else
             inside = next((each for each in lacks_output if each and name.startswith(f"{each}.")), None)
             if inside is not None and isinstance(owner, nn.Linear) and parameter.shape == width[inside][::-1]:
@@ -165,12 +167,13 @@ class Drawers:
                 role = "position" if "position" in name else "embedding"
             if role:
                 del self.unknown[name]
+                self.guessed[name] = role
                 self.parts += self._split(name, parameter, (role,), Layout(name))
 
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:
             for each in self.module.parameters():
-                if each.untyped_storage().data_ptr() == part.bias.view.untyped_storage().data_ptr():
+                if 0 <= part.bias.view.data_ptr() - each.data_ptr() < each.numel() * each.element_size():
                     self._take(each, again=True)
 
     def _split(self, name: str, parameter: nn.Parameter, roles: tuple[str, ...], layout: Layout) -> Iterator[Part]:
@@ -241,7 +244,9 @@ def is_norm(module: nn.Module) -> bool:
     """
     if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase):
         return True
-    return "norm" in type(module).__name__.lower() and all(each.ndim < 2 for each in module.parameters())
+    return "norm" in type(module).__name__.lower() and all(
+        max(each.shape, default=1) == each.numel() for each in module.parameters()
+    )
 
 
 def listing(items: Collection[str], limit: int = 8) -> str:

@@ -12,7 +12,7 @@ from attntut._checks import check_int
 from attntut.anatomy.blocks import block_of, find_blocks
 from attntut.anatomy.listen import Anatomy, Part
 from attntut.anatomy.parameters import ancestors
-from attntut.anatomy.weight import BRANCH, Weight
+from attntut.anatomy.weight import BRANCH, FEED_FORWARD, Weight
 
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")
 CROSS = ("cross", "encdec", "encoder_attn")
@@ -60,6 +60,7 @@ class Places:
             self.width[name] = (narrow if from_latent else part).matrix.shape[1]  # type: ignore[union-attr]
             self.d_head[name] = part.matrix.shape[0] // self.heads[name]
         self.blocks = find_blocks(module, names)
+        self._with_ff = {block_of(self.blocks, each.parameter).name for each in parts if each.role in FEED_FORWARD}
         self.passes = {name: self._passes(name, parts) for name in names}
         self.stack = {name: self._stack(name) for name in names}
         depth: dict[str, int] = {"encoder": 0, "decoder": 0}
@@ -83,20 +84,36 @@ class Places:
         attention = near if attention not in self.heads or attention is None else attention
         inside = role in BRANCH
         block = block_of(self.blocks, parameter)
+        around = self.heard.around.get(parameter)
+        layer, n_layers = block.layer, block.n_layers * self.passes[attention]
+        if inside and parameter in self.heard.layers:
+            # Where lists of modules say otherwise than the way of the stream (branches or heads in a list, blocks of
+            # several classes, no list at all), that way is right.
+            ran = [
+                times
+                for name, times in self.heard.attention.items()
+                if block.name
+                and f"{name}.".startswith(f"{block.name}.")
+                and self._is_cross(name) == self._is_cross(attention)
+            ]
+            chain = self.heard.layers[parameter][1]
+            if chain > n_layers * max(sum(ran), 1) or (self._with_ff and block.name not in self._with_ff):
+                layer, n_layers = self.heard.layers[parameter]
         stack = self.stack[attention] if inside or not self.has_both else self._outer_stack(parameter)
         return Weight(
             role,
             fan_in=shape[1],
             fan_out=shape[0],
             d_model=self.width[attention],
-            n_heads=self.heads[attention],
-            d_head=self.d_head[attention],
-            layer=block.layer if inside else 1,
-            n_layers=block.n_layers * self.passes[attention] if inside else self.depth[stack],
+            n_heads=around[1] if around else self.heads[attention],
+            d_head=around[2] if around else self.d_head[attention],
+            layer=layer if inside else 1,
+            n_layers=n_layers if inside else self.depth[stack],
             stack=stack,
             n_encoder=self.depth["encoder"] if self.has_both else 0,
             n_decoder=self.depth["decoder"] if self.has_both else 0,
-            is_cross=role in BRANCH[:4] and self._is_cross(attention),
+            is_cross=role in BRANCH[:4]
+            and (self._is_cross(attention) if around is None or around[0] is None else around[0]),
             is_table=is_table,
         )
 

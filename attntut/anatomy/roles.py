@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, is_leaf
 
+# Nodes that multiply with a matrix in a way that is not read.
+STRANGE = re.compile("IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear")
 OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
@@ -49,28 +52,50 @@ class Roles:
     # ---- attention
 
     def _find_operands(self, heard: Heard) -> None:
-        for role in OPERANDS:
-            edge = getattr(heard, role)
-            for product in self.graph.sources(edge):
+        mine: dict[tuple[Product, str], list[list[int]]] = {}
+        edges = [*((role, getattr(heard, role)) for role in OPERANDS)]
+        edges += [each for pair in heard.more for each in zip(OPERANDS, pair, strict=False)]
+        for role, edge in edges:
+            for product in self._sources_beyond_mixers(edge):
                 if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
                     continue
                 asked = self._asked[product, role] = self._asked.get((product, role), -1) + 1
+                heads = self.columns.by_head(edge, product, role, asked)
                 known = self.makes.get(product, {}).get(role, [])
-                done = {column for head in known for column in head}
-                more = [head for head in self.columns.by_head(edge, product, role, asked) if done.isdisjoint(head)]
-                if more:  # two attentions of one module may share the heads between them
-                    self.makes.setdefault(product, {})[role] = known + more
-                    self.place.setdefault(product, heard)
+                taken = {column for head in known for column in head}
+                if not heads or not all(taken.isdisjoint(head) for head in heads):
+                    continue
+                if len(mine.get((product, role), ())) == len(heads):  # places have a part of their own in each head
+                    known[:] = [[*a, *b] for a, b in zip(known, heads, strict=True)]
+                    self.makes[product][role] = [sorted(head) for head in known]
+                else:  # a loop over heads asks for one at a time
+                    self.makes.setdefault(product, {})[role] = known + heads
+                mine[product, role] = heads
+                self.place.setdefault(product, heard)
+
+    def _sources_beyond_mixers(self, edge: Any) -> frozenset[Any]:
+        """The products behind an operand; a convolution of each channel by itself projects nothing."""
+        found: set[Any] = set()
+        for each in self.graph.sources(edge):
+            if isinstance(each, Product) and each.is_depthwise:
+                self.role[each] = "gate"
+                found |= self._sources_beyond_mixers(each.reads)
+            else:
+                found.add(each)
+        return frozenset(found)
 
     def _is_projection(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
-        sinks = self.graph.sinks(product.node)
+        sinks = set(self.graph.sinks(product.node))
+        for kind, each in [*sinks]:
+            if kind == "product" and each.is_depthwise:
+                sinks |= self.graph.sinks(each.node)
         others = [each for kind, each in sinks if kind == "product"]
         return any(kind in INSIDE for kind, _ in sinks) and all(self._is_in_attention(each, heard) for each in others)
 
     def _is_in_attention(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes operands or logits, or reads heads and what only multiplies them."""
-        if self.is_inside(product.parameters[0], heard):
+        if self.is_inside(product.parameters[0], heard) or product.is_depthwise:
             return True
         reads = self.graph.sources(product.reads)
         if any(isinstance(each, Heard) for each in reads):
@@ -88,6 +113,7 @@ class Roles:
             readers = self._readers(product)
             if (
                 product in self.makes
+                or product.is_depthwise
                 or product.is_table
                 or not readers
                 or any(each not in self.makes for each in readers)
@@ -135,7 +161,9 @@ class Roles:
             for user, _ in self.graph.users.get(stack.pop(), ()):
                 if user not in seen:
                     seen.add(user)
-                    if LAYOUT.fullmatch(user.name()) or user.name().startswith(("Index", "Upsample", *also)):
+                    if LAYOUT.fullmatch(user.name()) or (
+                        user.name().startswith(("Index", "Upsample", *also)) and "Put" not in user.name()
+                    ):
                         stack.append(user)
                     else:
                         yield user
@@ -176,7 +204,7 @@ class Roles:
             kinds = {kind for kind, _ in self.graph.sinks(product.node)}
             if product.is_table or (kinds and kinds <= {"logits"}):
                 self.role[product] = "position" if self._is_by_place(product, kinds) else "embedding"
-            elif self.block[product] or (not blocks and product in after):
+            elif self.block[product] or (product in after and (product in before or not blocks)):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
             else:
                 self.role[product] = "readout" if product in after - before else "embedding"
@@ -193,6 +221,7 @@ class Roles:
         return all(
             isinstance(source, Product)
             and not source.is_table
+            and self.role.get(source) != "output"
             and bool(readers := self._readers(source))
             and all(self.block.get(each) == block for each in (source, *readers))
             for source in self.graph.sources(product.reads)
@@ -202,15 +231,33 @@ class Roles:
         reads, sinks = self.graph.sources(product.reads), self.graph.sinks(product.node)
         if product in inner:
             return "feed_forward_in"
-        if reads & inner:
+        if reads & inner or reads & self.makes.keys():  # a parallel block packs its first matrix with the queries
             return "feed_forward_out"
         if may_be_last and all(kind == "end" for kind, _ in sinks):
             return "readout"
+        if self._multiplies(product):
+            return "gate"
         for kind, each in sinks:
             if kind == "product" and each.reads and each.reads.shape[-1] == product.result.shape[product.channels]:
                 # A result as wide as the stream is added to it, or is the stream from here on.
                 return "feed_forward_out" if reads & self.graph.sources(each.reads) else "embedding"
         return "gate"
+
+    def _multiplies(self, product: Product) -> bool:
+        """Whether a result is multiplied, entry by entry, with another before it is added to anything."""
+        stack, seen = [product.node], {product.node}
+        while stack:
+            for user, index in self.graph.users.get(stack.pop(), ()):
+                if user in seen or user in self.graph.products or (user, index) in self.graph.by_operand:
+                    continue
+                seen.add(user)
+                made = [self.graph._sources[each] for each, _ in user.next_functions if each is not None]
+                if len(made) == 2 and all(made) and made[0] != made[1]:
+                    if user.name().startswith("Mul"):
+                        return True
+                    continue
+                stack.append(user)
+        return False
 
     def _around_attention(self) -> tuple[set[Product], set[Product]]:
         """Products that an attention comes after, and products that come after one."""
@@ -237,6 +284,19 @@ class Roles:
         """Whether a node has something to do with a product; a mask of zeros and ones has not."""
         return any(self.graph.sources(Edge(each, 0)) for each, _ in node.next_functions if each is not None)
 
+    def zero_centred(self) -> Iterator[str]:
+        """Vectors to which a number is added before they multiply: the identity of such a norm is 0."""
+        for node in self.graph.order:
+            name = self.graph.names.get(id(node.variable)) if is_leaf(node) else None
+            if name is None or node.variable.ndim > 1:
+                continue
+            for user in self._beyond_layout(node):
+                is_shift = (
+                    user.name() == "AddBackward0" and sum(each is not None for each, _ in user.next_functions) == 1
+                )
+                if is_shift and any(each.name() == "MulBackward0" for each, _ in self.graph.users.get(user, ())):
+                    yield name
+
     def leaves(self) -> Iterator[tuple[str, str]]:
         """Matrices that are added to tokens, stand among them, or multiply entry by entry: name and role, or "gain"."""
         multiplied = {name for product in self.graph.products.values() for name in product.parameters}
@@ -245,11 +305,14 @@ class Roles:
             if name is None or name in multiplied or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
-            users = set(self._beyond_layout(node))
-            is_added = any(user.name().startswith(("Add", "Sub")) for user in users) and node.variable.shape[-2] > 1
-            if not all(user.name()[-1].isdigit() for user in users):
-                continue  # a function of somebody's own, or compiled code
-            if any(user.name() == "MulBackward0" and self._is_computed(user) for user in users):
+            users = set(self._beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh"))
+            names = {user.name() for user in users}
+            only_logits = bool(kinds) and kinds <= {"logits"}
+            is_added = any(name.startswith(("Add", "Sub")) for name in names) and node.variable.shape[-2] > 1
+            is_vector = max(node.variable.shape) == node.variable.numel()
+            if any(user.name() == "MulBackward0" and self._is_computed(user) for user in users) or (
+                is_vector and only_logits
+            ):
                 yield name, "gain"
-            else:
-                yield name, "position" if is_added or (kinds and kinds <= {"logits"}) else "embedding"
+            elif all(each[-1].isdigit() and not STRANGE.search(each) for each in names):  # else: a function of its own
+                yield name, "position" if is_added or only_logits else "embedding"

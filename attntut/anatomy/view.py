@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +73,8 @@ class ModelView:
         kept: parameters that the caller wants left alone, by name.
         traits: what is known of the architecture, by the names of :class:`~attntut.TransformerConfig`.
         foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
+        guessed: roles of matrices that the inputs did not reach, by their place and shape.
+        zero_centred: weights of norms that are 0 where they do nothing, because 1 is added to them.
         unknown: parameters of two or more dimensions without a role or a known place, each with a description.
         unsure: what else could not be found out, in words.
     """
@@ -85,8 +88,10 @@ class ModelView:
     kept: tuple[str, ...]
     traits: Mapping[str, Any]
     foreign: Mapping[str, str] = field(default_factory=dict)
+    guessed: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
     unsure: tuple[str, ...] = ()
+    zero_centred: frozenset[str] = frozenset()
 
     def by_role(self, *roles: str) -> tuple[Entry, ...]:
         """The projections with one of these roles."""
@@ -124,14 +129,14 @@ def view(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module: got {type(module).__name__}.")
-    seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
-    if seen.foreign:
-        shown = listing([f"{name} ({kind})" for name, kind in seen.foreign.items()])
+    if foreign := Drawers(module, CallerPatterns(roles)).foreign:  # before it runs: FSDP2 would gather copies
+        shown = listing([f"{name} ({kind})" for name, kind in foreign.items()])
         raise ValueError(
             f"Parameters must be plain tensors, whose parts share their memory: got {shown}, sharded or quantized. Do "
             'this before the model is sharded or quantized, or leave them alone: roles={"keep": …}.'
         )
-    if not seen.attention:
+    seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
+    if not any(entry.role in ATTENTION for entry in seen.entries):
         matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
         raise ValueError(
             f"module must contain attention, and none is known in {type(module).__name__}. Give what it is called "
@@ -194,8 +199,10 @@ def look(
         tuple(drawers.kept),
         places.traits() if places.heads else {},
         drawers.foreign,
+        drawers.guessed,
         drawers.unknown,
         tuple(places.unsure),
+        frozenset(heard.zero_centred),
     )
 
 
@@ -212,13 +219,49 @@ def listen(module: nn.Module, inputs: Any = None) -> Anatomy | None:
         if not isinstance(inputs, Mapping):
             return None
     try:
-        with untouched(module, inputs), no_fast_path(), Ears(module) as ears, torch.enable_grad():
-            module.eval()
-            return ears.hear(call(module, inputs))
+        with untouched(module, inputs), _audible(module), no_fast_path(), Ears(module) as ears, torch.enable_grad():
+            for each in module.modules():
+                each.training = False  # train() may be overridden, and merge an adapter for good
+            with _resharded(module), torch.compiler.set_stance("force_eager"):
+                return ears.hear(call(module, inputs))
     except Exception:
         if own:
             return None
         raise
+
+
+@contextmanager
+def _resharded(module: nn.Module) -> Iterator[None]:
+    """Afterwards no part of a sharded model (FSDP2) stays gathered: what is written there would be lost."""
+    try:
+        yield
+    finally:
+        for each in module.modules():
+            if callable(reshard := getattr(each, "reshard", None)):
+                reshard()
+
+
+@contextmanager
+def _audible(module: nn.Module) -> Iterator[None]:
+    """Meanwhile, small random numbers stand for weights that are all 0, not finite or huge: there, gradients vanish."""
+    dead = [
+        each.data
+        for each in module.parameters()
+        if type(each.data) is Tensor
+        and each.is_floating_point()
+        and not each.is_meta
+        and not each.is_inference()
+        and each.numel()
+        and not 0 < each.detach().abs().max().item() < 1e3
+    ]
+    before, generator = [each.clone() for each in dead], torch.Generator().manual_seed(0)
+    try:
+        for each in dead:
+            each.copy_(0.1 * torch.randn(each.shape, generator=generator))
+        yield
+    finally:
+        for each, value in zip(dead, before, strict=True):
+            each.copy_(value)
 
 
 def call(module: Callable[..., Any], inputs: Any) -> Any:

@@ -198,7 +198,7 @@ class Recorder:
 
     def _left(self, frame: Frame, output: Any) -> None:
         if self.ears is not None and self.seen is None:
-            self.ears.left(frame.module)
+            self.ears.left(frame.module, output)
         if frame.name == "" and self.is_open and self.seen is None and not _in_backward():
             self._read_anatomy(output)
         if frame.name == "" and self.watches_calls:

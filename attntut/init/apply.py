@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
@@ -78,6 +79,9 @@ def initialize_(
     first = next(entry.weight for entry in seen.entries if entry.attention is not None)
     wanted = found.architecture(first.n_layers, first.d_head)
     check_requirements(found.name, found.requires, seen.traits, wanted, options, force=force)
+    if seen.guessed:
+        shown = listing([f"{name} ({role})" for name, role in seen.guessed.items()])
+        warnings.warn(f"The inputs did not reach {shown}: drawn by place and shape.", stacklevel=2)
     plan = list(_plan(found, seen, options))
     with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
         for target, law in plan:
@@ -102,9 +106,9 @@ def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[
             yield entry, _law(scheme, entry, scheme.law(entry.weight, **options))
         if entry.bias is not None:
             yield entry.bias, _law(scheme, entry, scheme.bias(entry.weight, **options))
-    for weight, bias in seen.norms.values():
+    for name, (weight, bias) in seen.norms.items():
         if weight is not None:
-            yield weight, Constant(1.0)
+            yield weight, Constant(0.0 if f"{name}.weight" in seen.zero_centred else 1.0)
         if bias is not None:
             yield bias, Constant(0.0)
     for bias in seen.biases.values():
