@@ -209,9 +209,9 @@ def test_gates_norms_caps_and_rotations():
     assert torch.equal(entries["gate"].view, model.aa.weight[query + DH])
     assert torch.equal(entries["query"].bias.flatten(), model.aa.bias[query])
     assert torch.equal(entries["key"].view, model.bb.weight)
-    assert (seen.traits["qk_norm"], seen.traits["soft_cap"], seen.traits["output_gate"]) == (True, True, True)
+    assert (seen.traits["qk_norm"], seen.traits["soft_cap"], seen.traits["output_gate"]) == (True, 5, True)
     plain = found(Odd(gate=False, norm=False, cap=False)).traits
-    assert (plain["qk_norm"], plain["soft_cap"], plain["output_gate"]) == (False, False, False)
+    assert (plain["qk_norm"], plain["soft_cap"], plain["output_gate"]) == (False, None, False)
 
 
 def test_a_gated_query_is_drawn_by_its_own_fan():

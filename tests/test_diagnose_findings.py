@@ -957,3 +957,7 @@ def test_the_table_says_of_each_fault_its_rule_its_thresholds_and_their_source()
 def test_bad_arguments():
     with pytest.raises(TypeError, match="report must be a Report: got dict"):
         find({})
+
+
+def test_a_rule_fits_a_cell_of_a_table():
+    assert not [row["finding"] for row in table() if "|" in row["rule"] or "\n" in row["rule"]]

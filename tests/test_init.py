@@ -356,7 +356,7 @@ def test_what_is_kept_is_kept():
         (
             ROLES_OF_OTHER | {"output": "*.out_lin.weight"},
             2,
-            r"must match a parameter: '\*.out_lin.weight' does not.*attn.o_lin",
+            r"these match none: '\*.out_lin.weight'.*attn.o_lin",
         ),
         (
             {k: v for k, v in ROLES_OF_OTHER.items() if k != "readout"},

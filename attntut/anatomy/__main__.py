@@ -12,11 +12,9 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from attntut._checks import check_int
 from attntut._huggingface import build, configuration, entries, random_inputs
-from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import siblings
 from attntut.anatomy.view import ModelView, listen, look
 
@@ -70,8 +68,7 @@ def table(seen: ModelView) -> Table:
     for entry in seen.entries:
         heads = str(entry.weight.n_heads) if entry.role == "query" else ""
         kind, fans = siblings(seen.module, entry.parameter), (str(entry.weight.fan_out), str(entry.weight.fan_in))
-        place = _place(entry.matrix, seen.module.get_parameter(entry.parameter))
-        rows.setdefault((entry.role, kind, *fans, heads, place), set()).add(entry.parameter)
+        rows.setdefault((entry.role, kind, *fans, heads, entry.rows), set()).add(entry.parameter)
     for row, names in rows.items():
         shown.add_row(*row, str(len(names)))
     return shown
@@ -87,17 +84,9 @@ def remarks(seen: ModelView) -> Iterator[str]:
     yield f"Architecture: {known or 'nothing known'}"
     for described in seen.unknown.values():
         yield f"No role known: {described}"
+    for name, role in seen.guessed.items():
+        yield f"Not reached by the inputs, and taken for {role} by place and shape: {name}"
     yield from seen.unsure
-
-
-def _place(matrix: Matrix, parameter: Tensor) -> str:
-    """Which rows of a parameter a matrix is."""
-    view = matrix.view
-    if view.numel() == parameter.numel():
-        return "all"
-    (*outer, (size, step)) = zip(view.shape[: matrix.row_dims], view.stride()[: matrix.row_dims], strict=True)
-    start = (view.storage_offset() - parameter.storage_offset()) // step
-    return f"{start} … {start + size - 1}" + "".join(f" of every {stride // step}" for _, stride in outer)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Architecture:
             or (query is not None and self.roles.gates(query)),
         }
         if heard.scores is not None:
-            found["soft_cap"] = self._between(Edge(*heard.entry.next_functions[0]), {"TanhBackward0"}, heard.scores)
+            found["soft_cap"] = self._cap(heard)
         output = next((each for each in inside if self.roles.role.get(each) == "output"), None)
         return found if output is None else found | self._norm_place(output, query)
 
@@ -119,6 +119,20 @@ class Architecture:
                 return True
             stack += [each for each, _ in node.next_functions if each is not None]
         return False
+
+    def _cap(self, heard: Heard) -> float | None:
+        """The number c of a soft-cap c·tanh(s/c); None where there is none, or it is not a number in the code."""
+        stack, seen = [heard.entry], {heard.scores}
+        while stack:
+            for node, _ in stack.pop().next_functions:
+                if node is None or node in seen or node in self.graph.products:
+                    continue
+                seen.add(node)
+                if node.name() == "TanhBackward0":
+                    factors = (getattr(user, "_saved_other", None) for user, _ in self.graph.users.get(node, ()))
+                    return next((float(each) for each in factors if each is not None and each.numel() == 1), None)
+                stack.append(node)
+        return None
 
     def _norm_place(self, output: Product, query: Product | None) -> dict[str, Any]:
         """Where the norm stands: before a branch (pre), in front of its sum too (sandwich), after the sum (post), …"""

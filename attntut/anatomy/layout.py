@@ -41,6 +41,19 @@ class Matrix:
         """``(fan_out, fan_in)``."""
         return math.prod(self.view.shape[: self.row_dims]), math.prod(self.view.shape[self.row_dims :])
 
+    def place_in(self, parameter: Tensor) -> str:
+        """Which rows of a parameter this is, in words.
+
+        >>> packed = torch.zeros(12, 4)
+        >>> Matrix(packed.view(2, 3, 2, 4)[:, 1], row_dims=2).place_in(packed)
+        '2 … 3 of every 6'
+        """
+        if self.view.numel() == parameter.numel():
+            return "all"
+        (*outer, (size, step)) = zip(self.view.shape[: self.row_dims], self.view.stride(), strict=False)
+        start = (self.view.storage_offset() - parameter.storage_offset()) // step
+        return f"{start} … {start + size - 1}" + "".join(f" of every {stride // step}" for _, stride in outer)
+
     def read(self) -> Tensor:
         """The matrix: a view where strides allow it, else a copy."""
         return self.view.reshape(self.shape)

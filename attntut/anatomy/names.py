@@ -171,16 +171,17 @@ class CallerPatterns:
         self._unused -= {layout.pattern for _, layout, _ in hits}
         if len({roles for roles, _, _ in hits}) > 1:
             claims = " and ".join(f"{' + '.join(roles)} ({layout.pattern!r})" for roles, layout, _ in hits)
-            raise ValueError(f"The parameter {hits[0][2]} must have one role: roles gives it {claims}.")
+            raise ValueError(f"The parameter {hits[0][2]} must have one role: roles gives it {claims}. Narrow one.")
         return hits[0][:2] if hits else None
 
     def check_used(self, names: Iterable[str]) -> None:
         """Refuse a pattern that matched nothing."""
         if self._unused:
+            several = [*names]
+            shown = ", ".join(several[:8]) + (f" and {len(several) - 8} more" if len(several) > 8 else "")
             raise ValueError(
-                "Every pattern in roles must match a parameter: "
-                f"{', '.join(map(repr, sorted(self._unused)))} does not. "
-                f"The matrices of this module: {', '.join(names)}."
+                "Every pattern in roles must match a parameter, and these match none: "
+                f"{', '.join(map(repr, sorted(self._unused)))}. The matrices of this module: {shown}."
             )
 
 

@@ -30,7 +30,9 @@ class Entry:
         bias: the part of a bias that belongs to it, sharing memory; None if there is none.
         attention: dotted name of the attention module that it belongs to; None for other roles.
         padding: the row of an embedding that stands for padding and stays 0.
-        role: what it does: its role, or one of :data:`~attntut.anatomy.weight.PARTS`.
+        role: what it does: its role, or one of :data:`~attntut.anatomy.weight.PARTS`; ``weight.role`` is then the role
+            by whose law it is drawn.
+        rows: which rows of the parameter it is, in words.
     """
 
     weight: Weight
@@ -40,6 +42,7 @@ class Entry:
     attention: str | None = None
     padding: int | None = None
     role: str = ""
+    rows: str = "all"
 
     @property
     def view(self) -> Tensor:
@@ -136,11 +139,18 @@ def view(
             'this before the model is sharded or quantized, or leave them alone: roles={"keep": …}.'
         )
     seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
+    if inputs is not None and torch.is_inference_mode_enabled() and not any(entry.attention for entry in seen.entries):
+        raise ValueError("inputs tell roles by a graph, and torch.inference_mode() records none: call it outside.")
     if not any(entry.role in ATTENTION for entry in seen.entries):
         matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
         raise ValueError(
             f"module must contain attention, and none is known in {type(module).__name__}. Give what it is called "
             f'with, inputs=…, or the names, roles={{"query": "*.q_lin.weight", …}}. Its matrices: {listing(matrices)}.'
+        )
+    if placeless := {name: why for name, why in seen.unknown.items() if ": " in why}:
+        raise ValueError(
+            f"Every part of a matrix must lie evenly in its parameter: {listing(placeless.values())}. Leave it alone: "
+            f'roles={{"keep": "{next(iter(placeless))}"}}.'
         )
     if seen.unknown:
         raise ValueError(
@@ -149,7 +159,7 @@ def view(
             'leave it alone, roles={"keep": …}.'
         )
     if seen.unsure:
-        raise ValueError(seen.unsure[0])
+        raise ValueError(" ".join(seen.unsure))
     return seen
 
 
@@ -186,6 +196,7 @@ def look(
             part.attention,
             part.padding,
             part.role,
+            part.matrix.place_in(module.get_parameter(part.parameter)),  # type: ignore[union-attr]
         )
         for part in (parts if places.heads else ())
     )

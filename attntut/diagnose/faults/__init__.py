@@ -1,8 +1,8 @@
 """What can be wrong with a model's attention: a decorated function each, and :func:`find`, which asks them all.
 
-Thresholds are derived, or are figures that the book measured; each states which. "Fresh" means that no query or key
-matrix of the layer has a singular value beyond the edge of a random matrix's
-(:func:`attntut.diagnose.weights.is_drawn`); what training makes of a layer is judged by the rules without that word.
+Thresholds are derived, or are figures that the book measured; each states which. "Fresh" means that the query and key
+matrices cannot be told from random ones, because none of their singular values lies beyond the edge where those of a
+random matrix end (:func:`attntut.diagnose.weights.is_drawn`); a layer that was trained briefly may still be fresh.
 A cause hides its consequences: logits that are too large because the stream grows are not reported.
 """
 

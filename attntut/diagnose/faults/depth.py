@@ -62,9 +62,9 @@ def _jumps(factors: list[float], limit: float) -> list[int]:
     over="stacks",
 )
 def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
-    """Fresh: variance × more than 4 a block after the first, and not in one block only. Where the norms are not known
-    or there are some, the stream must also end beyond 1 + 3L/2: below, it may be small tokens to which normalized
-    branches are added."""
+    """Fresh, 3 blocks or more: on average after the first, the variance grows more than 4-fold a block, and not in one
+    block alone. With norms, or where they are not known, it must also exceed 1 + 3L/2 somewhere, because a normalized
+    stream may start small and grow until it is as large as what the branches add."""
     factors = _factors(stack, facts)
     rate = math.prod(factors) ** (1 / max(1, len(factors)))
     if rate > variance_a_block and not _jumps(factors, variance_a_block):
@@ -85,8 +85,9 @@ def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches
     over="stacks",
 )
 def stream_jumping(stack: Stack, facts: Facts, *, variance_in_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
-    """Fresh: a block after the first (or a few, a quarter at most) multiplies the variance by more than 4 times what
-    any other does, and than 4; it is named. Where there are norms, as above."""
+    """Fresh, 3 blocks or more: one block after the first (or a few, a quarter at most) multiplies the variance by more
+    than 4, and by more than 4 times what any other does. With norms, or where they are not known, the variance must
+    also exceed 1 + 3L/2 somewhere."""
     factors = _factors(stack, facts)
     for jump in _jumps(factors, variance_in_a_block) if factors else ():
         block = stack.blocks[jump + 1]["layer"]
@@ -134,8 +135,8 @@ def rank_collapsing(
     alike: Annotated[float, "1 − cosine below which ∇W_q is thousandths of ∇W_v (0.0017 was measured there)"] = 0.01,
 ) -> Iterator[Hit]:
     r"""Fresh: 1 − token cosine falls below 0.01, and by more than a factor
-    :math:`\frac12 (1 - \frac{1}{2\pi}) = 0.42` a block: attention doubles the common mode (:math:`m \to 2m`, Noci et
-    al. 2022), and a ReLU branch keeps at least :math:`1 - 1/\pi` of what sets tokens apart."""
+    :math:`\frac12 (1 - \frac{1}{2\pi}) = 0.42` a block. With a skip, attention halves 1 − cosine (Noci et al.
+    2022), and a ReLU branch, which alone keeps :math:`1 - 1/\pi` of it, keeps :math:`1 - 1/(2\pi)`."""
     if len(stack) < 2 or not stack.is_drawn:
         return
     apart = stack.apart
@@ -174,7 +175,8 @@ def rank_collapsing_slowly(
 ) -> Iterator[Hit]:
     """Fresh or trained: 1 − token cosine falls from more than ten times 0.01 after the first block to less than 0.01
     after the last, and the gradient of :math:`W_q` or :math:`W_k` there is less than 0.001 of that of :math:`W_v`.
-    Where gradients were not measured, nothing is said: a trained pre-norm stream may point one way and learn."""
+    3 blocks or more. Where gradients were not measured, nothing is said, because a trained pre-norm model may have
+    tokens that are nearly parallel and still learn."""
     last = stack.layers[-1].gradients or {}
     ratios = [last[key] for key in ("ratio_query", "ratio_key") if last.get(key) is not None]
     first, end = max(stack.apart[0], FLOOR), max(stack.apart[-1], FLOOR)

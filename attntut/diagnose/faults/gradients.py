@@ -85,8 +85,8 @@ def zero_values(layer: Layer, facts: Facts) -> Iterator[Hit]:
     explains=("gradients vanishing",),
 )
 def unreached(layer: Layer, facts: Facts) -> Iterator[Hit]:
-    """All gradients of a layer are exactly 0 or never came, while another layer of its stack has some (a tower or a
-    head that the loss does not use has no such stack); its values are not 0, and no gain on the branch is known. Where
+    """All gradients of a layer are exactly 0 or never came, while another layer of its stack has some (so an unused
+    tower is not reported); its values are not 0, and no gain on the branch is known. Where
     :math:`W_o` may be zero (a good start), nothing is said."""
     beside = next((stack.layers for stack in facts.stacks if layer in stack.layers), [])
     elsewhere = any(_is_reached(other) for other in beside)

@@ -39,7 +39,8 @@ _FLAT_SOURCE = "8 units in the last place, for rounding; N(0, 0.02²) at this wi
     explains=("gradients vanishing", "rank collapsing", "no gradient (zero weights)"),
 )
 def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterator[Hit]:
-    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,|s|_\text{max})`, and a matrix is zero."""
+    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,\lvert s\rvert_\text{max})`, and :math:`W_q` or
+    :math:`W_k` is zero."""
     zero = [f"W_{role[0]}" for role in ("query", "key") if layer.is_zero(role)]
     if zero and (found := _flat(layer, facts, ulps)):
         both = len(zero) == 2
@@ -61,8 +62,8 @@ def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
     explains=("gradients vanishing",),
 )
 def tokens_alike(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterator[Hit]:
-    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,|s|_\text{max})`, and no matrix is known to be
-    zero."""
+    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,\lvert s\rvert_\text{max})`, and no matrix is
+    known to be zero."""
     unread = [f"W_{role[0]}" for role in ("query", "key") if role not in layer.weights]
     if not (layer.is_zero("query") or layer.is_zero("key")) and (found := _flat(layer, facts, ulps)):
         unknown = f"whether {' or '.join(unread)} is zero could not be read"
@@ -150,7 +151,7 @@ BFLOAT16_NAT = 256.0
     **_TRAINED,
 )
 def trained_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLOAT16_NAT) -> Iterator[Hit]:
-    """Not fresh: a logit of 256 or more."""
+    """Not fresh: a logit above 256."""
     if layer.is_drawn is False and (found := _large(layer, "logit_max", largest, math.nan)):
         yield found
 
@@ -167,7 +168,7 @@ def trained_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLO
     **_TRAINED,
 )
 def unknown_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLOAT16_NAT) -> Iterator[Hit]:
-    """Unknown whether fresh: a logit of 256 or more."""
+    """Unknown whether fresh: a logit above 256."""
     if layer.is_drawn is None and (found := _large(layer, "logit_max", largest, math.nan)):
         yield found
 
@@ -240,8 +241,8 @@ def attention_sink(
     share_of_weight: Annotated[float, "more than all other keys together: a round margin"] = 0.5,
     keys_at_least: Annotated[int, "a causal row of 8 or fewer gives its first key 0.34 or more by itself"] = 8,
 ) -> Iterator[Hit]:
-    """Self-attention, not fresh, over more than 8 keys: most of the weight lies on the first token, or on columns that
-    belong to no key."""
+    """Self-attention, not known to be fresh, over more than 8 keys: most of the weight lies on the first token, or on
+    columns that belong to no key."""
     if layer.kind != "self" or layer.is_drawn or layer.n_key <= keys_at_least:
         return
     for statistic, where in (("sink", "columns that belong to no key"), ("first", "the first token")):

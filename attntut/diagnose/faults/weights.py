@@ -56,7 +56,7 @@ def query_equals_key(layer: Layer, facts: Facts) -> Iterator[Hit]:
     over="model",
 )
 def layers_cloned(model: Facts, facts: Facts) -> Iterator[Hit]:
-    """A matrix of any role, adapters too, equals an earlier one of its role, exactly, in other memory."""
+    """A matrix of any role, adapters too, equals an earlier one of its role, exactly, and they share no memory."""
     clones: dict[tuple[str, int], list[Record]] = {}
     for record in facts.weights:
         if record.get("clone_of"):
@@ -77,7 +77,7 @@ def layers_cloned(model: Facts, facts: Facts) -> Iterator[Hit]:
     over="model",
 )
 def adapters_without_gradient(model: Facts, facts: Facts) -> Iterator[Hit]:
-    """Of an adapter's two matrices both are zero, or one is and is frozen."""
+    """Both matrices of an adapter are zero, or the zero one is frozen: then no gradient ever moves it."""
     ends = [record for record in facts.weights if record["role"] == "adapter_out"]
     dead: dict[tuple[str, int], list[tuple[str, str]]] = {}
     for first in (record for record in facts.weights if record["role"] == "adapter_in"):
