@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import attntut
+from attntut._restore import tensors_in
+from attntut.device import seeded
 from tools.coverage import tiny, xavier
 from tools.coverage.truth import TOLERANCE, Call, Calls, Traces, entropies, maps_of
 
@@ -41,8 +43,8 @@ class _NotRun(Exception):
 
 
 def reason(error: BaseException | None) -> str:
-    """An error in a line."""
-    return f"{type(error).__name__}: {error}".replace("\n", " ")[:120]
+    """The beginning of an error, in a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:90]
 
 
 def measured(model: nn.Module, inputs: Row) -> Row:
@@ -124,7 +126,7 @@ def compare(groups: list[Rows], calls: Calls, maps: list[Tensor]) -> Row:
     for rows in groups:
         layer, n = rows[0]["layer"], rows[0]["calls"]
         like = [call for call in returned if call.weights.shape[1] == len(rows)]
-        mine = [few for few in _choices(like, n) if _agree(rows, few)]
+        mine = [few for each in {1, n} for few in _choices(like, each) if _agree(rows, few)]
         right += [call for few in mine for call in few]
         named = [call for call in free if call.layer == layer]
         found = next((few for few in (*_choices(named, n), *_choices(free, n)) if _agree(rows, few)), [])
@@ -185,7 +187,6 @@ def initialized(model: nn.Module, inputs: Row, layers: set[str]) -> Row:
 
 
 def loss(output: Any) -> Tensor:
-    """A number that depends on every element of the first tensors that a model returns, each in its own way."""
-    values = output.values() if hasattr(output, "values") else [output]
-    tensors = [each for each in values if isinstance(each, Tensor) and each.requires_grad][:2]
-    return sum((each * torch.randn(each.shape, generator=torch.Generator().manual_seed(0))).mean() for each in tensors)  # type: ignore[return-value]
+    """A number that depends on every element of what a model returns, each in its own way."""
+    tensors = [each for each in tensors_in(output) if each.requires_grad]
+    return torch.stack([(each * torch.randn(each.shape, generator=seeded(0))).mean() for each in tensors]).sum()

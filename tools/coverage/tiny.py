@@ -54,11 +54,19 @@ STRONGLY = {
     r"|hidden_size_per_layer_input|kv_dim": 64,
 }
 DERIVED = "id2label label2id dtype transformers_version out_indices out_features stage_names per_layer_config".split()
+LAST_LAYER = ("deepstack_visual_indexes", "fullatt_block_indexes", "global_attn_indexes", "attn_layer_indices")
 RESNET = {  # instead of a backbone of timm
     "model_type": "resnet", "embedding_size": 16, "hidden_sizes": [16, 32, 64, 64], "depths": [1, 1, 1, 1],
     "layer_type": "basic", "out_features": ["stage2", "stage3", "stage4"],
 }  # fmt: skip
 # What shrinking by names does not get right.
+EXTRAS = (
+    ("image tokens", "pixel_values", "image_grid_thw"),
+    ("image tokens", "pixel_values"),
+    ("pixel_values", "bbox"),
+    (),
+    ("channels first",),
+)
 MROPE = {"rope_parameters": {"mrope_section": [2, 3, 3]}}
 SMALL_MROPE = {"rope_parameters": {"mrope_section": [1, 1, 2]}}
 SERIES = {"prediction_length": 4, "context_length": 8}
@@ -72,6 +80,7 @@ ADAPTED: dict[str, dict[str, Any]] = {
     "glm4v_moe": {"text_config": SMALL_MROPE},
     **dict.fromkeys(("glm4v_text", "glm_image_text", "qwen2_vl_text", "qwen2_5_vl_text"), MROPE),
     **{kind: {"text_config": MROPE} for kind in "glm46v glm4v glm_image glm_ocr glmga qwen2_vl qwen2_5_vl".split()},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "perceiver": {"num_latents": 8, "d_latents": 64, "num_self_attends_per_block": 2},
@@ -105,7 +114,7 @@ def models(kind: str, implementation: str) -> Iterator[tuple[nn.Module, dict[str
         except Exception as error:
             failed = failed or error
             continue
-        for extras in (("image tokens", "pixel_values", "bbox"), ("pixel_values", "bbox"), (), ("channels first",)):
+        for extras in EXTRAS:
             try:
                 yield model, inputs_of(model, extras)
             except Exception as error:
@@ -150,6 +159,8 @@ def shrink(entries: dict[str, Any], limits: dict[str, int], *, fill: bool = Fals
     for key, value in small.items():
         if isinstance(value, dict):
             small[key] = RESNET if value.get("model_type") == "timm_backbone" else shrink(value, limits, fill=fill)
+        elif key in LAST_LAYER:
+            small[key] = [1]
         elif key == "depths":
             small[key] = [min(each, 2) for each in value]
         elif key == "mrope_section":
@@ -203,8 +214,8 @@ def inputs_of(model: nn.Module, extras: Sequence[str]) -> dict[str, Any]:
         return normal(16, channels * deep * side**2).flatten(0, 1)
 
     def pixels() -> Tensor:
-        frames = first("vision_config", "num_frames", "frames_per_clip")
-        return torch.stack([image()] * frames, 1) if frames else image()
+        frames = first("vision_config", "num_frames", "frames_per_clip", otherwise=2 * ("pixel_values_videos" in takes))
+        return torch.stack([image() for _ in range(frames)], 1) if frames else image()
 
     def features() -> Tensor:
         names = "feature_projection_input_dim", "num_mel_bins", "feature_size"
@@ -230,9 +241,9 @@ def inputs_of(model: nn.Module, extras: Sequence[str]) -> dict[str, Any]:
         "decoder_input_ids": lambda: words(TOKENS - 3),
         "attention_mask": lambda: torch.ones(BATCH, TOKENS, dtype=torch.long),
         "bbox": boxes,
-        "pixel_values": patches if "grid_thw" in takes else pixels,
-        "pixel_values_videos": lambda: torch.stack([image()] * first("", "frames_per_clip", otherwise=2), 1),
-        "grid_thw": lambda: torch.tensor([[1, 4, 4]] * BATCH),
+        "pixel_values": patches if "grid_thw" in takes or "image_grid_thw" in extras else pixels,
+        "pixel_values_videos": pixels,
+        **dict.fromkeys(("grid_thw", "image_grid_thw"), lambda: torch.tensor([[1, 4, 4]] * BATCH)),
         "input_features": features,
         "input_values": sound,
         "past_values": lambda: normal(past, *series),
@@ -255,9 +266,12 @@ def inputs_of(model: nn.Module, extras: Sequence[str]) -> dict[str, Any]:
     if "image tokens" in extras:
         token = first("", "image_token_id", "image_token_index")
         with torch.no_grad():
-            seen = model.get_image_features(inputs["pixel_values"])  # type: ignore[operator]
+            images = {name: each for name, each in inputs.items() if name in extras}
+            seen = model.get_image_features(**images)  # type: ignore[operator]
         count = sum(each[..., 0].numel() for each in tensors_in(getattr(seen, "pooler_output", seen))) // BATCH
         inputs["input_ids"] = torch.cat([torch.full((BATCH, count), token), inputs["input_ids"]], 1)
+        if "mm_token_type_ids" in takes:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == token).long()
     return inputs | ({"use_cache": False} if "use_cache" in takes else {})
 
 
