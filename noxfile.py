@@ -138,6 +138,12 @@ def bench(session: nox.Session) -> None:
     run(session, "python", "-m", "bench", *prepare(session, threads=str(os.cpu_count() or 1)))
 
 
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Try attntut on every architecture of transformers, into runs/coverage.csv. (``-- bert gpt2 --workers 2``)"""
+    run(session, "python", "-m", "tools.coverage", *prepare(session))
+
+
 # --- what the sessions are made of ------------------------------------------------------------------------------------
 
 
