@@ -80,6 +80,7 @@ ADAPTED: dict[str, dict[str, Any]] = {
     "glm4v_moe": {"text_config": SMALL_MROPE},
     **dict.fromkeys(("glm4v_text", "glm_image_text", "qwen2_vl_text", "qwen2_5_vl_text"), MROPE),
     **{kind: {"text_config": MROPE} for kind in "glm46v glm4v glm_image glm_ocr glmga qwen2_vl qwen2_5_vl".split()},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"]},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16},
