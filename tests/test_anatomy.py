@@ -577,3 +577,33 @@ def test_what_cannot_have_a_gradient_is_diagnosed_without_one():
 
     report = diagnose(Once(gate=False), torch.randn(2, T, D))
     assert len(report.rows) == H and any("with gradients, the model does not run" in note for note in report.notes)
+
+
+class Wrapper(nn.Module):
+    """Adds nothing to what it wraps: both run from the same to the same node."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_the_innermost_module_is_named():
+    assert {entry.attention for entry in found(Wrapper(Wrapper(Odd()))).by_role("query")} == {"inner.inner"}
+
+
+def test_a_table_that_is_looked_up_without_a_graph_is_kept_if_it_was_computed():
+    class Silently(Model):
+        def __init__(self):
+            super().__init__()
+            wave = torch.arange(T)[:, None] / 100 ** (torch.arange(D // 2) / (D // 2))
+            self.where = nn.Embedding.from_pretrained(torch.cat([wave.sin(), wave.cos()], -1), freeze=False)
+
+        def forward(self, ids):
+            with torch.no_grad():
+                places = self.where(torch.arange(T))
+            return super().forward(ids) + places.sum()
+
+    assert found(Silently(), IDS).kept == ("where.weight",)

@@ -210,8 +210,8 @@ class Ears:
     def _module_of(self, node: Node) -> str:
         """The innermost module that was running when a node was made."""
         number = node._sequence_nr()
-        around = [call for call in self.calls if call[1] <= number < call[2]]
-        return max(around, key=lambda call: (call[1], -call[2]), default=[""])[0]
+        around = [name for name, start, end in self.calls if start <= number < end]
+        return around[-1] if around else ""
 
 
 class _Writer:

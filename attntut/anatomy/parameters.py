@@ -107,6 +107,8 @@ class Drawers:
             self.parts += self._split(name, parameter, roles, Layout(name))
         elif isinstance(owner, nn.Linear) and self._only_chooses(name):
             self.parts += self._split(name, parameter, ("gate",), Layout(name))
+        elif isinstance(owner, nn.Embedding) and (is_wave(parameter) or not parameter.requires_grad):
+            self.kept.append(name)  # positions that were computed, and looked up where no graph is recorded
         else:
             self.unknown[name] = f"{name} {tuple(parameter.shape)}"
 
@@ -247,6 +249,18 @@ def is_norm(module: nn.Module) -> bool:
     return "norm" in type(module).__name__.lower() and all(
         max(each.shape, default=1) == each.numel() for each in module.parameters()
     )
+
+
+def is_wave(table: Tensor) -> bool:
+    """Whether the rows of a table are pairs of sine and cosine, whose squares add up to half their length, exactly.
+
+    >>> angles = torch.arange(5.0)[:, None] / 10 ** torch.arange(4.0)
+    >>> is_wave(torch.cat([angles.sin(), angles.cos()], dim=1)), is_wave(torch.randn(5, 8))
+    (True, False)
+    """
+    width = table.shape[-1]
+    squares = table.detach().double().square().sum(-1)
+    return bool((squares - width / 2).abs().max() < 1e-3 * width)
 
 
 def listing(items: Collection[str], limit: int = 8) -> str:

@@ -14,7 +14,7 @@ from attntut._restore import no_fast_path, untouched
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Ears, Part
 from attntut.anatomy.names import CallerPatterns, RolePatterns
-from attntut.anatomy.parameters import Drawers, listing
+from attntut.anatomy.parameters import Drawers, is_wave, listing
 from attntut.anatomy.places import Places, shared
 from attntut.anatomy.weight import ATTENTION, PARTS, Weight
 
@@ -95,6 +95,11 @@ class ModelView:
     unknown: Mapping[str, str] = field(default_factory=dict)
     unsure: tuple[str, ...] = ()
     zero_centred: frozenset[str] = frozenset()
+
+    def is_computed(self, entry: Entry) -> bool:
+        """Whether an entry is a table that was computed, not drawn: it is frozen, or holds sines and cosines."""
+        is_frozen = not self.module.get_parameter(entry.parameter).requires_grad
+        return entry.weight.is_table and (is_frozen or is_wave(entry.view.mT))
 
     def by_role(self, *roles: str) -> tuple[Entry, ...]:
         """The projections with one of these roles."""

@@ -262,6 +262,8 @@ def _is_orthogonal(matrix: Tensor) -> bool:
 def _find_clones(seen: ModelView, records: Mapping[int, dict[str, Any]]) -> None:
     earlier: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in seen.entries:
+        if seen.is_computed(entry):
+            continue
         key = (entry.role, *entry.weight.shape, records[id(entry)]["mean"], records[id(entry)]["std"])
         for other in earlier.setdefault(key, []):
             if _is_copy(entry.view, other.view):

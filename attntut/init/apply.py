@@ -98,7 +98,7 @@ def initialize_(
 
 def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[tuple[Entry | Tensor, Law]]:
     for entry in seen.entries:
-        if is_kept(seen, entry):
+        if seen.is_computed(entry):
             continue
         if entry.role in ADAPTERS:
             yield entry, Normal(entry.weight.fan_in**-0.5) if entry.role == "adapter_in" else Constant(0.0)
@@ -113,18 +113,6 @@ def _plan(scheme: Scheme, seen: ModelView, options: dict[str, Any]) -> Iterator[
             yield bias, Constant(0.0)
     for bias in seen.biases.values():
         yield bias, Constant(0.0)
-
-
-def is_kept(seen: ModelView, entry: Entry) -> bool:
-    """Whether an entry is a table that was computed, not drawn: it is frozen, or holds sines and cosines.
-
-    In a table of pairs of sine and cosine, the squares of each row add up to half its length, exactly.
-    """
-    if not entry.weight.is_table:
-        return False
-    squares = entry.view.detach().double().square().sum(0)  # of each row that is looked up
-    is_wave = bool((squares - entry.weight.fan_out / 2).abs().max() < 1e-3 * entry.weight.fan_out)
-    return is_wave or not seen.module.get_parameter(entry.parameter).requires_grad
 
 
 def _draw(target: Entry | Tensor, law: Law, generator: torch.Generator | None) -> None:
