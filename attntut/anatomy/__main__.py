@@ -65,9 +65,10 @@ def table(seen: ModelView) -> Table:
     for name in ("role", "parameter", "fan_out", "fan_in", "heads", "rows", "parameters"):
         shown.add_column(name, overflow="fold")
     rows: dict[tuple[str, ...], set[str]] = {}
+    kinds = siblings(seen.module, (entry.parameter for entry in seen.entries))
     for entry in seen.entries:
         heads = str(entry.weight.n_heads) if entry.role == "query" else ""
-        kind, fans = siblings(seen.module, entry.parameter), (str(entry.weight.fan_out), str(entry.weight.fan_in))
+        kind, fans = kinds[entry.parameter], (str(entry.weight.fan_out), str(entry.weight.fan_in))
         rows.setdefault((entry.role, kind, *fans, heads, entry.rows), set()).add(entry.parameter)
     for row, names in rows.items():
         shown.add_row(*row, str(len(names)))

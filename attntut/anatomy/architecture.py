@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
+import torch
+
 from attntut.anatomy.graph import Edge, Graph, Heard, Node, Product
 from attntut.anatomy.roles import Roles
 
@@ -57,6 +59,8 @@ class Architecture:
         calls = Counter(name for product in self.roles.products for name in product.parameters)
         so_far: dict[Any, Counter[str]] = {}  # of each product and attention: calls on the longest way there
         count = dict.fromkeys(calls, 1)
+        if not any(number > 1 for number in calls.values()):
+            return count
 
         def merged(sources: Iterable[Any]) -> Counter[str]:
             total: Counter[str] = Counter()
@@ -130,7 +134,8 @@ class Architecture:
                 seen.add(node)
                 if node.name() == "TanhBackward0":
                     factors = (getattr(user, "_saved_other", None) for user, _ in self.graph.users.get(node, ()))
-                    return next((float(each) for each in factors if each is not None and each.numel() == 1), None)
+                    known = (torch.as_tensor(each) for each in factors if each is not None)
+                    return next((each.item() for each in known if each.numel() == 1), None)
                 stack.append(node)
         return None
 

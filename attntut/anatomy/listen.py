@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
-from attntut.anatomy.blocks import find_blocks
+from attntut.anatomy.blocks import LISTS, find_blocks
 from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import LAYOUT, Graph, Heard, Node, Product
 from attntut.anatomy.layout import Matrix
@@ -164,7 +166,7 @@ class Ears:
             output: what the model returned.
         """
         parameters = dict(self.module.named_parameters())
-        kinds = {name: siblings(self.module, name) for name in parameters}
+        kinds = siblings(self.module, parameters)
         outputs = [each for each in tensors_in(output) if each.grad_fn is not None] or self._outputs
         graph = Graph(outputs, {id(parameter): name for name, parameter in parameters.items()})
         columns = Columns(graph, parameters, kinds)
@@ -335,23 +337,27 @@ def _part(
     return Part(role, name, rows, shift, where, n_heads, is_table, why)
 
 
-def siblings(module: nn.Module, name: str) -> str:
-    """The name of a parameter or module with ``*`` for its place in a list of modules of one class.
+def siblings(module: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Names of parameters or modules to those with ``*`` for the place in a list of modules of one class.
 
-    >>> siblings(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), "1.weight")
-    '*.weight'
+    >>> siblings(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), ["1.weight", "1.bias"])
+    {'1.weight': '*.weight', '1.bias': '*.bias'}
     """
-    current: Any = module
-    shown = []
-    for part in name.split("."):
-        child = getattr(current, part, None)
-        if isinstance(current, nn.ModuleList | nn.ModuleDict | nn.Sequential) and isinstance(child, nn.Module):
-            alike = sum(type(each) is type(child) for each in current.children())
-            shown.append("*" if alike > 1 else part)
-        else:
-            shown.append(part)
-        current = child
-    return ".".join(shown)
+    several: dict[int, Counter[type]] = {}  # of each list of modules: how many of each class
+
+    def shown(name: str) -> Iterator[str]:
+        current: Any = module
+        for part in name.split("."):
+            child = getattr(current, part, None)
+            if isinstance(current, LISTS) and isinstance(child, nn.Module):
+                if id(current) not in several:
+                    several[id(current)] = Counter(map(type, current.children()))
+                yield "*" if several[id(current)][type(child)] > 1 else part
+            else:
+                yield part
+            current = child
+
+    return {name: ".".join(shown(name)) for name in names}
 
 
 def _now() -> int:

@@ -97,6 +97,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     *((role, f"*Attention.???_{role}.weight") for role in PACKED),  # LUKE's, between words and entities
     *((role, f"*Attention.layout_{role}.weight") for role in PACKED),
     ("position", "*Attention*.attention_biases"),
+    ("position", "*.rel_pos*bias.weight"),  # LayoutLM's, read where no graph is recorded
     ("output", "*SelfOutput.dense.weight"),
     ("feed_forward_in", "*Intermediate.dense.weight"),
     ("feed_forward_out", "*Output.dense.weight"),

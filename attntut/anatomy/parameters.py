@@ -124,14 +124,15 @@ class Drawers:
     def _learn_from_siblings(self, parameters: dict[str, nn.Parameter]) -> None:
         """What was not used, an expert that no token chose, plays the part of its like in another block."""
         known: dict[tuple[str, torch.Size], list[Part]] = {}
-        for part in self.parts:
+        kinds = siblings(self.module, parameters) if self.unknown else {}
+        for part in self.parts if self.unknown else ():
             if part.attention is None and part.parameter in self.heard.parts:
-                key = siblings(self.module, part.parameter), parameters[part.parameter].shape
+                key = kinds[part.parameter], parameters[part.parameter].shape
                 if all(each.parameter == part.parameter for each in known.get(key, [])):
                     known.setdefault(key, []).append(part)
         for name in list(self.unknown):
             parameter = parameters[name]
-            like = known.get((siblings(self.module, name), parameter.shape), [])
+            like = known.get((kinds[name], parameter.shape), [])
             if like and self.unknown[name] == f"{name} {tuple(parameter.shape)}":
                 del self.unknown[name]
                 for part in like:
@@ -165,12 +166,16 @@ class Drawers:
             elif block and isinstance(owner, nn.Linear) and parameter.shape[0] != parameter.shape[1]:
                 d_model = next((shape[1] for each, shape in width.items() if f"{each}.".startswith(f"{block}.")), 0)
                 role = {parameter.shape[1]: "feed_forward_in", parameter.shape[0]: "feed_forward_out"}.get(d_model, "")
-            elif not any(isinstance(each, nn.ModuleList | nn.ModuleDict) for _, each in ancestors(self.module, name)):
+            elif not isinstance(owner, nn.RNNBase) and (isinstance(owner, nn.Embedding) or not self._is_listed(name)):
                 role = "position" if "position" in name else "embedding"
             if role:
                 del self.unknown[name]
                 self.guessed[name] = role
                 self.parts += self._split(name, parameter, (role,), Layout(name))
+
+    def _is_listed(self, name: str) -> bool:
+        """Whether a parameter stands in a list of modules."""
+        return any(isinstance(each, nn.ModuleList | nn.ModuleDict) for _, each in ancestors(self.module, name))
 
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:

@@ -60,7 +60,10 @@ class Places:
             self.width[name] = (narrow if from_latent else part).matrix.shape[1]  # type: ignore[union-attr]
             self.d_head[name] = part.matrix.shape[0] // self.heads[name]
         self.blocks = find_blocks(module, names)
-        self._with_ff = {block_of(self.blocks, each.parameter).name for each in parts if each.role in FEED_FORWARD}
+        fed = {block_of(self.blocks, each.parameter).name for each in parts if each.role in FEED_FORWARD}
+        both = fed & {block_of(self.blocks, each).name for each in names}
+        stacks = {self.blocks[each].stack for each in both if each}  # some of whose blocks hold both branches
+        self._whole = stacks if fed else {each.stack for each in self.blocks.values()}
         self.passes = {name: self._passes(name, parts) for name in names}
         self.stack = {name: self._stack(name) for name in names}
         depth: dict[str, int] = {"encoder": 0, "decoder": 0}
@@ -80,8 +83,8 @@ class Places:
         self, parameter: str, role: str, shape: tuple[int, int], attention: str | None, is_table: bool
     ) -> Weight:
         """The description of one projection."""
-        near = max(self.heads, key=lambda name: shared(name, parameter))  # the attention module next to it
-        attention = near if attention not in self.heads or attention is None else attention
+        if attention is None or attention not in self.heads:  # the attention module next to it
+            attention = max(self.heads, key=lambda name: shared(name, parameter))
         inside = role in BRANCH
         block = block_of(self.blocks, parameter)
         around = self.heard.around.get(parameter)
@@ -97,7 +100,7 @@ class Places:
                 and self._is_cross(name) == self._is_cross(attention)
             ]
             chain = self.heard.layers[parameter][1]
-            if chain > n_layers * max(sum(ran), 1) or (self._with_ff and block.name not in self._with_ff):
+            if chain > n_layers * max(sum(ran), 1) or block.stack not in self._whole:
                 layer, n_layers = self.heard.layers[parameter]
         stack = self.stack[attention] if inside or not self.has_both else self._outer_stack(parameter)
         return Weight(
@@ -153,7 +156,7 @@ class Places:
         around = [
             source for _, each in ancestors(self.module, f"{name}.") for source in (each, getattr(each, "config", None))
         ]
-        found = (getattr(source, key, None) for source in around for key in HEADS)
+        found = (_entry(source, key) for source in around for key in HEADS)
         heads = given if given is not None else next((value for value in found if isinstance(value, int)), None)
         width = query.matrix.shape[0]  # type: ignore[union-attr]
         if heads is None:
@@ -194,6 +197,13 @@ class Places:
             return self.heard.cross[name]
         flag = getattr(attention, "is_cross_attention", False) is True
         return flag or in_torch or any(word in labels for word in CROSS)
+
+
+def _entry(source: Any, key: str) -> Any:
+    try:
+        return getattr(source, key, None)
+    except Exception:  # a configuration whose entry varies from layer to layer
+        return None
 
 
 def _is_a(module: nn.Module, kind: str) -> bool:

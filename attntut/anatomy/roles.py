@@ -13,7 +13,7 @@ from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, is_leaf
 
 # Nodes that multiply with a matrix in a way that is not read.
-STRANGE = re.compile("IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear")
+STRANGE = re.compile("^(IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
 OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
@@ -314,5 +314,10 @@ class Roles:
                 is_vector and only_logits
             ):
                 yield name, "gain"
-            elif all(each[-1].isdigit() and not STRANGE.search(each) for each in names):  # else: a function of its own
+            elif all(_is_known(each) for each in names):
                 yield name, "position" if is_added or only_logits else "embedding"
+
+
+def _is_known(kind: str) -> bool:
+    """Whether a node is one of torch's whose work is read; what a function of somebody's own does is not known."""
+    return "CopySlices" in kind or (kind[-1].isdigit() and not STRANGE.match(kind))

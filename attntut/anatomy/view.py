@@ -143,9 +143,16 @@ def view(
             f"Parameters must be plain tensors, whose parts share their memory: got {shown}, sharded or quantized. Do "
             'this before the model is sharded or quantized, or leave them alone: roles={"keep": …}.'
         )
-    seen = look(module, heard=listen(module, inputs), roles=roles, n_heads=n_heads)
-    if inputs is not None and torch.is_inference_mode_enabled() and not any(entry.attention for entry in seen.entries):
-        raise ValueError("inputs tell roles by a graph, and torch.inference_mode() records none: call it outside.")
+    if inputs is not None and (meta := [name for name, each in module.named_parameters() if each.is_meta]):
+        raise ValueError(f"{meta[0]} is on the meta device, and the model cannot run: call module.to_empty(device=…).")
+    heard = listen(module, inputs)
+    seen = look(module, heard=heard, roles=roles, n_heads=n_heads)
+    if inputs is not None and not (heard and heard.attention) and (seen.unknown or not seen.attention):
+        raise ValueError(
+            "inputs tell the roles by the graph that autograd records, and there is none here, or none with attention "
+            "(torch.inference_mode, no_grad inside the model, a reentrant checkpoint, an attention without softmax). "
+            f'Give them: roles={{"query": …}}. Unknown: {listing(seen.unknown.values())}.'
+        )
     if not any(entry.role in ATTENTION for entry in seen.entries):
         matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
         raise ValueError(

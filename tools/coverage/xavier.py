@@ -45,15 +45,18 @@ def verdicts(model: nn.Module, layers: Iterable[str], before: dict[str, Tensor])
         owner = model.get_submodule(name.rpartition(".")[0])
         weight = parameter.detach().flatten(1)
         weight = weight.mT if type(owner).__name__ == "Conv1D" else weight
-        right = _right(weight, kind, *_sizes(model, name))
+        beside = name.rpartition(f"{own}")[0]
+        reads = {p.shape[1] for n, p in model.named_parameters() if n.startswith(beside) and p.ndim == 2 and n != name}
+        is_gated = kind == "query" and weight.shape[0] // 2 in reads and weight.shape[0] not in reads  # of the outputs
+        right = _right(weight, kind, *_sizes(model, name), is_gated=is_gated)
         if right is not None:
             found[name] = right and not torch.equal(parameter, before[name])
     return found
 
 
-def _right(weight: Tensor, kind: str, heads: int, key_heads: int, d_head: int) -> bool | None:
+def _right(weight: Tensor, kind: str, heads: int, key_heads: int, d_head: int, *, is_gated: bool) -> bool | None:
     rows, columns = weight.shape
-    if kind == "query" and rows == 2 * heads * d_head:  # and a gate as wide
+    if is_gated and rows == 2 * heads * d_head:  # a query, and a gate as wide
         return _has_std(weight, columns + rows // 2)
     if kind in ("query", "own"):
         return _has_std(weight, columns + rows)
@@ -63,9 +66,7 @@ def _right(weight: Tensor, kind: str, heads: int, key_heads: int, d_head: int) -
         return None  # something else, or unlike the configuration
     d_head = rows // (heads + 2 * key_heads)
     blocks = sorted(weight.unflatten(0, (-1, d_head)), key=lambda block: block.std().item())  # in whatever order packed
-    fans = [columns + heads * d_head] * heads + [
-        columns + key_heads * d_head
-    ] * 2 * key_heads  # the wider, the narrower
+    fans = [columns + heads * d_head] * heads + [columns + key_heads * d_head] * 2 * key_heads  # wide ones first
     return all(map(_has_std, blocks, fans))
 
 
@@ -89,4 +90,11 @@ def _sizes(model: nn.Module, name: str) -> tuple[int, int, int]:
 
 
 def _first(source: Any, names: Iterable[str]) -> int:
-    return next((value for name in names if isinstance(value := getattr(source, name, None), int)), 0)
+    return next((value for name in names if isinstance(value := _entry(source, name), int)), 0)
+
+
+def _entry(source: Any, name: str) -> Any:
+    try:
+        return getattr(source, name, None)
+    except Exception:  # one that varies from layer to layer
+        return None
