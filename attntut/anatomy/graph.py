@@ -87,6 +87,7 @@ class Heard:
         scores: product of queries and keys; None inside a fused kernel.
         query, key, value: operands; None for what needs no gradient.
         scale: of a fused kernel, where it is known.
+        more: pairs of query and key of other products that the logits add up (places apart from contents).
     """
 
     node: Node = field(repr=False)
@@ -96,7 +97,7 @@ class Heard:
     key: Edge | None = field(repr=False)
     value: Edge | None = field(repr=False)
     scale: float | None = None
-    more: list[Any] = field(default_factory=list, repr=False)  # queries and keys of the other parts of the logits
+    more: list[tuple[Edge | None, Edge | None]] = field(default_factory=list, repr=False)
 
 
 Sink = tuple[str, Any]
@@ -124,9 +125,7 @@ class Graph:
         self._sort()
         self.roots = {node: None for node in self.roots if node not in self.users}
         self.products: dict[Node, Product] = {}
-        self._weights: dict[
-            Node, tuple[str, ...] | None
-        ] = {}  # parameters that a node is made of; None: more than that
+        self._weights: dict[Node, tuple[str, ...] | None] = {}  # parameters that a node is made of; None: of more
         self._made: dict[Node, tuple[str, ...]] = {}  # products of two parameters, and what is made of them
         for node in self.order:
             self._classify(node)
@@ -192,17 +191,8 @@ class Graph:
             made_of = [self._weights.get(each) if each is not None else None for each, _ in factors]
             which = self._which(kind, factors, made_of)
             if which is not None:
-                other = factors[1 - which]
-                channels = 1 if kind == "ConvolutionBackward0" else -1 if which else -2
-                self.products[node] = Product(
-                    node,
-                    Edge(*factors[which]),
-                    made_of[which] or (),
-                    None if other[0] is None else Edge(*other),
-                    weight_first=not which,
-                    channels=channels,
-                )
-                if made_of[0] and made_of[1] and other[0] is not None and len(Edge(node, 0).shape) == 2:
+                self._take(node, kind, factors, which, made_of[which] or ())
+                if made_of[0] and made_of[1] and len(Edge(node, 0).shape) == 2:
                     self._made[node] = tuple(dict.fromkeys(made_of[0] + made_of[1]))
             elif kind in ("MmBackward0", "AddmmBackward0", "ConvolutionBackward0"):
                 self._take_composed(node, kind, factors)
@@ -228,26 +218,23 @@ class Graph:
         while names is None and below is not None and not is_leaf(below) and LAYOUT.fullmatch(below.name()):
             below = below.next_functions[0][0]
             taken = self.products.get(below)  # rows of a matrix, taken by number
-            if (
-                taken is not None
-                and taken.is_table
-                and below.name() != "EmbeddingBackward0"
-                and len(taken.result.shape) == 2
-            ):
+            is_picked = taken is not None and taken.is_table and below.name() != "EmbeddingBackward0"
+            if taken is not None and is_picked and len(taken.result.shape) == 2:
                 names = self._weights[below] = self.products.pop(below).parameters
-        if names:
-            other = factors[1 - which]
-            reads = None if other[0] is None else Edge(*other)
-            channels = 1 if kind == "ConvolutionBackward0" else -1 if which else -2
-            for each in [
-                each
-                for each in self._made
-                if each in self.products and set(self.products[each].parameters) <= set(names)
-            ]:
+        if not names:
+            return
+        for each in [*self._made]:  # the products that made it are no products with data
+            if each in self.products and set(self.products[each].parameters) <= set(names):
                 del self.products[each]
-            self.products[node] = Product(
-                node, Edge(*factors[which]), names, reads, weight_first=not which, channels=channels
-            )
+        self._take(node, kind, factors, which, names)
+
+    def _take(self, node: Node, kind: str, factors: list[Any], which: int, names: tuple[str, ...]) -> None:
+        """Note a product of data with a parameter."""
+        data = factors[1 - which]
+        channels = 1 if kind == "ConvolutionBackward0" else -1 if which else -2
+        reads = None if data[0] is None else Edge(*data)
+        weight = Edge(*factors[which])
+        self.products[node] = Product(node, weight, names, reads, weight_first=not which, channels=channels)
 
     def _adds_data(self, node: Node) -> bool:
         """Whether data went in: the result is larger than the parameters, though nothing was expanded."""
@@ -314,7 +301,7 @@ class Graph:
         for other in others:
             self._scored.add(other)
             ways = PRODUCTS[other.name()] if self._rows_are_queries(softmax, other) else PRODUCTS[other.name()][::-1]
-            heard.more.append(tuple(_edge(other, position) for position in ways))
+            heard.more.append((_edge(other, ways[0]), _edge(other, ways[1])))
             for position, role in zip(ways, ("query", "key"), strict=True):
                 self.by_operand.setdefault((other, position), (role, heard))
         self.by_operand[softmax, 0] = ("logits", heard)

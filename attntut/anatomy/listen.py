@@ -73,6 +73,9 @@ class Anatomy:
         biases: parameters of two or more dimensions that are added to a projection.
         gains: parameters of two or more dimensions that something is multiplied with, entry by entry.
         traits: what is known of the architecture around each attention, by its module.
+        around: whether the attention of a parameter is cross, its number of heads, and their width.
+        zero_centred: vectors to which 1 is added before they multiply.
+        layers: at which attention on the way of the stream a parameter stands, and of how many.
         called: names of the modules that ran.
         passes: how often the stream came through each parameter, where blocks share it.
     """
