@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import tempfile
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from attntut import Transformer, TransformerConfig
+from attntut.anatomy import view
 from attntut.diagnose import diagnose, listen
 from bench.table import Row, seconds
 
@@ -38,9 +38,9 @@ def diagnosis() -> list[Row]:
     )
     model = Transformer(config, seed=0)
     what = "GPT-2 small's shape, batch 1"
-    found = _anatomy(model, 256)
-    plain, *others = seconds(*_runs(model, 256), *found, repeats=TURNS)
-    diagnosed, listened, looked = ([f"{taken / plain:.2f}×" for taken in others] + ["missing"])[:3]
+    listening = partial(view, model, inputs=torch.randint(VOCAB, (1, 256)))
+    plain, *others = seconds(*_runs(model, 256), listening, repeats=TURNS)
+    diagnosed, listened, looked = (f"{taken / plain:.2f}×" for taken in others)
     rows = [
         Row(f"`diagnose` over a forward and backward pass, {what}, n = 256", diagnosed, "≤ 1.25×"),
         Row("… `listen` around the same", f"{listened} ({plain:.1f} s without)", "≤ 1.25×"),
@@ -81,15 +81,6 @@ def _runs(model: Transformer, n: int) -> list[Callable[[], object]]:
         diagnose(model, tokens, loss)
 
     return [plain, diagnosed, listened]
-
-
-def _anatomy(model: Transformer, n: int) -> list[Callable[[], object]]:
-    """The call that finds the roles of a model's matrices by listening: the one place here that names it."""
-    try:
-        look = importlib.import_module("attntut.anatomy").look
-    except (ImportError, AttributeError):
-        return []
-    return [partial(look, model, torch.randint(VOCAB, (1, n)))]
 
 
 def peak_memory(call: Callable[[], Any]) -> int:
