@@ -961,3 +961,15 @@ def test_bad_arguments():
 
 def test_a_rule_fits_a_cell_of_a_table():
     assert not [row["finding"] for row in table() if "|" in row["rule"] or "\n" in row["rule"]]
+
+
+def test_uniform_attention_is_put_down_to_its_cause():
+    attention, x = torch.nn.MultiheadAttention(32, 4, batch_first=True), torch.randn(2, 8, 32)
+    with torch.no_grad():
+        attention.in_proj_weight[:64] *= 1e-8
+    (finding,) = (each for each in diagnose(attention, (x, x, x)).findings if "uniform" in each.name)
+    assert "because W_q and W_k are so small" in finding.text and "Are all the tokens alike" not in finding.text
+    alike = x[:, :1].expand(-1, 8, -1)
+    attention = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    (finding,) = (each for each in diagnose(attention, (alike,) * 3).findings if "uniform" in each.name)
+    assert "Are all the tokens alike" in finding.text

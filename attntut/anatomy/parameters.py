@@ -259,13 +259,16 @@ def is_norm(module: nn.Module) -> bool:
 def is_wave(table: Tensor) -> bool:
     """Whether the rows of a table are pairs of sine and cosine, whose squares add up to half their length, exactly.
 
+    A row for padding may be 0.
+
     >>> angles = torch.arange(5.0)[:, None] / 10 ** torch.arange(4.0)
     >>> is_wave(torch.cat([angles.sin(), angles.cos()], dim=1)), is_wave(torch.randn(5, 8))
     (True, False)
     """
     width = table.shape[-1]
     squares = table.detach().double().square().sum(-1)
-    return bool((squares - width / 2).abs().max() < 1e-3 * width)
+    is_pair = (squares - width / 2).abs() < 1e-3 * width
+    return bool(is_pair.any() and (is_pair | (squares == 0)).all())
 
 
 def listing(items: Collection[str], limit: int = 8) -> str:

@@ -56,8 +56,7 @@ def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
     WARNING,
     quantity="std of the logits in a row",
     source=_FLAT_SOURCE,
-    text="Every query weighs all keys alike, though {matrix}. Are all the tokens alike?",
-    remedies=("Look at what comes into this layer.",),
+    text="Every query weighs all keys alike, {why}",
     chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
     explains=("gradients vanishing",),
 )
@@ -66,8 +65,14 @@ def tokens_alike(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
     known to be zero."""
     unread = [f"W_{role[0]}" for role in ("query", "key") if role not in layer.weights]
     if not (layer.is_zero("query") or layer.is_zero("key")) and (found := _flat(layer, facts, ulps)):
-        unknown = f"whether {' or '.join(unread)} is zero could not be read"
-        yield found | dict(words=dict(matrix=unknown if unread else "its matrix is not zero"))
+        alike = "Are all the tokens alike? Look at what comes into this layer."
+        why = f"though its matrix is not zero. {alike}"
+        if unread:
+            why = f"though whether {' or '.join(unread)} is zero could not be read. {alike}"
+        elif layer.fan_in("query") * layer.std("query") * layer.std("key") <= found["threshold"]:
+            stds = " and ".join(number(layer.std(role), digits=2) for role in ("query", "key"))
+            why = f"because W_q and W_k are so small (std {stds}): draw them again."
+        yield found | dict(words=dict(why=why))
 
 
 def _large(layer: Layer, statistic: str, threshold: float, expected: float) -> Hit | None:
