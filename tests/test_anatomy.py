@@ -607,3 +607,18 @@ def test_a_table_that_is_looked_up_without_a_graph_is_kept_if_it_was_computed():
             return super().forward(ids) + places.sum()
 
     assert found(Silently(), IDS).kept == ("where.weight",)
+
+
+class PostNorm(nn.Module):
+    """A wrapper whose class has "norm" in its name, and that holds the attention."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.norm = inner, nn.LayerNorm(D)
+
+    def forward(self, x):
+        return self.norm(self.inner(x))
+
+
+def test_a_wrapper_that_is_called_after_its_norm_is_none():
+    assert not found(PostNorm(Odd(norm=False, cap=False, gate=False))).traits["qk_norm"]

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from attntut import MultiHeadAttention, Transformer, TransformerConfig
-from attntut.anatomy.parameters import is_norm, listing
+from attntut.anatomy.blocks import is_norm
+from attntut.anatomy.parameters import listing
 from attntut.anatomy.weight import ROLES, weights
 from attntut.device import seeded
 from attntut.init import Scheme, Weight, initialize_, registry, schemes, view

@@ -71,3 +71,16 @@ def prefixes(name: str) -> list[str]:
     """
     path = name.split(".")
     return [".".join(path[:depth]) for depth in range(len(path), 0, -1)] if name else []
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module normalizes: one of torch's, or one whose class says so and that has no matrix.
+
+    >>> is_norm(nn.RMSNorm(8)), is_norm(nn.Linear(8, 8))
+    (True, False)
+    """
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase):
+        return True
+    return "norm" in type(module).__name__.lower() and all(
+        max(each.shape, default=1) == each.numel() for each in module.parameters()
+    )

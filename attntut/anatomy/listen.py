@@ -21,7 +21,7 @@ from torch.nn.parameter import is_lazy
 
 from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
-from attntut.anatomy.blocks import LISTS, find_blocks
+from attntut.anatomy.blocks import LISTS, find_blocks, is_norm
 from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import LAYOUT, Graph, Heard, Node, Product
 from attntut.anatomy.layout import Matrix
@@ -175,7 +175,7 @@ class Ears:
         columns = Columns(graph, parameters, kinds)
         where = {heard: self._module_of(heard.entry) for heard in graph.attentions}
         roles = Roles(graph, columns, lambda name, heard: bool(where[heard]) and name.startswith(f"{where[heard]}."))
-        norms = {name for name, each in self.module.named_modules() if "norm" in type(each).__name__.lower()}
+        norms = {name for name, each in self.module.named_modules() if is_norm(each)}
         spans = [(start, end) for name, start, end in self.calls if name in norms]
         starts = [start for start, _ in spans]
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.blocks import block_of, find_blocks, is_norm
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Part, siblings
 from attntut.anatomy.names import KEEP, PACKED, CallerPatterns, Layout, known_roles
@@ -241,19 +241,6 @@ def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     path = name.split(".")
     for depth in range(len(path) - 1, -1, -1):
         yield ".".join(path[depth:]), module.get_submodule(".".join(path[:depth]))
-
-
-def is_norm(module: nn.Module) -> bool:
-    """Whether a module normalizes: one of torch's, or one whose class says so and that has no matrix.
-
-    >>> is_norm(nn.RMSNorm(8)), is_norm(nn.Linear(8, 8))
-    (True, False)
-    """
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm | nn.GroupNorm | nn.modules.batchnorm._NormBase):
-        return True
-    return "norm" in type(module).__name__.lower() and all(
-        max(each.shape, default=1) == each.numel() for each in module.parameters()
-    )
 
 
 def is_wave(table: Tensor) -> bool:
