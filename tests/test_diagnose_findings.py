@@ -973,3 +973,9 @@ def test_uniform_attention_is_put_down_to_its_cause():
     attention = torch.nn.MultiheadAttention(32, 4, batch_first=True)
     (finding,) = (each for each in diagnose(attention, (alike,) * 3).findings if "uniform" in each.name)
     assert "Are all the tokens alike" in finding.text
+
+
+def test_the_math_of_a_rule_can_be_set():
+    for row in table():
+        for formula in re.findall(r"\$([^$]+)\$", row["rule"]):
+            assert not re.search(r"\\text\{[^}]*(?<!\\)_", formula), f"{row['finding']}: an underscore in text is \\_."

@@ -142,7 +142,7 @@ def tied_for_one_use(model: Facts, facts: Facts) -> Iterator[Hit]:
 def packed_scale(
     layer: Layer, facts: Facts, *, standard_errors: Annotated[float, "one draw in 16 000 is farther off"] = 4.0
 ) -> Iterator[Hit]:
-    r"""Query, key and value lie in one tensor, and have the std :math:`\sqrt{2/(3\,\text{fan_out} + \text{fan_in})}`
+    r"""Query, key and value lie in one tensor, and have the std :math:`\sqrt{2/(3\,\text{fan\_out} + \text{fan\_in})}`
     of its shape, which takes the three outputs for one: in all packed layers, and no scheme of the catalogue that looks
     at one projection accounts for all of them."""
     three = [layer.weights.get(role, {}) for role in ("query", "key", "value")]
