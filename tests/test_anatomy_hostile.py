@@ -348,3 +348,18 @@ def test_a_sharded_model_is_refused_and_stays_sharded():
         assert all(torch.equal(before[name], each) for name, each in after.items()), "It was left gathered, or drawn."
     finally:
         dist.destroy_process_group()
+
+
+def test_a_packed_matrix_may_be_multiplied_once_for_each_role():
+    class Thrice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.d = linear(3 * D), linear()
+
+        def forward(self, x):
+            q, k, v = (by_heads(self.a(x).chunk(3, -1)[i], H) for i in range(3))
+            return self.d(merged(softmax(q, k, v)))
+
+    roles = [(entry.role, entry.rows) for entry in found(Thrice(), X).entries if entry.parameter == "a.weight"]
+    expected = [("query", f"0 … {D - 1}"), ("key", f"{D} … {2 * D - 1}"), ("value", f"{2 * D} … {3 * D - 1}")]
+    assert sorted(roles) == sorted(expected), "Are rows that another call uses taken for something else?"

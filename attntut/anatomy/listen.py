@@ -257,6 +257,7 @@ class _Writer:
                 if used.isdisjoint(columns):  # else one matrix plays two roles, on purpose
                     used.update(columns)
                     self._add(_part(role, name, matrix, bias, columns, where, n_heads=len(heads)))
+            used |= self._made_elsewhere(product)
             rest = [column for column in range(self.columns.fan_out(product)) if column not in used]
             if rest:
                 goes_to = {
@@ -282,6 +283,12 @@ class _Writer:
                 return
         for columns in pieces or [list(range(self.columns.fan_out(product)))]:
             self._add(_part(role, name, matrix, bias, columns, where, is_table=product.is_table))
+
+    def _made_elsewhere(self, product: Product) -> set[int]:
+        """Columns that become operands in another product with the same parameter (one call for each role)."""
+        others = [each for each in self.roles.makes if each.parameters == product.parameters and each is not product]
+        heads = [head for each in others for heads in self.roles.makes[each].values() for head in heads]
+        return {column for head in heads for column in head}
 
     def _add(self, part: Part) -> None:
         """Note a part; what is used several times keeps its first role (a tied embedding is used first as one)."""
