@@ -354,11 +354,11 @@ def test_a_packed_matrix_may_be_multiplied_once_for_each_role():
     class Thrice(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.d = linear(3 * D), linear()
+            self.a, self.d = nn.Linear(D, 3 * D), nn.Linear(D, D)
 
         def forward(self, x):
             q, k, v = (by_heads(self.a(x).chunk(3, -1)[i], H) for i in range(3))
-            return self.d(merged(softmax(q, k, v)))
+            return self.d((q @ k.mT).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
 
     roles = [(entry.role, entry.rows) for entry in found(Thrice(), X).entries if entry.parameter == "a.weight"]
     expected = [("query", f"0 … {D - 1}"), ("key", f"{D} … {2 * D - 1}"), ("value", f"{2 * D} … {3 * D - 1}")]
