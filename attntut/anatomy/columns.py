@@ -30,6 +30,7 @@ class Columns:
     def __init__(self, graph: Graph, parameters: Mapping[str, nn.Parameter], siblings: Mapping[str, str]) -> None:
         self.graph, self.parameters, self.siblings = graph, parameters, siblings
         self._known: dict[Any, Any] = {}
+        self._drawn: dict[torch.Size, Tensor] = {}
         self._asked: dict[Any, int] = {}
 
     def batch(self, product: Product) -> int:
@@ -122,7 +123,7 @@ class Columns:
 
     def _feed(self, edge: Edge, product: Product, index: int | None = None, dim: int = -3) -> list[int]:
         """The columns that feed an operand, or what stands at one index of its third last dimension."""
-        weights = torch.randn(edge.shape, generator=torch.Generator().manual_seed(0))
+        weights = self._random(edge.shape)
         if index is not None:
             mask = torch.zeros(edge.shape)
             mask.select(dim, index).fill_(1.0)
@@ -139,6 +140,12 @@ class Columns:
             for handle in silenced:
                 handle.remove()
         return [] if gradient is None else self._touched(gradient, product)
+
+    def _random(self, shape: torch.Size) -> Tensor:
+        """Numbers that add up to nothing by chance."""
+        if shape not in self._drawn:
+            self._drawn = {shape: torch.randn(shape, generator=torch.Generator().manual_seed(0))}
+        return self._drawn[shape]
 
     def _touched(self, gradient: Tensor, product: Product) -> list[int]:
         """The outputs that a gradient touches; those of a batch of matrices stand behind each other."""

@@ -113,7 +113,7 @@ class Ears:
         self.module = module
         self.calls: list[list[Any]] = []  # name, first and last number of the graph's nodes
         self._open: list[list[Any]] = []
-        self._outputs: list[torch.Tensor] = []  # a model may return none of them: a dataclass, an argmax
+        self._outputs: list[torch.Tensor] = []  # the last; a model may return none of them: a dataclass, an argmax
         self._handles: list[Any] = []
         self._frozen: list[nn.Parameter] = []
 
@@ -158,7 +158,7 @@ class Ears:
 
     def left(self, module: nn.Module, output: Any = None) -> None:
         """It has ended."""
-        self._outputs += [each for each in tensors_in(output) if each.grad_fn is not None]
+        self._outputs = [each for each in tensors_in(output) if each.grad_fn is not None] or self._outputs
         if self._open and not isinstance(module, nn.Softmax | nn.Dropout):
             self._open.pop()[2] = _now()
 
@@ -171,6 +171,7 @@ class Ears:
         parameters = dict(self.module.named_parameters())
         kinds = siblings(self.module, parameters)
         outputs = [each for each in tensors_in(output) if each.grad_fn is not None] or self._outputs
+        self._outputs = []  # as large as anything that the model makes
         graph = Graph(outputs, {id(parameter): name for name, parameter in parameters.items()})
         columns = Columns(graph, parameters, kinds)
         where = {heard: self._module_of(heard.entry) for heard in graph.attentions}

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from attntut.anatomy.blocks import block_of, find_blocks, is_norm
 from attntut.anatomy.layout import Matrix
@@ -44,6 +45,7 @@ class Drawers:
         self.unknown: dict[str, str] = {}
         self.foreign: dict[str, str] = {}
         self.guessed: dict[str, str] = {}
+        self._vectors = [(each.data_ptr(), each.data_ptr() + each.nbytes, each) for each in _small(module)]
         self.blocks = find_blocks(module, self.heard.attention)
         self._done: set[int] = set()
         names: dict[int, list[str]] = {}  # a tied parameter has several
@@ -179,9 +181,10 @@ class Drawers:
 
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:
-            for each in self.module.parameters():
-                if 0 <= part.bias.view.data_ptr() - each.data_ptr() < each.numel() * each.element_size():
-                    self._take(each, again=True)
+            place = part.bias.view.data_ptr()
+            for start, end, parameter in self._vectors:
+                if start <= place < end:
+                    self._take(parameter, again=True)
 
     def _split(self, name: str, parameter: nn.Parameter, roles: tuple[str, ...], layout: Layout) -> Iterator[Part]:
         path, _, own_name = name.rpartition(".")
@@ -243,6 +246,14 @@ def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
         yield ".".join(path[depth:]), module.get_submodule(".".join(path[:depth]))
 
 
+def _small(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters that may be biases."""
+    for each in module.parameters():
+        is_plain = not is_lazy(each) and type(each.data) is Tensor and not each.is_meta
+        if is_plain and each.numel() <= 2**20:
+            yield each
+
+
 def is_wave(table: Tensor) -> bool:
     """Whether the rows of a table are pairs of sine and cosine, whose squares add up to half their length, exactly.
 
@@ -254,6 +265,11 @@ def is_wave(table: Tensor) -> bool:
     """
     if table.is_meta:
         return False
+    few = table[:: max(1, len(table) // 32)]  # of a large table, most are told by a few rows
+    return all(map(_are_pairs, (few, table))) if few.shape != table.shape else _are_pairs(table)
+
+
+def _are_pairs(table: Tensor) -> bool:
     width = table.shape[-1]
     squares = table.detach().double().square().sum(-1)
     is_pair = (squares - width / 2).abs() < 1e-3 * width
