@@ -3,7 +3,7 @@
   const form = document.querySelector(".catalogue-filter");
   const count = document.querySelector(".catalogue-count");
   const entries = [...document.querySelectorAll(".scheme")];
-  const sections = [...document.querySelectorAll("section.family")];
+  const sections = new Set(entries.map((entry) => entry.closest("section")));
   if (!form || !count) return;
   const { family, needs } = form.elements;
 

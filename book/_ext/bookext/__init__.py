@@ -10,9 +10,10 @@ Each module is one concern with its own ``setup(app)``:
 * ``anchors``: links to a label on another page
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
-* ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
+
+``catalogue`` is no part of the build: it is what the cells of that page show, and ``drawn`` what they measure.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from sphinx.application import Sphinx
 from . import (
     address,
     anchors,
-    catalogue,
     claims,
     diagrams,
     evidence,
@@ -39,7 +39,7 @@ from . import (
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors,
-    records, claims, evidence, catalogue, published,
+    records, claims, evidence, published,
 )  # fmt: skip
 
 
