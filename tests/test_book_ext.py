@@ -159,7 +159,8 @@ def test_a_book_without_the_ledger_asks_for_no_evidence(build):
 
 def verdict(*found: dict) -> claims.Verdict:
     claim = claims.Claim("C01", "1", "One.", later="part III")
-    return claims.Verdict(claim, [records.Record("page", "anchor", "name", **record) for record in found])
+    (said,) = evidence("name")["data"][MIME]
+    return claims.Verdict(claim, [records.Record(page="page", **said | record) for record in found])
 
 
 @pytest.mark.parametrize(
@@ -178,11 +179,17 @@ def test_the_verdict_is_what_all_records_say(found, kind, text):
     assert (verdict(*found).kind, verdict(*found).text) == (kind, text)
 
 
+def test_the_verdicts_are_counted():
+    later = claims.Verdict(claims.Claim("C02", "1", "Two.", "part III"))
+    expected = "Of 2 claims, 1 holds, none holds under a condition, none fails, and 1 waits for a later part."
+    assert claims.summarize([verdict({}), later]) == expected
+
+
 def test_records_are_those_of_the_outputs():
     said = evidence("σ < 1 & “x's”", claim="C01", when='d > "4"')
     (record,) = records.read_records(json.loads(notebook({"data": {"text/plain": "1"}}, said)), "page")
     assert (record.page, record.name, record.when) == ("page", "σ < 1 & “x's”", 'd > "4"')
-    assert record.anchor == f"evidence-{record.slug}" and records.MIME == MIME
+    assert record.anchor == f"evidence-{record.slug}"
 
 
 @pytest.mark.parametrize("text", ["1", "- {id: C01}", "- {id: C01, section: '1', text: t, verdict: holds}", "- [a", ""])

@@ -18,9 +18,33 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
-from .records import Record, add_directive, in_reading_order, link, pages_with, place
+from .records import Record, add_directive, in_reading_order, pages_with, render
 
 logger = logging.getLogger(__name__)
+
+
+PAGE = """\
+<p class="claims-summary">{{ summary }}</p>
+{% for verdict in verdicts %}
+{% set claim = verdict.claim %}
+<div class="claim claim-{{ verdict.kind }}" id="{{ claim.id | lower }}">
+<p class="claim-head"><strong>{{ claim.id }}</strong>
+<a href="{{ uri(article, claim.anchor) }}">article, section {{ claim.section }}</a>
+<span class="claim-verdict">{{ verdict.text }}</span></p>
+<p>{{ claim.text }}</p>
+<ul>
+{% for record in verdict.records %}
+<li><a href="{{ uri(record.page, record.anchor) }}">{{ record.name }}</a>:
+speaks {{ "for" if record.supports else "against" }} the claim{{ " when " ~ record.when if record.when }}.
+<span class="numbers">{{ (record | string).split("   ")[1:] | join(" · ") }}</span> ({{ place(record.page) }})</li>
+{% endfor %}
+{% if claim.later %}
+<li>Answered in full in {{ claim.later }}.</li>
+{% endif %}
+</ul>
+</div>
+{% endfor %}
+"""
 
 
 @dataclass(frozen=True)
@@ -110,48 +134,8 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
         logger.warning("%s", message, location=page or ledgers[0], type="claims")
 
 
-def numbers(record: Record) -> str:
-    """Return what a record predicted and measured, in one line.
-
-    >>> numbers(Record("", "", "a", predicted=1.0, measured=0.98, tolerance="within 5 %"))
-    'predicted 1 · measured 0.98 · ✓ within 5 %'
-    """
-    _, predicted, measured, agreement = record.cells
-    said = [f"predicted {predicted}" if record.kind == "predicted" else predicted] if record.kind != "observed" else []
-    return " · ".join([*said, f"measured {measured}", agreement])
-
-
-def _entry(app: Sphinx, docname: str, verdict: Verdict) -> nodes.container:
-    claim = verdict.claim
-    box = nodes.container(classes=["claim", f"claim-{verdict.kind}"], ids=[claim.id.lower()])
-    head = nodes.paragraph(classes=["claim-head"])
-    article = link(app, docname, app.config.book_article, claim.anchor, f"article, section {claim.section}")
-    head += [nodes.strong("", claim.id), nodes.Text(" "), article, nodes.Text(" ")]
-    head += nodes.inline("", verdict.text, classes=["claim-verdict"])
-    box += [head, nodes.paragraph("", claim.text)]
-    evidence = nodes.bullet_list()
-    for record in verdict.records:
-        line = nodes.paragraph()
-        line += link(app, docname, record.page, record.anchor, record.name)
-        side = "speaks for the claim" if record.supports else "speaks against the claim"
-        when = f" when {record.when}" if record.when else ""
-        line += nodes.Text(f": {side}{when}. ")
-        line += nodes.inline("", numbers(record), classes=["numbers"])
-        line += nodes.Text(f" ({place(app, record.page)})")
-        evidence += nodes.list_item("", line)
-    if claim.later:
-        evidence += nodes.list_item("", nodes.paragraph("", f"Answered in full in {claim.later}."))
-    if evidence.children:
-        box += evidence
-    return box
-
-
 def summarize(verdicts: Iterable[Verdict]) -> str:
-    """Return the count of the verdicts, as a sentence.
-
-    >>> summarize([Verdict(Claim("C01", "1", "…"), [Record("", "", "a")]), Verdict(Claim("C02", "1", "…", "part III"))])
-    'Of 2 claims, 1 holds, none holds under a condition, none fails, and 1 waits for a later part.'
-    """
+    """Return the count of the verdicts, as a sentence."""
     count = Counter(verdict.kind for verdict in verdicts)
 
     def say(kind: str, one: str, many: str) -> str:
@@ -168,8 +152,7 @@ def summarize(verdicts: Iterable[Verdict]) -> str:
 def show(app: Sphinx, docname: str) -> list[nodes.Node]:
     """Return the ledger."""
     verdicts, _ = _verdicts(app)
-    summary = nodes.paragraph("", summarize(verdicts), classes=["claims-summary"])
-    return [summary, *(_entry(app, docname, verdict) for verdict in verdicts)]
+    return render(app, docname, PAGE, summary=summarize(verdicts), verdicts=verdicts, article=app.config.book_article)
 
 
 def setup(app: Sphinx) -> None:

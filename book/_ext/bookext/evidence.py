@@ -6,24 +6,33 @@ The directive ``evidence`` shows them; ``records`` gathers them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 
 from docutils import nodes
 from sphinx.application import Sphinx
 
-from .records import Record, add_directive, in_reading_order, link, place
+from attntut.evidence import COLUMNS
 
-HEAD = ("quantity", "predicted", "measured", "agreement")
+from .records import Record, add_directive, in_reading_order, place, render
+
+PAGE = """\
+<p class="claims-summary">{{ summary }}</p>
+{% for title, records in tables if records %}
+<p class="rubric">{{ title }}</p>
+<table class="evidence-records"><colgroup><col style="width: 40%"><col style="width: 18%"></colgroup>
+<thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead><tbody>
+{% for record in records %}
+<tr><td><a href="{{ uri(record.page, record.anchor) }}">{{ record.name }}</a></td>
+{% for text in record.cells[1:] %}<td>{{ text }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody></table>
+{% endfor %}
+"""
 
 
 def summarize(records: Iterable[Record]) -> str:
-    """Return the count of the records by kind, in sentences.
-
-    >>> print(summarize([Record("", "", "a"), Record("", "", "b", passed=False, explained="why")]))
-    2 records. 2 were predicted by a formula: 1 agrees within its tolerance, and 1 differs for a reason that the text
-    gives. 0 were expected for a reason, and came out so. 0 are observations.
-    """
+    """Return the count of the records by kind, in sentences."""
     records = list(records)
     count = Counter(record.kind for record in records)
     differ = sum(bool(record.explained) for record in records)
@@ -36,31 +45,14 @@ def summarize(records: Iterable[Record]) -> str:
     )
 
 
-def table(app: Sphinx, docname: str, records: Sequence[Record]) -> nodes.table:
-    """Return a table of records, each with a link to its cell."""
-    group = nodes.tgroup("", *(nodes.colspec(colwidth=width) for width in (40, 18, 21, 21)), cols=len(HEAD))
-    head, body = nodes.thead(), nodes.tbody()
-    head += nodes.row("", *(nodes.entry("", nodes.paragraph("", title)) for title in HEAD))
-    for record in records:
-        name, *rest = record.cells
-        cells = [nodes.paragraph("", "", link(app, docname, record.page, record.anchor, name))]
-        cells += [nodes.paragraph("", text) for text in rest]
-        body += nodes.row("", *(nodes.entry("", cell) for cell in cells))
-    group += [head, body]
-    return nodes.table("", group, classes=["evidence-records"])
-
-
 def show(app: Sphinx, docname: str) -> list[nodes.Node]:
     """Return all records."""
     records = in_reading_order(app)
-    shown: list[nodes.Node] = [nodes.paragraph("", summarize(records), classes=["claims-summary"])]
-    explained = [record for record in records if record.explained]
-    if explained:
-        shown += [nodes.rubric("", "Where theory and measurement differ"), table(app, docname, explained)]
+    tables = [("Where theory and measurement differ", [record for record in records if record.explained])]
     for page, found in groupby(records, key=lambda record: record.page):
         title = place(app, page)
-        shown += [nodes.rubric("", title[:1].upper() + title[1:]), table(app, docname, list(found))]
-    return shown
+        tables.append((title[:1].upper() + title[1:], list(found)))
+    return render(app, docname, PAGE, summary=summarize(records), tables=tables, columns=COLUMNS)
 
 
 def setup(app: Sphinx) -> None:

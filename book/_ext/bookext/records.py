@@ -2,83 +2,45 @@
 
 A cell's output holds its records under a MIME type of their own, beside the table that the page shows. They are read
 from the executed notebooks once, when all pages are read; ``claims`` and ``evidence`` show them again elsewhere, with a
-link to the row. Nothing is typed by hand, and a record that failed without an explanation fails the build.
+link to the row. Nothing is typed by hand, and a record that does not agree with the text fails the build.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from jinja2 import Environment
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
+from attntut.evidence import MIME, Evidence
+
 logger = logging.getLogger(__name__)
 
-MIME = "application/vnd.attntut.evidence+json"  # attntut.evidence.MIME; importing it brings torch
 
-
-@dataclass(frozen=True)
-class Record:
-    """What was said before a measurement, what it gave, and where; as :class:`attntut.evidence.Evidence`."""
+@dataclass(frozen=True, kw_only=True)
+class Record(Evidence):
+    """What was said before a measurement, what it gave, and on which page."""
 
     page: str
-    slug: str
-    name: str
-    kind: str = "predicted"
-    predicted: float | None = None
-    measured: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 1
-    tolerance: str = ""
-    at_least: float | None = None
-    at_most: float | None = None
-    unit: str = ""
-    passed: bool = True
-    explained: str | None = None
-    claim: str | None = None
-    supports: bool = True
-    when: str | None = None
 
     @property
     def anchor(self) -> str:
         """Of its row on its page."""
         return f"evidence-{self.slug}"
 
-    @property
-    def cells(self) -> list[str]:
-        """Its name, and what was predicted, measured and found, as its chapter prints them.
-
-        >>> Record("", "", "a", predicted=1.0, measured=0.98, tolerance="within 5 %").cells
-        ['a', '1', '0.98', '✓ within 5 %']
-        """
-        from attntut.evidence import Evidence  # brings torch: not before there is something to print
-
-        values = asdict(self)
-        del values["page"]
-        return [self.name, "", "", ""] if self.measured is None else list(Evidence(**values).cells)
-
 
 def read_records(notebook: Mapping[str, Any], page: str = "") -> list[Record]:
-    """Return the records in the outputs of an executed notebook.
-
-    Args:
-        notebook: its JSON.
-        page: its name in the book.
-
-    >>> output = {"data": {MIME: [{"name": "a", "slug": "a", "claim": "C01"}]}}
-    >>> read_records({"cells": [{"outputs": [output]}]})
-    [Record(page='', slug='a', name='a', ... claim='C01', supports=True, when=None)]
-    """
+    """Return the records in the outputs of an executed notebook, its JSON."""
     outputs = [output for cell in notebook["cells"] for output in cell.get("outputs", [])]
     return [Record(page=page, **values) for output in outputs for values in output.get("data", {}).get(MIME, [])]
 
@@ -120,26 +82,22 @@ def pages_with(env: BuildEnvironment, *directives: str) -> list[str]:
 @lru_cache(maxsize=1)  # of one build
 def in_reading_order(app: Sphinx) -> list[Record]:
     """Return the records of the whole book."""
-    includes: Mapping[str, list[str]] = app.env.toctree_includes
-    order: list[str] = []
-
-    def walk(page: str) -> None:
-        if page not in order:
-            order.append(page)
-            for child in includes.get(page, []):
-                walk(child)
-
-    walk(app.config.root_doc)
     folder = Path(app.env.mystnb_config.output_folder)  # type: ignore[attr-defined]
+    order = [*app.env.collect_relations()]
     pages = [*order, *sorted(app.env.found_docs - {*order})]
     executed = {page: path for page in pages if (path := folder / f"{page}.ipynb").exists()}
     return [r for page, path in executed.items() for r in read_records(json.loads(path.read_bytes()), page)]
 
 
-def link(app: Sphinx, source: str, target: str, anchor: str, text: str) -> nodes.reference:
-    """Return a link from one page to an anchor on another."""
-    address = app.builder.get_relative_uri(source, target) + (f"#{anchor}" if anchor else "")
-    return nodes.reference("", text, internal=True, refuri=address)
+def render(app: Sphinx, docname: str, template: str, **values: Any) -> list[nodes.Node]:
+    """Return HTML on a page; in its template ``uri(page, anchor)`` is where a link leads, and ``place`` as below."""
+
+    def uri(page: str, anchor: str) -> str:
+        return f"{app.builder.get_relative_uri(docname, page)}#{anchor}"
+
+    jinja = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    text = jinja.from_string(template).render(uri=uri, place=partial(place, app), **values)
+    return [nodes.raw("", text, format="html")]
 
 
 def place(app: Sphinx, page: str) -> str:
@@ -149,23 +107,17 @@ def place(app: Sphinx, page: str) -> str:
     return f"chapter {'.'.join(map(str, section))}, {title}" if section else title
 
 
-def failures(records: Iterable[Record]) -> list[tuple[str, str]]:
-    """Return what is wrong with them: pairs of a page and a message."""
-    return [
-        (record.page, f"the comparison {record.name!r} ({record.anchor}) failed")
-        for record in records
-        if not (record.passed or record.explained)
-    ]
-
-
 def check(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of records that failed, and of two with one name on a page."""
     found = in_reading_order(app)
     for (page, anchor), times in Counter((record.page, record.anchor) for record in found).items():
         if times > 1:
             logger.warning("%s comparisons have the name %s", times, anchor, location=page, type="book")
-    for page, message in failures(found):
-        logger.warning("%s", message, location=page, type="book")
+    for record in found:
+        if not record.agrees:
+            logger.warning(
+                "the comparison %r (%s) failed", record.name, record.anchor, location=record.page, type="book"
+            )
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
