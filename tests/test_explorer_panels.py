@@ -80,16 +80,17 @@ def test_a_number_may_be_a_tensor():
 
 
 @pytest.mark.parametrize(
-    "measured, predicted, text",
+    "measured, predicted, texts",
     [
-        (2.398, 2.27, "2.40 nats, predicted 2.27"),
-        (torch.tensor(2.398), np.float32(2.27), "2.40 nats, predicted 2.27"),
-        (0.9963, 1, "0.996 nats, predicted 1"),
-        (2.398, None, "2.40 nats"),
+        (2.398, 2.27, ("2.40", "2.27")),
+        (torch.tensor(2.398), np.float32(2.27), ("2.40", "2.27")),
+        (0.9963, 1, ("0.996", "1")),
+        (2.398, None, ("2.40", None)),
     ],
 )
-def test_a_number_stands_beside_its_prediction(measured, predicted, text):
-    assert ", ".join(number(measured, predicted=predicted, unit="nats").parts) == text
+def test_a_number_stands_beside_its_prediction(measured, predicted, texts):
+    panel = number(measured, predicted=predicted, unit="nats")
+    assert (panel.value, panel.predicted) == texts
 
 
 def test_a_panel_is_encoded_with_all_that_is_drawn():

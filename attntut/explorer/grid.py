@@ -59,10 +59,10 @@ def check_same(first: Panels, other: Panels, state: str) -> None:
 def check_first(panels: Panels) -> None:
     """Check that every panel of the first state shows something: a reader judges an explorer by it."""
     for name, panel in panels.items():
-        if why := panel.blank():
+        if panel.blank:
             raise ValueError(
-                f"Panel {name!r} must show something in the first state: {why}. Start the controls at other values, or "
-                "choose low and high so that differences can be seen."
+                f"Panel {name!r} must show something in the first state: {panel.blank}. "
+                "Start the controls at other values, or choose low and high so that differences can be seen."
             )
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,18 +22,19 @@ LEAST_OF_SCALE = 0.05  # a map that uses less of its colours is one colour to th
 EXACT = 10**14  # integers below it keep all their digits
 
 
-@dataclass(frozen=True, kw_only=True)
-class Panel:
-    """One thing that an explorer shows."""
+class Panel(SimpleNamespace):
+    """One thing that an explorer shows: the ``kind`` of its picture, and by name what the ES module needs to draw it.
 
-    kind: ClassVar[str]
-    unit: str
+    Attributes:
+        blank: why there is nothing to see, or an empty string.
+    """
 
-    def __post_init__(self) -> None:
+    def __init__(self, kind: str, *, blank: str = "", **drawn: Any) -> None:
         for name in ("unit", "xlabel", "ylabel"):
-            check_text(name, getattr(self, name, ""))
+            check_text(name, drawn.get(name, ""))
         for name in ("xscale", "yscale"):
-            check_choice(name, getattr(self, name, "linear"), SCALES)
+            check_choice(name, drawn.get(name, "linear"), SCALES)
+        super().__init__(kind=kind, blank=blank, **drawn)
 
     def signature(self) -> tuple[Any, ...]:
         """What may not change from one state of the controls to another."""
@@ -41,107 +42,18 @@ class Panel:
 
     def encode(self) -> dict[str, Any]:
         """The panel as JSON: what the ES module draws."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        plain = {name: value.encode() if isinstance(value, Rounded) else value for name, value in values.items()}
-        return {"kind": self.kind, **plain}
+        drawn = {name: value for name, value in vars(self).items() if name != "blank"}
+        return {name: value.encode() if isinstance(value, Rounded) else value for name, value in drawn.items()}
 
-    def blank(self) -> str:
-        """Why there is nothing to see, or an empty string."""
+
+def _flat(values: Floats, low: float, high: float) -> str:
+    """Why a map shows nothing, or an empty string."""
+    seen = np.clip(values[np.isfinite(values)], low, high)
+    if values.size < 2 or (seen.size and np.ptp(seen) >= LEAST_OF_SCALE * (high - low)):
         return ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeatMap(Panel):
-    """A matrix as colours. Made by :func:`heat_map`."""
-
-    kind: ClassVar[str] = "heat_map"
-    values: Rounded  # (rows, columns)
-    low: float
-    high: float
-    xlabel: str
-    ylabel: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    diverging: bool
-
-    def blank(self) -> str:
-        values = self.values.values
-        seen = np.clip(values[np.isfinite(values)], self.low, self.high)
-        if values.size < 2 or (seen.size and np.ptp(seen) >= LEAST_OF_SCALE * (self.high - self.low)):
-            return ""
-        if not seen.size:
-            return "every cell is a gap"
-        scale = f"a scale from {self.low:g} to {self.high:g}"
-        return f"all cells lie between {seen.min():.3g} and {seen.max():.3g} of {scale}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lines(Panel):
-    """Curves over a common axis. Made by :func:`lines`."""
-
-    kind: ClassVar[str] = "lines"
-    x: Rounded  # (points,)
-    y: Rounded  # (series, points)
-    series: tuple[str, ...]
-    styles: tuple[str, ...]  # line, dashed or points, for each series
-    low: float | None
-    high: float | None
-    xlabel: str
-    ylabel: str
-    xscale: str
-    yscale: str
-
-    def blank(self) -> str:
-        return _outside(self.y.values, self.low, self.high)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bars(Panel):
-    """One bar for each name. Made by :func:`bars`."""
-
-    kind: ClassVar[str] = "bars"
-    values: Rounded  # (names,)
-    names: tuple[str, ...]
-    low: float | None
-    high: float | None
-    xlabel: str
-    ylabel: str
-    yscale: str
-
-    def blank(self) -> str:
-        values = self.values.values
-        return "every bar has the height 0" if not values.any() else _outside(values, None, None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Histogram(Panel):
-    """The density of samples, with curves to compare it to. Made by :func:`histogram`."""
-
-    kind: ClassVar[str] = "histogram"
-    edges: Rounded  # (bins + 1,)
-    density: Rounded  # (bins,)
-    curves: Rounded  # (curves, points), at equal distances from the first edge to the last
-    series: tuple[str, ...]
-    top: float | None
-    xlabel: str
-    ylabel: str
-
-    def blank(self) -> str:
-        return "no sample lies between low and high" if not self.density.values.any() else ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Number(Panel):
-    """One number as text, in large type, and beside it what was predicted. Made by :func:`number`."""
-
-    kind: ClassVar[str] = "number"
-    value: str
-    predicted: str | None = None
-
-    @property
-    def parts(self) -> list[str]:
-        """The number and its unit; and, if there is one, the prediction with its name."""
-        return [f"{self.value} {self.unit}".strip(), *([f"predicted {self.predicted}"] if self.predicted else [])]
+    if not seen.size:
+        return "every cell is a gap"
+    return f"all cells lie between {seen.min():.3g} and {seen.max():.3g} of a scale from {low:g} to {high:g}"
 
 
 def _outside(values: Floats, low: float | None, high: float | None) -> str:
@@ -166,7 +78,7 @@ def heat_map(
     unit: str = "",
     digits: int = 3,
     diverging: bool = False,
-) -> HeatMap:
+) -> Panel:
     """A matrix as colours, row 0 at the top. NaN and infinities are gaps.
 
     Args:
@@ -195,11 +107,14 @@ def heat_map(
         middle = next(x for x in (low, high, ends[0]) if x is not None)
         room = abs(middle) or 1.0
         ends = (middle - room if low is None else low, middle + room if high is None else high)
-    low, high = ends
-    return HeatMap(
-        values=fixed(array, digits, low, high),
-        low=_short(low),
-        high=_short(high),
+    rounded = fixed(array, digits, *ends)
+    low, high = (float(f"{end:.6g}") for end in ends)  # what an axis can show, and less to store
+    return Panel(
+        "heat_map",
+        blank=_flat(rounded.values, low, high),
+        values=rounded,
+        low=low,
+        high=high,
         unit=unit,
         xlabel=xlabel,
         ylabel=ylabel,
@@ -223,7 +138,7 @@ def lines(
     dashed: Sequence[str] = (),
     unit: str = "",
     digits: int = 4,
-) -> Lines:
+) -> Panel:
     """Curves over one axis. NaN breaks a curve.
 
     Args:
@@ -265,9 +180,12 @@ def lines(
     for argument, names in (("points", points), ("dashed", dashed)):
         for name in names:
             check_choice(argument, name, list(curves))
-    return Lines(
+    rounded = _rounded(np.stack(rows), digits, yscale, low, high)
+    return Panel(
+        "lines",
+        blank=_outside(rounded.values, low, high),
         x=_rounded(axis, 6, xscale),
-        y=_rounded(np.stack(rows), digits, yscale, low, high),
+        y=rounded,
         series=tuple(curves),
         styles=tuple(styles),
         low=low,
@@ -291,7 +209,7 @@ def bars(
     yscale: str = "linear",
     unit: str = "",
     digits: int = 4,
-) -> Bars:
+) -> Panel:
     """One bar for each name.
 
     Args:
@@ -314,8 +232,11 @@ def bars(
         names, values = list(values), list(values.values())
     array = as_array("values", values, ndim=1)
     low, high = _check_bounds(low, high, yscale)
-    return Bars(
-        values=_rounded(array, digits, yscale, low, high),
+    rounded = _rounded(array, digits, yscale, low, high)
+    return Panel(
+        "bars",
+        blank=_outside(rounded.values, None, None) if rounded.values.any() else "every bar has the height 0",
+        values=rounded,
         names=_check_names("names", names, len(array)),
         low=low,
         high=high,
@@ -338,7 +259,7 @@ def histogram(
     ylabel: str = "density",
     unit: str = "",
     digits: int = 3,
-) -> Histogram:
+) -> Panel:
     """The density of samples: the bars' areas add up to the share of the samples between ``low`` and ``high``.
 
     Args:
@@ -383,9 +304,12 @@ def histogram(
             )
         rows.append(row)
     top = None if top is None else check_number("top", top, low=0, open_low=True)
-    return Histogram(
+    rounded = fixed(density, digits, top)
+    return Panel(
+        "histogram",
+        blank="" if rounded.values.any() else "no sample lies between low and high",
         edges=edges,
-        density=fixed(density, digits, top),
+        density=rounded,
         curves=fixed(np.stack(rows) if rows else np.zeros((0, grid.size)), digits, top),
         series=tuple(curves),
         top=top,
@@ -395,7 +319,7 @@ def histogram(
     )
 
 
-def number(value: Any, *, predicted: Any = None, unit: str = "", digits: int = 3) -> Number:
+def number(value: Any, *, predicted: Any = None, unit: str = "", digits: int = 3) -> Panel:
     """One number, in large type; with ``predicted``, the measured number and the predicted one side by side.
 
     Integers keep all their digits.
@@ -407,14 +331,14 @@ def number(value: Any, *, predicted: Any = None, unit: str = "", digits: int = 3
         digits: significant digits.
 
     Example:
-        >>> number(2.7182818, unit="nats").parts
-        ['2.72 nats']
-        >>> number(2.398, predicted=2.27, unit="nats").parts
-        ['2.40 nats', 'predicted 2.27']
+        >>> panel = number(2.398, predicted=2.27, unit="nats")
+        >>> panel.value, panel.predicted, panel.unit
+        ('2.40', '2.27', 'nats')
         >>> number(262144).value
         '262144'
     """
-    return Number(
+    return Panel(
+        "number",
         value=_one("value", value, digits),
         predicted=None if predicted is None else _one("predicted", predicted, digits),
         unit=unit,
@@ -464,8 +388,3 @@ def _check_names(name: str, names: Iterable[object] | None, length: int) -> tupl
     if len(texts) != length:
         raise ValueError(f"{name} must hold {length} names, one for each: got {len(texts)}.")
     return texts
-
-
-def _short(value: float) -> float:
-    """Six digits: what an axis can show, and less to store."""
-    return float(f"{value:.6g}")

@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 from PIL import Image, features
 
 from .. import plots
-from .panels import Bars, HeatMap, Histogram, Lines, Number, Panel
+from .panels import Panel
 
 # As in explorer.js, and a test compares the two: blue – white – orange. The other colours are those of the plots.
 DIVERGING = ("#00456e", "#2a76a8", "#76aacf", "#bdd6e8", "#f7f7f7", "#f6cdb0", "#e69460", "#c5602a", "#8a3800")
@@ -35,8 +35,8 @@ STYLE: Any = plots.STYLE | {
 
 def draw(panels: Mapping[str, Panel], state: str) -> bytes:
     """Return a PNG of the panels, with the state of the controls above them."""
-    numbers = {name: p for name, p in panels.items() if isinstance(p, Number)}
-    charts = {name: p for name, p in panels.items() if not isinstance(p, Number)}
+    numbers = {name: p for name, p in panels.items() if p.kind == "number"}
+    charts = {name: p for name, p in panels.items() if p.kind != "number"}
     columns = 1 if len(charts) == 1 else 2
     rows = math.ceil(len(charts) / columns)
     in_a_row = 2 if any(panel.predicted is not None for panel in numbers.values()) else 3
@@ -58,7 +58,7 @@ def draw(panels: Mapping[str, Panel], state: str) -> bytes:
         return _png(figure)
 
 
-def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[str, Number], in_a_row: int) -> None:
+def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[str, Panel], in_a_row: int) -> None:
     y = 1 - 0.1 / height
     if state:
         top.text(0.02, y, state, va="top", fontsize=min(10, 650 / len(state)))
@@ -67,10 +67,11 @@ def _head(top: Figure | SubFigure, height: float, state: str, numbers: Mapping[s
         x = 0.02 + k % in_a_row / in_a_row
         line = y - k // in_a_row * 0.46 / height
         top.text(x, line, name, va="top", fontsize=9, color=plots.MUTED)
-        measured, *predicted = panel.parts
+        measured = f"{panel.value} {panel.unit}".strip()
         shown = top.text(x, line - 0.17 / height, measured, va="top", fontsize=12.5, fontweight="bold")
-        for text in predicted:
+        if panel.predicted:
             beside: dict[str, Any] = {"xytext": (7, 0), "textcoords": "offset points", "fontsize": 10}
+            text = f"predicted {panel.predicted}"
             top.add_artist(Annotation(text, (1, 0.5), xycoords=shown, va="center", **beside))
 
 
@@ -132,7 +133,7 @@ def _histogram(axis: Axes, panel: Any) -> None:
     _finish(axis, panel, 0, panel.top)
 
 
-def _finish(axis: Axes, panel: Lines | Bars | Histogram, low: float | None, high: float | None) -> None:
+def _finish(axis: Axes, panel: Any, low: float | None, high: float | None) -> None:
     axis.set_ylabel(panel.ylabel + (f" ({panel.unit})" if panel.unit else ""))
     axis.set_ylim(low, high)
     axis.yaxis.set_minor_formatter(NullFormatter())
@@ -140,7 +141,7 @@ def _finish(axis: Axes, panel: Lines | Bars | Histogram, low: float | None, high
         axis.legend(loc="best", handlelength=1.4, borderaxespad=0.2)
 
 
-DRAW = {HeatMap.kind: _heat_map, Lines.kind: _lines, Bars.kind: _bars, Histogram.kind: _histogram}
+DRAW = {"heat_map": _heat_map, "lines": _lines, "bars": _bars, "histogram": _histogram}
 
 
 def _png(figure: Figure) -> bytes:
