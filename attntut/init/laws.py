@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,18 @@ from attntut._checks import check_number
 
 @dataclass(frozen=True)
 class Law(abc.ABC):
-    """A distribution of the entries of a ``(fan_out, fan_in)`` matrix."""
+    """A distribution of the entries of a ``(fan_out, fan_in)`` matrix; its first field is their size."""
+
+    signed: ClassVar[bool] = False  # whether the size may be negative
+
+    def __post_init__(self) -> None:
+        check_number(size := fields(self)[0].name, getattr(self, size), low=-math.inf if self.signed else 0)
+
+    def __mul__(self, factor: float) -> Self:
+        """The law of ``factor · W``, for ``factor ≥ 0``."""
+        size = fields(self)[0].name
+        changes: dict[str, Any] = {size: getattr(self, size) * check_number("factor", factor, low=0)}
+        return replace(self, **changes)
 
     @property
     def mean(self) -> float:
@@ -29,10 +41,6 @@ class Law(abc.ABC):
     @abc.abstractmethod
     def std(self, fan_out: int, fan_in: int) -> float:
         """Root mean square of (entry − mean), over all entries and all draws."""
-
-    @abc.abstractmethod
-    def __mul__(self, factor: float) -> Law:
-        """The law of ``factor · W``, for ``factor ≥ 0``."""
 
     @abc.abstractmethod
     def _fill(self, tensor: Tensor, generator: torch.Generator | None) -> None: ...
@@ -61,6 +69,7 @@ class Constant(Law):
             [0.5000, 0.5000]])
     """
 
+    signed = True
     value: float = 0.0
 
     @property
@@ -73,9 +82,6 @@ class Constant(Law):
 
     def std(self, fan_out: int, fan_in: int) -> float:
         return 0.0
-
-    def __mul__(self, factor: float) -> Constant:
-        return Constant(self.value * _factor(factor))
 
     def _fill(self, tensor: Tensor, generator: torch.Generator | None) -> None:
         tensor.fill_(self.value)
@@ -109,14 +115,8 @@ class Normal(IndependentLaw):
 
     sigma: float
 
-    def __post_init__(self) -> None:
-        check_number("sigma", self.sigma, low=0)
-
     def std(self, fan_out: int, fan_in: int) -> float:
         return self.sigma
-
-    def __mul__(self, factor: float) -> Normal:
-        return Normal(self.sigma * _factor(factor))
 
     def _draw(self, tensor: Tensor, generator: torch.Generator | None) -> None:
         tensor.normal_(0, self.sigma, generator=generator)
@@ -132,9 +132,6 @@ class Uniform(IndependentLaw):
 
     bound: float
 
-    def __post_init__(self) -> None:
-        check_number("bound", self.bound, low=0)
-
     @classmethod
     def of_std(cls, std: float) -> Uniform:
         """The one with this standard deviation."""
@@ -146,9 +143,6 @@ class Uniform(IndependentLaw):
 
     def std(self, fan_out: int, fan_in: int) -> float:
         return self.bound / math.sqrt(3)
-
-    def __mul__(self, factor: float) -> Uniform:
-        return Uniform(self.bound * _factor(factor))
 
     def _draw(self, tensor: Tensor, generator: torch.Generator | None) -> None:
         tensor.uniform_(-self.bound, self.bound, generator=generator)
@@ -173,7 +167,8 @@ class TruncNormal(IndependentLaw):
     cut: float = 2.0
 
     def __post_init__(self) -> None:
-        check_number("sigma", self.sigma, low=0), check_number("cut", self.cut, low=0, open_low=True)
+        super().__post_init__()
+        check_number("cut", self.cut, low=0, open_low=True)
 
     @classmethod
     def of_std(cls, std: float, cut: float = 2.0) -> TruncNormal:
@@ -189,9 +184,6 @@ class TruncNormal(IndependentLaw):
         inside = math.erf(self.cut / math.sqrt(2))
         return self.sigma * math.sqrt(1 - 2 * self.cut * density / inside)
 
-    def __mul__(self, factor: float) -> TruncNormal:
-        return replace(self, sigma=self.sigma * _factor(factor))
-
     def _draw(self, tensor: Tensor, generator: torch.Generator | None) -> None:
         if self.cut < 0.25:  # few draws would be kept
             nn.init.trunc_normal_(tensor, 0, self.sigma or 1, -self.support, self.support, generator=generator)
@@ -205,7 +197,26 @@ class TruncNormal(IndependentLaw):
 
 
 @dataclass(frozen=True)
-class Orthogonal(Law):
+class MatrixLaw(Law):
+    """Entries that know of each other: ``gain`` is the length of the rows, or of the columns if there are fewer."""
+
+    gain: float = 1.0
+
+    @property
+    def support(self) -> float:
+        return abs(self.gain)
+
+    def std(self, fan_out: int, fan_in: int) -> float:
+        return abs(self.gain) / math.sqrt(max(fan_out, fan_in))
+
+    def fill_(self, tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        if tensor.ndim != 2:
+            raise ValueError(f"{type(self).__name__} fills matrices: got shape {tuple(tensor.shape)}.")
+        return super().fill_(tensor, generator)
+
+
+@dataclass(frozen=True)
+class Orthogonal(MatrixLaw):
     r"""Rows, or columns if there are fewer of them, orthogonal and of length ``gain``, in random directions.
 
     .. math:: W W^\top = g^2 I \text{ or } W^\top W = g^2 I, \qquad
@@ -218,31 +229,14 @@ class Orthogonal(Law):
             [0., 0., 4.]])
     """
 
-    gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("gain", self.gain, low=0)
-
-    @property
-    def support(self) -> float:
-        return self.gain
-
-    def std(self, fan_out: int, fan_in: int) -> float:
-        return self.gain / math.sqrt(max(fan_out, fan_in))
-
-    def __mul__(self, factor: float) -> Orthogonal:
-        return Orthogonal(self.gain * _factor(factor))
-
     def _fill(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        if tensor.ndim != 2:
-            raise ValueError(f"An orthogonal law fills matrices: got shape {tuple(tensor.shape)}.")
         dtype = torch.promote_types(tensor.dtype, torch.float32)  # no QR in half precision
         dense = torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
         tensor.copy_(nn.init.orthogonal_(dense, self.gain, generator=generator))
 
 
 @dataclass(frozen=True)
-class Identity(Law):
+class Identity(MatrixLaw):
     r""":math:`g\,I`, cut or padded with zeros where the matrix is not square.
 
     >>> Identity().fill_(torch.empty(2, 3))
@@ -250,26 +244,7 @@ class Identity(Law):
             [0., 1., 0.]])
     """
 
-    gain: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_number("gain", self.gain)
-
-    @property
-    def support(self) -> float:
-        return abs(self.gain)
-
-    def std(self, fan_out: int, fan_in: int) -> float:
-        return abs(self.gain) / math.sqrt(max(fan_out, fan_in))
-
-    def __mul__(self, factor: float) -> Identity:
-        return Identity(self.gain * _factor(factor))
+    signed = True
 
     def _fill(self, tensor: Tensor, generator: torch.Generator | None) -> None:
-        if tensor.ndim != 2:
-            raise ValueError(f"An identity law fills matrices: got shape {tuple(tensor.shape)}.")
         tensor.zero_().diagonal().fill_(self.gain)
-
-
-def _factor(factor: float) -> float:
-    return check_number("factor", factor, low=0)
