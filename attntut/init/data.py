@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +13,12 @@ from torch import Tensor, nn
 
 from attntut._checks import check_int, check_number
 from attntut._restore import no_fast_path, restored_mode
+from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import Weight
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Law, Orthogonal
 from attntut.init.registry import law_outside_blocks, scheme
 from attntut.transformer import TransformerBlock
-
-if TYPE_CHECKING:
-    from attntut.anatomy.view import Entry, ModelView
 
 
 def _scale_outputs(

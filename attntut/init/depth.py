@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from attntut._checks import check_choice, check_number
+from attntut.anatomy.view import ModelView
 from attntut.anatomy.weight import BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal, xavier_normal, xavier_uniform
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import law_outside_blocks, scheme
-
-if TYPE_CHECKING:
-    from attntut.anatomy.view import ModelView
 
 LINEAR_PATH = ("value", "output", "feed_forward_in", "feed_forward_out")  # what a branch's output is proportional to
 GAINS = ("attention_gain", "feed_forward_gain")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from attntut._checks import check_choice
@@ -19,76 +19,58 @@ class Requirement:
 
     Args:
         reason: why a model without it is not what the scheme was made for; completes "it needs …, because".
-        fields: the traits that it is about.
-        overrides: width of a head to the settings of :class:`~attntut.TransformerConfig` that satisfy it.
-        holds: ``(value of the first field that the scheme wants, value that it wants) -> bool``; by default, equality.
+        wants: the settings of :class:`~attntut.TransformerConfig` that satisfy it; a function takes the width of a
+            head, and ``...`` is what the scheme itself says.
+        holds: ``(value that a model has, value that the scheme wants) -> bool``; by default, equality.
     """
 
     reason: str
-    fields: tuple[str, ...] = ()
-    overrides: Callable[[int], dict[str, Any]] = lambda d_head: {}
+    wants: Mapping[str, Any] = field(default_factory=dict)
     holds: Callable[[Any, Any], bool] = lambda value, wanted: _equal(value, wanted)
 
 
 REQUIREMENTS: Mapping[str, Requirement] = {
     "post-LN": Requirement(
-        "its scale makes up for the gradients that a norm after each addition shrinks",
-        ("norm",),
-        lambda d_head: {"norm": "post"},
+        "its scale makes up for the gradients that a norm after each addition shrinks", {"norm": "post"}
     ),
     "pre-LN": Requirement(
         "it counts on a norm before each branch, so that a branch sees unit variance however far the stream has grown",
-        ("norm",),
-        lambda d_head: {"norm": "pre"},
+        {"norm": "pre"},
         lambda value, wanted: value in ("pre", "sub"),
     ),
     "no norm": Requirement(
-        "it does by scale alone what a norm would do; with one, the scale is divided out again",
-        ("norm",),
-        lambda d_head: {"norm": "none"},
+        "it does by scale alone what a norm would do; with one, the scale is divided out again", {"norm": "none"}
     ),
-    "sub-LN": Requirement(
-        "its gain is undone and made harmless by a second norm inside each branch",
-        ("norm",),
-        lambda d_head: {"norm": "sub"},
-    ),
+    "sub-LN": Requirement("its gain is undone and made harmless by a second norm inside each branch", {"norm": "sub"}),
     "no residual": Requirement(
-        "it replaces the skip connections; beside them, the signal is counted twice",
-        ("residual",),
-        lambda d_head: {"residual": False},
+        "it replaces the skip connections; beside them, the signal is counted twice", {"residual": False}
     ),
     "residual scale": Requirement(
         "its gain is derived together with a factor on the skip or the branch, and is too small or too large without",
-        ("residual_scale", "skip_scale"),
+        {"residual_scale": ..., "skip_scale": ...},
     ),
     "branch gain": Requirement(
         "it sets a learnable gain on each branch, and leaves the weights as they are",
-        ("branch_gain",),
-        holds=lambda value, wanted: value is not None,
+        {"branch_gain": ...},
+        lambda value, wanted: value is not None,
     ),
     "skip weights": Requirement(
         "it sets a learnable weight on each skip connection, from the variances of the branches before it",
-        ("skip_weights",),
+        {"skip_weights": ...},
     ),
     "batch": Requirement("it measures activations: give it a batch of inputs, batch=…"),
     "unscaled logits": Requirement(
-        "its query weights contain the 1/√d_head that other models multiply the logits with",
-        ("scale",),
-        lambda d_head: {"scale": 1.0},
+        "its query weights contain the 1/√d_head that other models multiply the logits with", {"scale": 1.0}
     ),
     "1/d_head logits": Requirement(
         "trained queries and keys align, so that their product grows with d_head and not with its root",
-        ("scale",),
-        lambda d_head: {"scale": 1 / d_head},
+        {"scale": lambda d_head: 1 / d_head},
     ),
     "weight multipliers": Requirement(
-        "its weights have variance 1; the forward pass must divide by √fan_in",
-        ("weight_multiplier",),
-        lambda d_head: {"weight_multiplier": "fan_in"},
+        "its weights have variance 1; the forward pass must divide by √fan_in", {"weight_multiplier": "fan_in"}
     ),
     "readout scale": Requirement(
-        "the readout must shrink with the width, or the outputs' updates grow with it",
-        ("readout_scale",),
+        "the readout must shrink with the width, or the outputs' updates grow with it", {"readout_scale": ...}
     ),
     "learning rates by role": Requirement(
         "its scale goes with learning rates that fall with the fan-in of each matrix; no model can tell whether "
@@ -103,7 +85,8 @@ def architecture(requires: Collection[str], d_head: int) -> dict[str, Any]:
     >>> architecture(["post-LN", "unscaled logits"], d_head=16)
     {'norm': 'post', 'scale': 1.0}
     """
-    return {name: value for each in requires for name, value in REQUIREMENTS[each].overrides(d_head).items()}
+    wants = {name: value for each in requires for name, value in REQUIREMENTS[each].wants.items() if value is not ...}
+    return {name: value(d_head) if callable(value) else value for name, value in wants.items()}
 
 
 def unmet(
@@ -128,12 +111,13 @@ def unmet(
         if name == "batch":
             if options.get("batch") is None:
                 lacking[name] = "no batch was given"
-        elif not requirement.fields:
+        elif not requirement.wants:
             lacking[name] = "nothing that would tell"
         else:
-            fields = [field for field in requirement.fields if field in wanted] or list(requirement.fields)
-            if not all(requirement.holds(traits.get(field), wanted.get(field)) for field in fields):
-                lacking[name] = ", ".join(_describe(field, traits.get(field), wanted.get(field)) for field in fields)
+            settings = [name for name in requirement.wants if name in wanted] or list(requirement.wants)
+            pairs = {setting: (traits.get(setting), wanted.get(setting)) for setting in settings}
+            if not all(requirement.holds(*pair) for pair in pairs.values()):
+                lacking[name] = ", ".join(_describe(setting, *pair) for setting, pair in pairs.items())
     return lacking
 
 
@@ -179,7 +163,7 @@ def _equal(value: Any, wanted: Any) -> bool:
     return bool(value == wanted)
 
 
-def _describe(field: str, value: Any, wanted: Any) -> str:
+def _describe(name: str, value: Any, wanted: Any) -> str:
     if value is None:
-        return f"{field} unknown, or none"
-    return f"{field}={value!r}" + ("" if wanted is None else f" instead of {wanted!r}")
+        return f"{name} unknown, or none"
+    return f"{name}={value!r}" + ("" if wanted is None else f" instead of {wanted!r}")

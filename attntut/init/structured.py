@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from attntut._checks import check_number
+from attntut.anatomy.view import ModelView
 from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal
 from attntut.init.plain import vit
 from attntut.init.registry import law_outside_blocks, scheme
-
-if TYPE_CHECKING:
-    from attntut.anatomy.view import ModelView
 
 
 @scheme(

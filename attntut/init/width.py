@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from attntut._checks import check_int, check_number
-from attntut.anatomy.view import view
+from attntut.anatomy.view import ModelView, view
 from attntut.anatomy.weight import BRANCH, Weight
 from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import scheme
-
-if TYPE_CHECKING:
-    from attntut.anatomy.view import ModelView
 
 
 @scheme(

@@ -47,24 +47,15 @@ class Repository:
     def buttons(self, path: str) -> list[dict[str, str]]:
         """Return what the page made from the file ``path`` links to."""
         slug, where = f"{self.owner}/{self.name}", quote(path)
+        colab, binder = "https://colab.research.google.com/github", "https://mybinder.org/v2/gh"
         found = [
-            {"label": "Source", "icon": "source", "url": f"{self.url}/blob/{self.branch}/{where}"},
-            {"label": "Report a problem", "icon": "issue", "url": f"{self.url}/issues/new?title={quote(path)}"},
+            ("Source", "source", f"{self.url}/blob/{self.branch}/{where}"),
+            ("Report a problem", "issue", f"{self.url}/issues/new?title={where}"),
+            ("Open in Colab", "run", f"{colab}/{slug}/blob/{COPIES}/{where}"),
+            ("Open in Binder", "run", f"{binder}/{slug}/{self.branch}?urlpath=lab/tree/{where}"),
         ]
-        if path.endswith(".ipynb"):
-            found += [
-                {
-                    "label": "Open in Colab",
-                    "icon": "run",
-                    "url": f"https://colab.research.google.com/github/{slug}/blob/{COPIES}/{where}",
-                },
-                {
-                    "label": "Open in Binder",
-                    "icon": "run",
-                    "url": f"https://mybinder.org/v2/gh/{slug}/{self.branch}?urlpath=lab/tree/{where}",
-                },
-            ]
-        return found
+        shown = found if path.endswith(".ipynb") else found[:2]
+        return [{"label": label, "icon": icon, "url": url} for label, icon, url in shown]
 
 
 def from_environment(environment: Mapping[str, str]) -> Repository | None:

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -58,18 +59,17 @@ def draw(scheme: Scheme) -> Drawn:
     needs_batch = "batch" in scheme.requires
     batch = torch.randint(SHAPE["vocab_size"], (16, N_KEYS), generator=seeded(1))
     options: dict[str, Any] = {"batch": batch} if needs_batch else {}
-    taken_on_trust = [name for name in scheme.requires if name != "batch" and not REQUIREMENTS[name].fields]
+    taken_on_trust = [name for name in scheme.requires if name != "batch" and not REQUIREMENTS[name].wants]
     initialize_(model, scheme.name, generator=seeded(0), force=taken_on_trust, **options)
     problems: list[str] = []
+    by_data = needs_batch and scheme.predicts is not None
     with torch.no_grad():
-        std = _weights(scheme, model, by_data=needs_batch and scheme.predicts is not None, problems=problems)
-        logit_std, entropy = _attention(scheme, model, problems)
-    return Drawn(std, logit_std, entropy, problems)
+        return Drawn(_weights(scheme, model, by_data, problems), *_attention(scheme, model, problems), problems)
 
 
-def _weights(scheme: Scheme, model: Transformer, *, by_data: bool, problems: list[str]) -> dict[str, Pair]:
+def _weights(scheme: Scheme, model: Transformer, by_data: bool, problems: list[str]) -> dict[str, Pair]:
     shown: dict[str, Pair] = {}
-    compared: dict[str, list[tuple[float, float, int]]] = {}
+    compared: dict[str, list[tuple[float, int]]] = {}  # (measured / predicted)², 1 where both are 0; number of entries
     for entry in view(model).entries:
         weight = entry.weight
         measured = (entry.view - scheme.law(weight).mean).square().mean().sqrt().item()
@@ -77,51 +77,38 @@ def _weights(scheme: Scheme, model: Transformer, *, by_data: bool, problems: lis
         if weight.layer == LAYER or weight.role not in shown:
             shown[weight.role] = Pair(predicted, measured)
         if predicted is not None:
-            compared.setdefault(weight.role, []).append((measured, predicted, entry.view.numel()))
+            square = 1.0 if measured == predicted else (measured / predicted) ** 2 if predicted else math.inf
+            compared.setdefault(weight.role, []).append((square, entry.view.numel()))
     for role, found in compared.items():
-        in_all = _compare(f"the weights of the role {role}", _ratio(found), _sampling(found), problems)
-        for layer, one in enumerate(found, 1) if in_all else ():
-            _compare(f"the weights of the role {role} in block {layer}", _ratio([one]), _sampling([one]), problems)
+        squares, sizes = np.array(found).T
+        in_all = math.sqrt(np.average(squares, weights=sizes))
+        if _compare(f"the weights of the role {role}", in_all, SIGMAS / math.sqrt(2 * sizes.sum()), problems):
+            for layer, (square, size) in enumerate(found, 1):
+                what = f"the weights of the role {role} in block {layer}"
+                _compare(what, math.sqrt(square), SIGMAS / math.sqrt(2 * size), problems)
     return shown
-
-
-def _ratio(found: list[tuple[float, float, int]]) -> float:
-    """Root mean square of measured / predicted; 1 where both are 0."""
-    squares = sum(size * ((m / p) ** 2 if p else 1.0 if m == p else math.inf) for m, p, size in found)
-    return math.sqrt(squares / sum(size for *_, size in found))
-
-
-def _sampling(found: list[tuple[float, float, int]]) -> float:
-    """How far the standard deviation of so many Gaussian entries may be from its expectation."""
-    return SIGMAS / math.sqrt(2 * sum(size for *_, size in found))
 
 
 def _attention(scheme: Scheme, model: Transformer, problems: list[str]) -> tuple[Pair, Pair]:
     """Logits of unrelated queries and keys, made from tokens of unit variance."""
     x, y = torch.randn(2, BATCH, N_KEYS, SHAPE["d_model"], generator=seeded(2))
     attentions = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
-    logits = [attention.logits(x, y) for attention in attentions]
-    variance = torch.stack([each.var(-1).mean(-1) for each in logits], 1).double()  # (batch, layers, heads)
-    entropy = torch.stack([attention_entropy(each.softmax(-1)).mean(-1) for each in logits], 1).double()
-    layers = range(1, N_LAYERS + 1)
-    predicted = torch.tensor(
-        [
-            scheme.predict(SHAPE["d_model"], SHAPE["n_heads"], n_layers=N_LAYERS, layer=layer).logit_std
-            for layer in layers
-        ]
-    ).double()
-    predicted_entropy = torch.tensor([gaussian_entropy(std) for std in predicted.tolist()]).double()
-    squared = predicted.square()[:, None]
-    ratio = torch.where(squared > 0, variance / squared, torch.where(variance == 0, 1.0, math.inf))
+    logits = torch.stack([attention.logits(x, y) for attention in attentions], dim=1)
+    variance = logits.var(-1).mean(-1).double()  # (batch, layers, heads)
+    entropy = attention_entropy(logits.softmax(-1)).mean(-1).double()
+    sizes = dict(d_model=SHAPE["d_model"], n_heads=SHAPE["n_heads"], n_layers=N_LAYERS)
+    stds = [scheme.predict(**sizes, layer=layer).logit_std for layer in range(1, N_LAYERS + 1)]
+    entropies = [gaussian_entropy(std) for std in stds]
+    squared = torch.tensor(stds).double().square()[:, None]
+    ratio = torch.where(variance == squared, 1.0, variance / squared)
+    deficit = entropy - torch.tensor(entropies).double()[:, None]
     _compare("the logits", ratio.mean().sqrt().item(), SIGMAS * _standard_error(ratio) / 2 + 0.01, problems)
-    deficit = entropy - predicted_entropy[:, None]
-    _compare(
-        "exp(entropy) of the attention", math.exp(deficit.mean()), SIGMAS * _standard_error(deficit) + 0.02, problems
-    )
+    error = SIGMAS * _standard_error(deficit) + 0.02
+    _compare("exp(entropy) of the attention", math.exp(deficit.mean()), error, problems)
     at = LAYER - 1
     return (
-        Pair(predicted[at].item(), variance[:, at].mean().sqrt().item()),
-        Pair(predicted_entropy[at].item(), entropy[:, at].mean().item()),
+        Pair(stds[at], variance[:, at].mean().sqrt().item()),
+        Pair(entropies[at], entropy[:, at].mean().item()),
     )
 
 
