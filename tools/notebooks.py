@@ -20,6 +20,7 @@ import concurrent.futures
 import copy
 import hashlib
 import io
+import json
 import multiprocessing
 import os
 import re
@@ -36,7 +37,7 @@ NOTEBOOKS = ROOT / "notebooks"
 SANITIZE = Path(__file__).with_name("nbval_sanitize.cfg")
 sys.path[:0] = [str(ROOT)]
 
-from tools.nbval_plugin import MEASURED, stable  # noqa: E402
+from tools.nbval_plugin import stable  # noqa: E402
 
 ENVIRONMENT = {"ATTNTUT_EXPLORER": "picture", "TQDM_DISABLE": "1"}
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -60,6 +61,7 @@ EXPLORER = re.compile(
     r'\s*<(div|figure|section|attntut-explorer)\b[^>]*class="[^"]*attntut-explorer|\s*<attntut-explorer'
 )
 NUMBER = re.compile(r"[-+\u2212]?\d[\d_]*\.?\d*(?:e[-+]?\d+)?")
+PLAIN = {ord("\u2212"): "-", ord("_"): ""}
 ADDRESS = re.compile(r"\b0x[0-9a-fA-F]{6,}\b")
 
 SAME_NUMBER = 1e-3  # relative: another machine's noise, not another result
@@ -162,44 +164,22 @@ def _same_outputs(new: list[Any], old: list[Any], patterns: list[tuple[re.Patter
 
 
 def _same_output(new: Any, old: Any, patterns: list[tuple[re.Pattern[str], str]]) -> bool:
-    if new.output_type != old.output_type:
+    if new.output_type == "error" or any(new.get(key) != old.get(key) for key in ("output_type", "name", "metadata")):
         return False
-    if new.output_type == "stream":
-        return bool(new.name == old.name) and _same_text(new.text, old.text, patterns)
-    if new.output_type == "error" or new.data.keys() != old.data.keys() or new.metadata != old.metadata:
-        return False
-    return all(_same_data(kind, new.data[kind], old.data[kind], patterns) for kind in new.data)
+    a, b = (output.get("data", {"text": output.get("text")}) for output in (new, old))
+    return a.keys() == b.keys() and all(_same_data(kind, a[kind], b[kind], patterns) for kind in a)
 
 
 def _same_data(kind: str, new: Any, old: Any, patterns: list[tuple[re.Pattern[str], str]]) -> bool:
+    """Whether two pieces of data agree where nbval compares them, and nearly agree in every number."""
     if kind == "image/png":
         return same_picture(new, old)
-    if isinstance(new, str) and isinstance(old, str):
-        return _same_text(new, old, patterns)
-    if isinstance(new, list) and isinstance(old, list):
-        return len(new) == len(old) and all(_same_data(kind, a, b, patterns) for a, b in zip(new, old, strict=True))
-    if isinstance(new, dict) and isinstance(old, dict) and new.keys() == old.keys():
-        numbers = [(new[key], old[key]) for key in MEASURED if key in new]
-        return bool(stable(new) == stable(old)) and all(_near(a, b) for a, b in numbers)
-    return bool(new == old)
-
-
-def _same_text(new: str, old: str, patterns: list[tuple[re.Pattern[str], str]]) -> bool:
-    """Whether two texts agree where nbval compares them, and nearly agree in every number."""
-    if sanitize(new, patterns) != sanitize(old, patterns):
+    if type(new) is not type(old):
         return False
-    a, b = (NUMBER.findall(ADDRESS.sub("", text)) for text in (new, old))
-    return len(a) == len(b) and all(_near(_value(x), _value(y)) for x, y in zip(a, b, strict=True))
-
-
-def _value(text: str) -> float:
-    return float(text.replace("\u2212", "-").replace("_", ""))
-
-
-def _near(a: Any, b: Any) -> bool:
-    if not (isinstance(a, int | float) and isinstance(b, int | float)):
-        return bool(a == b)
-    return bool(np.isclose(a, b, rtol=SAME_NUMBER, atol=0, equal_nan=True))
+    compared = [sanitize(data, patterns) if isinstance(data, str) else stable(data) for data in (new, old)]
+    texts = [data if isinstance(data, str) else json.dumps(data, ensure_ascii=False) for data in (new, old)]
+    a, b = ([float(n.translate(PLAIN)) for n in NUMBER.findall(ADDRESS.sub("", text))] for text in texts)
+    return compared[0] == compared[1] and len(a) == len(b) and np.allclose(a, b, rtol=SAME_NUMBER, atol=0)
 
 
 def same_picture(new: str, old: str) -> bool:
