@@ -24,11 +24,14 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
@@ -151,46 +154,29 @@ def room(record: dict[str, Any]) -> float:
     return (min(mean - low, high - mean) - edge) / unit
 
 
-@dataclass
-class Verdict:
-    """What the runs say of one record."""
-
-    chapter: str
-    name: str
-    kind: str
-    runs: int = 0
-    flips: int = 0
-    rooms: list[float] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        return f"{self.flips:3d} / {self.runs:<3d} {min(self.rooms):7.2f}   {self.kind:9}   {self.name}"
-
-
-def verdicts(chapter: str, runs: Iterable[dict[str, list[Any]]]) -> list[Verdict]:
-    """One verdict a record, those that flip first, then those with the least room."""
-    found: dict[str, Verdict] = {}
-    for run in runs:
-        for record in run["records"]:
-            verdict = found.setdefault(record["slug"], Verdict(chapter, record["name"], record["kind"]))
-            verdict.runs += 1
-            verdict.flips += not record["agrees"]
-            verdict.rooms.append(room(record))
-    return sorted(found.values(), key=lambda verdict: (-verdict.flips, min(verdict.rooms)))
+def verdicts(runs: Iterable[dict[str, list[Any]]]) -> pd.DataFrame:
+    """One row a record, those that flip first, then those with the least room."""
+    seen = [record for run in runs for record in run["records"]]
+    rows = [(r["slug"], not r["agrees"], room(r), r["kind"], r["name"]) for r in seen]
+    records = pd.DataFrame(rows, columns=["slug", "flipped", "room", "kind", "record"]).groupby("slug", sort=False)
+    counts = dict(runs=("flipped", "size"), flips=("flipped", "sum"), room=("room", "min"))
+    found = records.agg(**counts, kind=("kind", "first"), record=("record", "first"))
+    return found.sort_values(["flips", "room"], ascending=[False, True])
 
 
 def report(chapter: str, runs: list[dict[str, list[Any]]], *, everything: bool = False) -> bool:
     """Print what happened to a chapter; return whether nothing flipped."""
-    found = verdicts(chapter, runs)
-    errors = [error for run in runs for error in run["errors"]]
-    flipped = sum(verdict.flips > 0 for verdict in found)
-    near = [verdict for verdict in found if everything or verdict.flips or min(verdict.rooms) < NEAR]
-    print(f"\n{chapter}: {len(runs)} runs, {len(found)} records, {flipped} flipped, {len(errors)} errors in cells")
-    if near:
-        print("   flips    room   kind        record", *(f"  {verdict}" for verdict in near), sep="\n")
-    for error in dict.fromkeys(errors):
-        print(f"  {errors.count(error)} times {error}")
+    found = verdicts(runs)
+    errors = Counter(error for run in runs for error in run["errors"])
+    flipped = int((found.flips > 0).sum())
+    near = found if everything else found[(found.flips > 0) | (found.room < NEAR)]
+    print(f"\n{chapter}: {len(runs)} runs, {len(found)} records, {flipped} flipped, {errors.total()} errors in cells")
+    if len(near):
+        print(near.to_string(index=False, float_format="%.2f"))
+    for error, times in errors.items():
+        print(f"  {times} times {error}")
     sys.stdout.flush()
-    return not flipped and not errors and bool(found)
+    return not flipped and not errors and len(found) > 0
 
 
 def main(arguments: list[str] | None = None) -> int:
