@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
@@ -27,30 +27,22 @@ _LOWEST = 1e30  # stands for ∞ where 0 · ∞ must be 0
 #: How many queries that see nothing are named.
 NAMED = 8
 
-SUMS = (
-    "rows",
-    "visible",
-    "logit",
-    "deviation",
-    "entropy",
-    "entropy_share",
-    "rows_with_choice",
-    "max_weight",
-    "saturated",
-    "first",
-    "self",
-    "sink",
-    "non_finite",
-    "masked_rows",
-    "sequences",
-    "rank_residual",
-    "pairs",
-    "token_cosine",
-    "output_square",
-    "output_size",
-)
-_INDEX = {name: index for index, name in enumerate(SUMS)}
-_OF_WEIGHTS = _INDEX["masked_rows"] + 1  # the sums over rows come first, those over sequences last
+#: Each statistic of a head is a mean over so many of these.
+MEANS = {
+    "logit_mean": "visible",
+    "logit_std": "visible",  # the root of a mean square, as the output's RMS
+    "logit_max": "rows",  # no mean: the largest
+    "entropy": "rows",
+    "entropy_share": "rows_with_choice",
+    "max_weight": "rows",
+    "saturated": "rows_with_choice",
+    "first": "rows",
+    "self": "rows",
+    "sink": "rows",
+    "rank_residual": "sequences",
+    "token_cosine": "pairs",
+    "output_rms": "entries",
+}
 
 
 @dataclass
@@ -61,7 +53,7 @@ class Logits:
         shape: ``(B, H, n_query, n_key)``.
         device: where they are.
         piece: ``piece(sequences, rows, keys)`` gives the logits of two slices and of the first ``keys`` keys.
-        is_causal: query ``i`` sees the keys ``0 … i`` only; ``piece`` need not hide the others.
+        is_causal: query ``i`` sees the keys ``0 … i`` only, and no piece need be wider.
         diagonal: the key that query 0 is itself (query ``i`` is key ``i + diagonal``); None where there is none.
         blind: True for queries that may see nothing although their logits are finite.
         extra: how many of the first and of the last columns belong to no token.
@@ -127,6 +119,7 @@ class Logits:
         *,
         scale: float,
         mask: Tensor | None = None,
+        is_causal: bool = False,
         below: float | None = None,
         **options: Any,
     ) -> Logits:
@@ -150,6 +143,8 @@ class Logits:
             b, _, r, _ = q.shape
             # The queries of a group stand below each other, so that no key is copied.
             logits = (q.reshape(b, groups, H // groups * r, d) @ k.mT).view(b, H, r, keys)
+            if is_causal:
+                logits.add_(torch.full_like(logits[0, 0], -math.inf).triu_(rows.start + 1))
             if full is None:
                 return logits
             part = full[sequences, :, rows, :keys]
@@ -158,7 +153,7 @@ class Logits:
         covers = []
         if full is not None and below is not None:
             covers.append((piece_of(full, 1, 1), Laid(full, (), below=below)))
-        return cls((B, H, n, m), query.device, piece, covers=covers, **options)
+        return cls((B, H, n, m), query.device, piece, is_causal=is_causal, covers=covers, **options)
 
     def pieces(self) -> Iterator[tuple[Tensor, slice, slice]]:
         """Chunks of logits ``(b, H, r, keys)`` with the sequences and rows that they belong to."""
@@ -192,29 +187,25 @@ class Tally:
     n_key: int = 0
     axis: str = "keys"
     input_axis: int | None = None
-    sums: Tensor = field(default=None)  # type: ignore[assignment]  # (len(SUMS), n_heads), float64, on the CPU
-    largest: Tensor = field(default=None)  # type: ignore[assignment]  # (n_heads,)
+    sums: dict[str, Tensor] = field(default_factory=dict)  # (n_heads,) each, in float64, on the CPU
+    largest: Tensor | None = None  # (n_heads,)
     masked_at: list[list[list[int]]] = field(default_factory=list)  # a head: [sequence, query], the first few
     fills: dict[float, Tensor] = field(default_factory=dict)  # a number: rows it was filled into, and hides nothing in
 
     def __post_init__(self) -> None:
-        if self.sums is None:
-            self.sums = torch.zeros(len(SUMS), self.n_heads, dtype=torch.float64)
-            self.largest = torch.full((self.n_heads,), -math.inf, dtype=torch.float64)
-        self.masked_at = self.masked_at or [[] for _ in range(self.n_heads)]
+        self.masked_at = [[] for _ in range(self.n_heads)]
 
     def add(self, other: Tally) -> None:
         """Add the sums of another tally of the same heads."""
         self.calls += other.calls
         self.n_query, self.n_key = max(self.n_query, other.n_query), max(self.n_key, other.n_key)
-        self.sums += other.sums
-        self.largest = torch.maximum(self.largest, other.largest)
+        _add(self.sums, other.sums)
+        _add(self.fills, other.fills)
+        self._enlarge(other.largest)
         self.axis = other.axis if other.axis != "keys" else self.axis
         self.input_axis = other.input_axis if self.calls == other.calls or self.input_axis == other.input_axis else None
         for mine, theirs in zip(self.masked_at, other.masked_at, strict=True):
             mine += theirs[: NAMED - len(mine)]
-        for value, rows in other.fills.items():
-            self.fills[value] = self.fills.get(value, 0) + rows
 
     def add_weights(self, logits: Logits) -> None:
         """Add the rows of one attention."""
@@ -225,56 +216,44 @@ class Tally:
             keys = chunk.shape[-1]
             part = _precise(chunk)
             blind = None if logits.blind is None else logits.blind(sequences, rows, keys)[..., 0]
-            if logits.is_causal:
-                part = part + torch.full_like(part[0, 0], -math.inf).triu_(rows.start + 1)
             if logits.covers:
                 laid = [(mask(sequences, rows, keys), each) for mask, each in logits.covers]
                 part, nothing, fills = _hide(part, laid)
                 blind = nothing if blind is None else blind | nothing
-                for value, count in fills.items():
-                    self.fills[value] = self.fills.get(value, 0) + count
+                _add(self.fills, fills)
             diagonal = None if logits.diagonal is None else logits.diagonal + rows.start
             sums, largest, masked = _row_sums(part, blind=blind, diagonal=diagonal, extra=logits.extra, n_key=m)
-            self.sums[:_OF_WEIGHTS] += sums
-            self.largest = torch.maximum(self.largest, largest)
-            if bool(sums[_INDEX["masked_rows"]].any()):
+            _add(self.sums, sums)
+            self._enlarge(largest)
+            if bool(sums["masked_rows"].any()):
                 for sequence, head, row in masked.nonzero().tolist():
                     if len(self.masked_at[head]) < NAMED:
                         self.masked_at[head].append([sequences.start + sequence, rows.start + row])
 
     def add_output(self, output: Tensor) -> None:
         """Add what the heads hand on, ``(B, H, n, d)``."""
-        tokens = token_sums(output)
-        finite = tokens.square.isfinite()
-        for name, value in (("rank_residual", tokens.rank_residual), ("token_cosine", tokens.cosine)):
+        square, total, cosine = token_sums(output)
+        residual = rank_residual(output, square, total)
+        finite = square.isfinite()
+        size = output.shape[-2] * output.shape[-1]
+        for name, value, times in (
+            ("rank_residual", residual, 1),
+            ("token_cosine", cosine, 1),
+            ("output_rms", square, size),
+        ):
             kept = finite & value.isfinite()
-            self.sums[_INDEX[name]] += value.where(kept, 0).sum(0)
-            self.sums[_INDEX["sequences" if name == "rank_residual" else "pairs"]] += kept.sum(0)
-        self.sums[_INDEX["output_square"]] += tokens.square.where(finite, 0).sum(0)
-        self.sums[_INDEX["output_size"]] += finite.sum(0) * output.shape[-2] * output.shape[-1]
+            sums = {name: value.where(kept, 0).sum(0), MEANS[name]: kept.sum(0) * times}
+            _add(self.sums, {each: total.cpu().double() for each, total in sums.items()})
 
     def heads(self) -> list[dict[str, Any]]:
         """The statistics of each head, as in :class:`~attntut.diagnose.Report`; NaN where nothing was counted."""
-        s = {name: self.sums[index] for name, index in _INDEX.items()}
-        some = s["rows"] > 0
-        columns = {
-            "logit_mean": s["logit"] / s["visible"],
-            "logit_std": (s["deviation"] / s["visible"]).sqrt(),
-            "logit_max": self.largest.where(some, math.nan),
-            "entropy": s["entropy"] / s["rows"],
-            "entropy_share": s["entropy_share"] / s["rows_with_choice"],
-            "max_weight": s["max_weight"] / s["rows"],
-            "saturated": s["saturated"] / s["rows_with_choice"],
-            "first": s["first"] / s["rows"],
-            "self": s["self"] / s["rows"],
-            "sink": s["sink"] / s["rows"],
-            "rank_residual": s["rank_residual"] / s["sequences"],
-            "token_cosine": s["token_cosine"] / s["pairs"],
-            "output_rms": (s["output_square"] / s["output_size"]).sqrt(),
-            "non_finite": s["non_finite"].long(),
-            "masked_rows": s["masked_rows"].long(),
-        }
-        listed = {name: column.tolist() for name, column in columns.items()}
+        zeros = torch.zeros(self.n_heads, dtype=torch.float64)
+        columns = {name: self.sums.get(name, zeros) / self.sums.get(number, zeros) for name, number in MEANS.items()}
+        columns |= {name: columns[name].sqrt() for name in ("logit_std", "output_rms")}
+        if self.largest is not None:
+            columns["logit_max"] = self.largest.where(self.sums["rows"] > 0, math.nan)
+        columns |= {name: self.sums.get(name, zeros).long() for name in ("non_finite", "masked_rows")}
+        listed: dict[str, list[Any]] = {name: column.tolist() for name, column in columns.items()}
         listed["masked_at"] = self.masked_at
         listed["visible_fill"] = [
             next((value for value, rows in self.fills.items() if 2 * rows[1, head] > rows[0, head]), None)
@@ -284,47 +263,53 @@ class Tally:
         listed["input_axis"] = [self.input_axis] * self.n_heads
         return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
 
-
-@dataclass(frozen=True)
-class TokenSums:
-    """Of tokens ``(B, H, n, d)``, each ``(B, H)`` in float64 on the CPU; NaN where there is no such number."""
-
-    square: Tensor
-    rank_residual: Tensor
-    cosine: Tensor
+    def _enlarge(self, largest: Tensor | None) -> None:
+        if largest is not None:
+            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
 
 
-def token_sums(x: Tensor) -> TokenSums:
-    """Sum of squares, relative rank residual (Frobenius) and mean cosine of two different tokens.
+def token_sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of squares of each sequence, sum of its tokens, and mean cosine of two different tokens, in chunks.
 
-    Equal to :func:`attntut.measure.rank_residual` and :func:`~attntut.measure.token_cosine`, in chunks.
+    Equal to :func:`attntut.measure.token_cosine`; NaN where there is no such number.
 
     Args:
         x: ``(B, H, n, d)``.
 
+    Returns:
+        ``(B, H)``, ``(B, H, d)`` and ``(B, H)``, in float64 where the device has it.
+
     Example:
-        >>> token_sums(torch.tensor([[[[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]]])).cosine
+        >>> token_sums(torch.tensor([[[[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]]]))[2]
         tensor([[0.3333]], dtype=torch.float64)
     """
     B, H, n, d = x.shape
-    few = max(1, CHUNK // max(1, B * H * d))
     exact = _exact(x)
-    zeros = x.new_zeros((B, H, d), dtype=exact)
-    total, direction = zeros, zeros.clone()
-    square = residual = same = x.new_zeros((B, H), dtype=exact)
-    for part in map(_precise, x.split(few, dim=-2) if n else ()):
+    total, direction = x.new_zeros((2, B, H, d), dtype=exact)
+    square, same = x.new_zeros((2, B, H), dtype=exact)
+    for part in _few_tokens(x):
         norm = torch.linalg.vector_norm(part, dim=-1)  # (B, H, r)
         inverse = 1 / norm.clamp(min=1e-12)
-        total = total + part.sum(-2, dtype=exact)
-        direction = direction + (inverse[..., None, :] @ part)[..., 0, :]
-        square = square + norm.square().sum(-1, dtype=exact)
-        same = same + (norm * inverse).square().sum(-1, dtype=exact)
-    mean = (total / n)[..., None, :].to(_precise(x[:0]).dtype)
-    for part in map(_precise, x.split(few, dim=-2) if n else ()):
-        residual = residual + torch.linalg.vector_norm(part - mean, dim=(-2, -1)).square().to(exact)
-    cosine = (direction.square().sum(-1) - same) / (n * (n - 1)) if n > 1 else torch.full_like(square, math.nan)
-    square, residual, cosine = (each.cpu().double() for each in (square, residual, cosine))
-    return TokenSums(square, (residual / square).sqrt(), cosine)
+        total += part.sum(-2)
+        direction += (inverse[..., None, :] @ part)[..., 0, :]
+        square += norm.square().sum(-1, dtype=exact)
+        same += (norm * inverse).square().sum(-1, dtype=exact)
+    return square, total, (direction.square().sum(-1) - same) / (n * (n - 1) or math.nan)
+
+
+def rank_residual(x: Tensor, square: Tensor, total: Tensor) -> Tensor:
+    """:func:`attntut.measure.rank_residual` (relative, Frobenius) in chunks, from :func:`token_sums`: ``(B, H)``."""
+    residual = torch.zeros_like(square)
+    for part in _few_tokens(x):
+        mean = (total / x.shape[-2])[..., None, :].to(part.dtype)
+        residual += torch.linalg.vector_norm(part - mean, dim=(-2, -1)).square()
+    return (residual / square).sqrt()
+
+
+def _few_tokens(x: Tensor) -> Iterator[Tensor]:
+    """Chunks of tokens ``(B, H, n, d)``."""
+    B, H, n, d = x.shape
+    return map(_precise, x.split(max(1, CHUNK // max(1, B * H * d)), dim=-2) if n else ())
 
 
 def norm(x: Tensor) -> float:
@@ -342,8 +327,6 @@ def attention_rows(logits: Logits, sequence: int, rows: Tensor) -> Tensor:
     kept = []
     for row in rows.tolist():
         part = _precise(logits.piece(slice(sequence, sequence + 1), slice(row, row + 1), m))[0, :, 0]  # (H, m)
-        if logits.is_causal:
-            part = part.masked_fill(torch.arange(m, device=part.device) > row, -math.inf)
         kept.append(part.softmax(-1).nan_to_num(0).cpu())
     return torch.stack(kept, dim=1)
 
@@ -371,9 +354,9 @@ def _hide(logits: Tensor, covers: Sequence[tuple[Tensor, Laid]]) -> tuple[Tensor
 
 def _row_sums(
     logits: Tensor, *, blind: Tensor | None, diagonal: int | None, extra: tuple[int, int], n_key: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sums over the rows of ``(b, H, r, m)`` logits, ``(_OF_WEIGHTS, H)``; the largest |logit| of each head; and
-    which rows see nothing, ``(b, H, r)``."""
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The sums over the rows of ``(b, H, r, m)`` logits, ``(H,)`` each; the largest |logit| of each head; and which
+    rows see nothing, ``(b, H, r)``."""
     m = logits.shape[-1]
     low, top = logits.amin(-1), logits.amax(-1)  # (b, H, r); NaN if the row holds one
     cut = -(top.abs() * TIMES).clamp(min=HIDDEN)
@@ -381,60 +364,55 @@ def _row_sums(
     masked = top <= BLIND
     if blind is not None:
         masked = masked | blind
-    lost = broken | masked
-    seen, non_finite = None, torch.zeros_like(top)
-    if bool((lost | (low < cut)).any()):
-        # Zeros and ones of the logits' dtype: products with them are many times faster than boolean masks.
-        seen = torch.ge(logits, cut.masked_fill(lost, math.nan)[..., None], out=torch.empty_like(logits))
-        top = top.masked_fill(lost, 0)
-        if bool(broken.any()):
-            non_finite = (logits.isnan() | (logits == math.inf)).sum(-1).to(top)
-            logits = logits.nan_to_num(0)
-
+    valid = ~(broken | masked)
+    weights = logits.softmax(-1)  # in one operation, faster than its exponential alone; 0 where hidden
     deviation = logits - top[..., None]  # ≤ 0 where it counts
-    if seen is None:
-        weights, count = deviation.exp(), torch.full_like(top, m)
-    else:
-        deviation.clamp_(-_LOWEST, 0)
-        weights, count = deviation.exp().mul_(seen), seen.sum(-1)
-        deviation.mul_(seen)
+    seen, count = None, torch.full_like(top, m)
+    if bool((~valid | (low < cut)).any()):
+        # Zeros and ones of the logits' dtype: products with them are many times faster than boolean masks.
+        seen = torch.ge(logits, cut[..., None], out=torch.empty_like(logits))
+        count = seen.sum(-1)
+        deviation.nan_to_num_(0, 0, -_LOWEST).mul_(seen)
         low = deviation.amin(-1) + top
-    valid, choice = count > 0, count > 1
-    total = weights.sum(-1).masked_fill(~valid, 1)
-    entropy = total.log() - (weights * deviation).sum(-1) / total
-    largest_weight = valid / total
-    mean = deviation.sum(-1) / count.clamp(min=1)
+    choice = valid & (count > 1)
+    largest_weight = weights.amax(-1)
+    entropy = -largest_weight.log() - (weights * deviation).sum(-1)  # ln Σ exp(s − top) − Σ p (s − top)
+    mean = deviation.sum(-1) / count
     deviation.sub_(mean[..., None])
     if seen is not None:
         deviation.mul_(seen)
-    itself = torch.full_like(top, math.nan)
+    itself = sink = torch.full_like(top, math.nan)
     if diagonal is not None:
         found = weights.diagonal(diagonal, dim1=-2, dim2=-1)  # (b, H, ≤ r)
-        itself = torch.nn.functional.pad(found, (0, top.shape[-1] - found.shape[-1])) / total
-    sink = torch.full_like(top, math.nan)
+        itself = torch.nn.functional.pad(found, (0, top.shape[-1] - found.shape[-1]))
     if any(extra):
-        sink = (weights[..., : extra[0]].sum(-1) + weights[..., n_key - extra[1] :].sum(-1)) / total
-    columns = torch.stack(
-        [
-            valid.to(top),
-            count,
-            (mean + top) * count,
-            torch.linalg.vector_norm(deviation, dim=-1).square(),
-            entropy * valid,
-            entropy * choice / count.clamp(min=2).log(),
-            choice.to(top),
-            largest_weight,
-            ((largest_weight > SATURATED) & choice).to(top),
-            weights[..., min(extra[0], m - 1)] / total,
-            itself,
-            sink,
-            non_finite,
-            masked.to(top),
-        ]
-    )  # (_OF_WEIGHTS, b, H, r)
-    sums = columns.sum((1, 3), dtype=_exact(top)).cpu().double()
-    largest = torch.maximum(top.abs(), low.abs()).masked_fill(~valid, -math.inf).amax((0, 2))
-    return sums, largest.cpu().double(), masked
+        sink = weights[..., : extra[0]].sum(-1) + weights[..., n_key - extra[1] :].sum(-1)
+    over_rows = {
+        "rows": torch.ones_like(top),
+        "visible": count,
+        "logit_mean": (mean + top) * count,
+        "logit_std": torch.linalg.vector_norm(deviation, dim=-1).square(),
+        "entropy": entropy,
+        "entropy_share": (entropy / count.log()).where(choice, 0),
+        "rows_with_choice": choice.to(top),
+        "max_weight": largest_weight,
+        "saturated": ((largest_weight > SATURATED) & choice).to(top),
+        "first": weights[..., min(extra[0], m - 1)],
+        "self": itself,
+        "sink": sink,
+    }
+    counts = {"non_finite": broken, "masked_rows": masked}
+    if bool(broken.any()):
+        counts["non_finite"] = (logits.isnan() | (logits == math.inf)).sum(-1)
+    columns = [each.where(valid, 0) for each in over_rows.values()] + [each.to(top) for each in counts.values()]
+    sums = torch.stack(columns).sum((1, 3), dtype=_exact(top)).cpu().double()
+    largest = torch.maximum(top.abs(), low.abs()).masked_fill(~valid, -math.inf).amax((0, 2)).cpu().double()
+    return dict(zip((*over_rows, *counts), sums, strict=True)), largest, masked
+
+
+def _add(sums: dict[Any, Tensor], others: Mapping[Any, Tensor]) -> None:
+    for name, each in others.items():
+        sums[name] = sums[name] + each if name in sums else each
 
 
 def _precise(x: Tensor) -> Tensor:

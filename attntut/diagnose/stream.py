@@ -34,11 +34,11 @@ class Block:
             x = x[None]
         elif self.tokens_first:
             x = x.transpose(0, 1)
-        tokens = token_sums(x.flatten(1, -2)[:, None])  # (B, 1, n, d)
-        self.square += tokens.square.sum().item()
+        square, _, cosine = token_sums(x.flatten(1, -2)[:, None])  # (B, 1)
+        self.square += square.sum().item()
         self.size += x.numel()
-        defined = ~tokens.cosine.isnan() | tokens.square.isnan()
-        self.cosine += tokens.cosine[defined].sum().item()
+        defined = ~cosine.isnan() | square.isnan()
+        self.cosine += cosine[defined].sum().item()
         self.sequences += int(defined.sum())
 
     def listen_to_gradient(self, is_wanted: Callable[[], bool]) -> Callable[[Tensor], None]:
