@@ -64,7 +64,9 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         [('query', True, True), ('key', True, True), ('value', True, None), ('output', False, None)]
     """
     entries = seen.entries
-    statistics = {id(entry): Statistics.of(entry.view) for entry in entries}
+    statistics = {
+        id(entry): Statistics.of(entry.view, reads_all=entry.role not in ("embedding", "readout")) for entry in entries
+    }
     likely = looks_like(seen, statistics)
     packed = [entry.parameter for entry in seen.by_role(*ATTENTION[:3])]
     records: dict[int, dict[str, Any]] = {}
@@ -137,15 +139,16 @@ def is_drawn(matrix: Tensor, d_head: int | None = None) -> bool:
         (True, False)
     """
     w = matrix.detach().to(torch.promote_types(matrix.dtype, torch.float32))
-    heads = w.reshape(-1, d_head or w.shape[0], w.shape[-1])  # (heads, d_head, n)
-    heads = heads - heads.mean((-2, -1), keepdim=True)
-    spread = torch.linalg.vector_norm(heads, dim=(-2, -1), keepdim=True) / heads[0].numel() ** 0.5
-    scale = (1 / spread).where(spread > 1e-6 * torch.linalg.vector_norm(w, ord=math.inf), 0)
-    w = heads.mul_(scale).flatten(0, 1)  # (m, n), entries of unit variance
     m, n = w.shape
+    heads = w.reshape(-1, d_head or m, n)  # (heads, d_head, n)
+    mean = heads.mean((-2, -1), keepdim=True)
+    heads = heads - mean
+    spread = torch.linalg.vector_norm(heads, dim=(-2, -1), keepdim=True) / heads[0].numel() ** 0.5
+    scale = (1 / spread).where(spread > 1e-6 * (spread + mean.abs()).amax(), 0)
+    w, squared = heads.flatten(0, 1), scale.square().expand(-1, heads.shape[1], 1).flatten()
     v = torch.randn(n, generator=torch.Generator().manual_seed(0)).to(w)  # a start that no matrix is made for
     for _ in range(8):
-        v = w.mT @ (w @ torch.nn.functional.normalize(v, dim=0))
+        v = w.mT @ (squared * (w @ torch.nn.functional.normalize(v, dim=0)))
     if not v.isfinite().all():
         return True
     roots, inverse = m**0.5 + n**0.5, m**-0.5 + n**-0.5
@@ -163,22 +166,30 @@ class Statistics(NamedTuple):
     orthogonal: bool
 
     @classmethod
-    def of(cls, matrix: Tensor) -> Statistics:
-        """Measure a matrix: every so many rows and columns, 2¹⁶ entries at most. NaN anywhere makes all NaN.
+    def of(cls, matrix: Tensor, *, reads_all: bool = True) -> Statistics:
+        """Measure a matrix: every so many rows and columns, 2¹⁶ entries at most. NaN in what is read makes all NaN.
+
+        Args:
+            matrix: any.
+            reads_all: look for NaN beyond the sample; :func:`describe` does not, in embeddings and read-outs.
 
         Example:
             >>> Statistics.of(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
             Statistics(mean=0.5, std=0.866, largest=1.0, kurtosis=2.333, entries=4, orthogonal=True)
         """
         w = matrix.detach()
-        if not w.sum(dtype=torch.promote_types(w.dtype, torch.float32)).isfinite():
+        exact = torch.promote_types(w.dtype, torch.float32)
+        some = w[:: math.ceil(w.shape[0] / SIDE), :: math.ceil(w.shape[1] / SIDE)].to(exact).contiguous()
+        if not (w if reads_all else some).sum(dtype=exact).isfinite():
             return cls(math.nan, math.nan, math.nan, math.nan, w.numel(), False)
-        some = w[:: math.ceil(w.shape[0] / SIDE), :: math.ceil(w.shape[1] / SIDE)].double()
-        if some.amin() == some.amax() and w.amin() == w.amax():
-            return cls(w[0, 0].item(), 0.0, w[0, 0].abs().item(), math.nan, w.numel(), False)
-        mean, std = some.mean(), some.std(correction=0)
-        kurtosis = ((some - mean) / std).square().square().mean().item()
-        return cls(mean.item(), std.item(), some.abs().amax().item(), kurtosis, some.numel(), _is_orthogonal(w))
+        low, high = some.amin().item(), some.amax().item()
+        if low == high and (not reads_all or w.amin() == w.amax()):
+            return cls(low, 0.0, abs(low), math.nan, w.numel(), False)
+        mean = some.mean()
+        square = (some - mean).square()
+        variance = square.mean()
+        kurtosis = (square.square().mean() / variance.square()).item()
+        return cls(mean.item(), variance.sqrt().item(), max(-low, high), kurtosis, some.numel(), _is_orthogonal(w))
 
 
 def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[int, list[str]]:
@@ -253,10 +264,7 @@ def _is_orthogonal(matrix: Tensor) -> bool:
     """Whether rows (columns, if there are fewer) are orthogonal and of one length; judged by the first few."""
     rows = (matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT)[:8].double()
     products = rows @ rows.mT
-    lengths = products.diagonal().clone()
-    return bool(((lengths / lengths.mean() - 1).abs() < 1e-2).all()) and bool(
-        ((products / lengths.mean()).fill_diagonal_(0).abs() < 1e-2).all()
-    )
+    return bool((products / products.diagonal().mean() - torch.eye(len(rows)).to(products)).abs().amax() < 1e-2)
 
 
 def _find_clones(seen: ModelView, records: Mapping[int, dict[str, Any]]) -> None:
@@ -284,7 +292,7 @@ def _heads_alike(entry: Entry) -> bool | None:
     if entry.role not in ("query", "key") or width is None or width == entry.weight.fan_out:
         return None
     heads = entry.view.reshape(-1, width, entry.weight.fan_in)  # (heads, d_head, fan_in)
-    return bool((heads == heads[0]).all())
+    return all(torch.equal(head, heads[0]) for head in heads[1:])  # stops at the first that differs
 
 
 def _d_head(entry: Entry) -> int | None:
