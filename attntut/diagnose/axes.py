@@ -99,21 +99,13 @@ def follow(result: Tensor, source: Tensor, axes: Axes) -> tuple[Axes, dict[int, 
 
 @dataclass(frozen=True)
 class Laid:
-    """A tensor that was laid upon scores: a mask, or a number a row.
+    """A tensor that was laid upon scores: a mask, or a number a row."""
 
-    Attributes:
-        tensor: expanded to the shape that the scores had.
-        strides: those of the scores, in bytes; where they have moved to, since.
-        below: of an added mask: its entries up to here hide. None: the tensor is boolean, True where a number was set.
-        factor: what the tensor is multiplied with.
-        value: the number that was set.
-    """
-
-    tensor: Tensor
-    strides: tuple[int, ...]
-    below: float | None = None
-    factor: float = 1.0
-    value: float | None = None
+    tensor: Tensor  # expanded to the shape that the scores had
+    strides: tuple[int, ...]  # those of the scores, in bytes; where they have moved to, since
+    below: float | None = None  # of an added mask: its entries up to here hide; None: boolean, True where set
+    factor: float = 1.0  # what the tensor is multiplied with
+    value: float | None = None  # the number that was set
 
     def moved(self, gone: dict[int, int]) -> Laid:
         """The same after the scores have moved to other memory; −1 stands for what is lost."""

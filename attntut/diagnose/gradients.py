@@ -27,15 +27,13 @@ class Gradients:
     def __init__(self, seen: ModelView, is_listening: Callable[[], bool]) -> None:
         self.is_listening = is_listening
         self.norms: dict[tuple[str, str], list[float]] = {}  # (layer, role): a norm a backward pass
-        self.layers: list[str] = []
+        self.layers = [group.name or ROOT for group in seen.attention]
         self._handles: list[Any] = []
         entries: dict[str, list[tuple[str, str, Entry]]] = {}
-        for group in seen.attention:
-            self.layers.append(group.name or ROOT)
+        for layer, group in zip(self.layers, seen.attention, strict=True):
             for role in ROLES:
-                entry = getattr(group, role)
-                if entry is not None:
-                    entries.setdefault(entry.parameter, []).append((group.name or ROOT, role, entry))
+                if (entry := getattr(group, role)) is not None:
+                    entries.setdefault(entry.parameter, []).append((layer, role, entry))
         for name, parts in entries.items():
             parameter = seen.module.get_parameter(name)
             if parameter.requires_grad:
@@ -51,14 +49,11 @@ class Gradients:
         """One dictionary a layer, as in :class:`~attntut.diagnose.Report`; the mean over the backward passes."""
         rows = []
         for layer in self.layers if self.norms else ():
-            norms = {role: self._mean(layer, role) for role in ROLES}
+            found = {role: self.norms.get((layer, role)) for role in ROLES}
+            norms = {role: sum(each) / len(each) if each else None for role, each in found.items()}
             ratios = {f"ratio_{role}": _ratio(norms[role], norms["value"]) for role in ("query", "key")}
             rows.append({"layer": layer, **norms, **ratios})
         return rows
-
-    def _mean(self, layer: str, role: str) -> float | None:
-        norms = self.norms.get((layer, role))
-        return sum(norms) / len(norms) if norms else None
 
 
 class _Norms(Uncopied):
@@ -79,8 +74,7 @@ class _Norms(Uncopied):
         with torch.no_grad():
             if gradient.stride() != self.stride:
                 gradient = gradient.new_empty_strided(gradient.shape, self.stride).copy_(gradient)
-            for (layer, role), place in self.parts:
-                shape, stride, offset = place
+            for (layer, role), (shape, stride, offset) in self.parts:
                 part = gradient.as_strided(shape, stride, gradient.storage_offset() + offset)
                 self.owner.norms.setdefault((layer, role), []).append(norm(part))
 

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -24,20 +24,13 @@ CACHES = {"past_key_values", "past_key_value", "layer_past", "cache"}
 
 @dataclass
 class Frame:
-    """One module on the way in.
+    """One module on the way in."""
 
-    Attributes:
-        name: dotted name; empty for the model itself.
-        module: the module.
-        args, kwargs: what it was called with.
-        attentions: how many attentions had been seen when it was entered.
-    """
-
-    name: str
+    name: str  # dotted; empty for the model itself
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    attentions: int
+    attentions: int  # how many had been seen when it was entered
 
     def argument(self, name: str) -> Any:
         """The argument of this name, however it was passed; None if it was not."""
@@ -54,18 +47,11 @@ class Frame:
 
 @dataclass
 class Layers:
-    """The modules of a model, and the stack of those that run.
+    """The modules of a model, and the stack of those that run."""
 
-    Args:
-        model: the model, or None for code without one.
-        entered: called before a module runs, with its frame.
-        left: called after it, with its frame and output.
-        is_listening: whether calls are of interest now.
-    """
-
-    model: nn.Module | None
-    entered: Callable[[Frame], None]
-    left: Callable[[Frame, Any], None]
+    model: nn.Module | None  # None for code without one
+    entered: Callable[[Frame], None]  # called before a module runs
+    left: Callable[[Frame, Any], None]  # called after it, with its output
     is_listening: Callable[[], bool]
     frames: list[Frame] = field(default_factory=list)
     attentions: int = 0
@@ -82,13 +68,10 @@ class Layers:
             if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
                 children = (f"{name}.{key}" if name else key for key, _ in module.named_children())
                 self.containers |= dict.fromkeys(children, name)
-            if isinstance(module, torch.jit.ScriptModule):
-                continue
-            before, after = Hook(self._enter, name, module), Hook(self._leave, name, module)
-            self._handles += [
-                module.register_forward_pre_hook(before, with_kwargs=True),
-                module.register_forward_hook(after, with_kwargs=True, always_call=True),
-            ]
+            if not isinstance(module, torch.jit.ScriptModule):
+                before, after = Hook(self._enter, name, module), Hook(self._leave, name, module)
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def unhook(self) -> None:
         """End."""
@@ -163,10 +146,7 @@ class Uncopied:
     """A hook that a copy of the model does not take along: copied or pickled, it does nothing."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _nothing, ()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return _do_nothing
+        return partial, (_do_nothing,)
 
 
 class Hook(Uncopied):
@@ -210,7 +190,3 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 def _do_nothing(*_: Any) -> None:
     """What a hook is in a copy of the model."""
-
-
-def _nothing() -> Callable[..., None]:
-    return _do_nothing

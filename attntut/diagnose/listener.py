@@ -122,7 +122,7 @@ def listen(
         steps: how many steps there will be, for a progress bar.
         to: called with ``(tag, value, step)`` of each head's largest logit, logit standard deviation and entropy once a
             listened step is over; ``to=SummaryWriter().add_scalar`` sends them to TensorBoard. See
-            :func:`attntut.diagnose.scalars.scalars`.
+            :meth:`~attntut.diagnose.Report.scalars`.
 
     Yields:
         The report; empty until the block ends.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -22,9 +23,8 @@ from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import ModelView, look
 from attntut.diagnose.gradients import Gradients
 from attntut.diagnose.layers import FUNCTION, ROOT, Frame, Layers, first_tensor
-from attntut.diagnose.report import STATISTICS, Report, average_heads
-from attntut.diagnose.scalars import BY_STEP, scalars_of
-from attntut.diagnose.statistics import Logits, Tally, attention_rows
+from attntut.diagnose.report import BY_STEP, Report, average_heads, scalars_of
+from attntut.diagnose.statistics import STATISTICS, Logits, Tally, attention_rows
 from attntut.diagnose.stream import Block, has_tokens_first, repeated
 from attntut.diagnose.watcher import Finish, Watcher
 
@@ -62,8 +62,8 @@ class Recorder:
         self.pictures: dict[tuple[str, str], tuple[list[int], Tensor]] = {}
         self.stream: dict[str, Block] = {}
         self.notes: dict[str, None] = {}
-        self.skipped: dict[str, int] = {}
-        self.unused: dict[str, int] = {}  # a layer: softmaxes of scores that have met no values
+        self.skipped: Counter[str] = Counter()
+        self.unused: Counter[str] = Counter()  # a layer: softmaxes of scores that have met no values
         self.layers = Layers(model, self._entered, self._left, self._follows)
         self.watcher = Watcher(self)
         self.gradients: Gradients | None = None
@@ -82,11 +82,9 @@ class Recorder:
                 stack.callback(self.ears.freeze)
                 self.ears.thaw()
             self.layers.hook()
-            if self.model is not None:
-                known = (each for each in self.model.parameters() if not is_lazy(each))
-                self.parameters = {each.untyped_storage()._cdata for each in known}
-                if self.roles is not None:
-                    look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs
+            self.parameters = {each.untyped_storage()._cdata for each in self._parameters()}
+            if self.model is not None and self.roles is not None:
+                look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs
             self._watch = stack.enter_context(ExitStack())
             if not self.watches_calls:
                 self._watch.enter_context(self.watcher)
@@ -106,21 +104,13 @@ class Recorder:
         """Whether what runs now is part of a step that counts."""
         return self._follows() and not _in_backward()  # there, a checkpoint runs the forward pass again
 
-    def is_parameter(self, storage: int) -> bool:
-        """Whether a parameter of the model lives in this memory."""
-        return storage in self.parameters
-
-    def heads(self, leading: int) -> int:
-        """See :meth:`Layers.heads`."""
-        return self.layers.heads(leading)
-
     def note(self, text: str) -> None:
         """Say once what could not be seen."""
         self.notes[text] = None
 
     def skipped_softmax(self) -> None:
         """Count a softmax that is no attention."""
-        self.skipped[self.layers.name] = self.skipped.get(self.layers.name, 0) + 1
+        self.skipped[self.layers.name] += 1
 
     def attention(self, logits: Logits, *, certain: bool = True) -> Finish:
         """Measure an attention; it counts once its weights meet the values.
@@ -149,7 +139,7 @@ class Recorder:
             if self.maps and B and n and m:
                 rows = torch.linspace(0, n - 1, min(n, self.maps)).round().long()
                 picture = rows.tolist(), attention_rows(logits, 0, rows)
-        self.unused[layer] = self.unused.get(layer, 0) + certain
+        self.unused[layer] += certain
 
         def finish(output: Tensor | None, axis: str) -> None:
             self.unused[layer] -= certain
@@ -199,8 +189,8 @@ class Recorder:
     def _left(self, frame: Frame, output: Any) -> None:
         if self.ears is not None and self.seen is None:
             self.ears.left(frame.module, output)
-        if frame.name == "" and self.is_open and self.seen is None and not _in_backward():
-            self._read_anatomy(output)
+            if frame.name == "" and self.is_open and not _in_backward():
+                self._read_anatomy(output)
         if frame.name == "" and self.watches_calls:
             self._watch.close()
         container = self.layers.containers.get(frame.name)
@@ -295,7 +285,7 @@ class Recorder:
 
     def _describe(self) -> dict[str, Any]:
         model = self.model
-        parameters = [] if model is None else [each for each in model.parameters() if not is_lazy(each)]
+        parameters = self._parameters()
         return {
             "name": "(none)" if model is None else type(model).__name__,
             "parameters": sum(each.numel() for each in parameters),
@@ -304,6 +294,9 @@ class Recorder:
             "device": str(parameters[0].device) if parameters else "",
             "steps": self.listened,
         }
+
+    def _parameters(self) -> list[Tensor]:
+        return [] if self.model is None else [each for each in self.model.parameters() if not is_lazy(each)]
 
     def _remarks(self) -> Iterator[str]:
         if not self.total:
@@ -337,23 +330,16 @@ class Recorder:
             yield f"{name} is compiled: only diagnose, which runs it uncompiled, sees the attention in there."
 
 
-class _quiet:
+@contextmanager
+def _quiet(device: torch.device) -> Iterator[None]:
     """Compute without gradients or autocast, whatever the model runs under, and unheard by other listeners."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.kind = device.type
-
-    def __enter__(self) -> None:
-        self.stack = ExitStack()
-        self.stack.enter_context(torch.no_grad())
-        if torch.is_autocast_enabled(self.kind):
-            self.stack.enter_context(torch.autocast(self.kind, enabled=False))
-        self.before = getattr(_measuring, "now", False)
-        _measuring.now = True
-
-    def __exit__(self, *error: Any) -> None:
-        _measuring.now = self.before
-        self.stack.__exit__(*error)
+    is_cast = torch.is_autocast_enabled(device.type)
+    before, _measuring.now = getattr(_measuring, "now", False), True
+    try:
+        with torch.no_grad(), torch.autocast(device.type, enabled=False) if is_cast else nullcontext():
+            yield
+    finally:
+        _measuring.now = before
 
 
 def _bar(steps: int) -> Any:

@@ -10,32 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 from attntut._checks import check_choice
 from attntut._extras import extra
+from attntut.diagnose import render
 from attntut.diagnose.faults import Finding, find
-from attntut.diagnose.scalars import scalars
+from attntut.diagnose.statistics import STATISTICS
 
-if TYPE_CHECKING:  # what judges and shows a report is imported when it is used; it knows reports by their shape only
+if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console, ConsoleOptions, RenderResult
 
     from attntut.diagnose.draw import Drawing
 
 FORMAT = 1
-#: What a row says of one head; see :class:`Report`.
-STATISTICS = (
-    "logit_mean",
-    "logit_std",
-    "logit_max",
-    "entropy",
-    "entropy_share",
-    "max_weight",
-    "saturated",
-    "first",
-    "self",
-    "sink",
-    "rank_residual",
-    "token_cosine",
-    "output_rms",
-)
+#: What is kept of each head at each step: a largest logit that grows comes before a loss that bursts.
+BY_STEP = ("logit_max", "logit_std", "entropy")
 COUNTS = ("non_finite", "masked_rows")
 PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls")
 
@@ -149,12 +136,23 @@ class Report:
         return find(self)
 
     def scalars(self) -> Iterator[tuple[str, float, int]]:
-        """Largest logit, entropy and spread of the logits of each head, by step: ``(tag, value, step)``.
+        """Largest logit, standard deviation of the logits and entropy of each head, by step: ``(tag, value, step)``.
+
+        A tag like ``"logit_max/encoder.0.attention/self/3"`` names number, layer, kind and head. What does not exist (a
+        head whose rows are all masked) is left out; without steps, the rows are step 0.
 
         For TensorBoard: ``for scalar in report.scalars(): writer.add_scalar(*scalar)``; while a model trains,
-        ``listen(model, every=10, to=writer.add_scalar)``. See :func:`attntut.diagnose.scalars.scalars`.
+        ``listen(model, every=10, to=writer.add_scalar)``.
+
+        Example:
+            >>> row = dict(layer="attention", kind="self", head=0, logit_max=3.5, logit_std=1.0, entropy=0.5)
+            >>> list(Report(rows=[row]).scalars())[:2]
+            [('logit_max/attention/self/0', 3.5, 0), ('logit_std/attention/self/0', 1.0, 0)]
         """
-        return scalars(self.rows, self.steps)
+        for step in self.steps:
+            yield from scalars_of(step)
+        for row in () if self.steps else self.rows:
+            yield from scalars_of(row | {"step": 0, "heads": {name: [row[name]] for name in BY_STEP}}, row["head"])
 
     def compare(self, other: Report) -> list[dict[str, Any]]:
         """Before and after: one dictionary per layer, head and statistic that both reports know.
@@ -176,20 +174,13 @@ class Report:
         """
         if not isinstance(other, Report):
             raise TypeError(f"other must be a Report: got {type(other).__name__}.")
-        later = {(name, *_place(entry)): entry for name, entry in other._entries()}
-        lines = []
-        for name, entry in self._entries():
-            match = later.get((name, *_place(entry)))
-            for statistic, before in entry.items() if match else ():
-                after = match.get(statistic) if match else None
-                if statistic not in PLACE and _is_number(before) and _is_number(after):
-                    layer, kind, head = _place(entry)
-                    full = statistic if name == "rows" else f"{name}: {statistic}"
-                    lines.append(
-                        dict(layer=layer, kind=kind, head=head, statistic=full, before=before, after=after)
-                        | dict(change=after - before)
-                    )
-        return lines
+        later = dict(other._numbers())
+        return [
+            dict(zip(("layer", "kind", "head", "statistic"), place, strict=True))
+            | dict(before=before, after=later[place], change=later[place] - before)
+            for place, before in self._numbers()
+            if place in later
+        ]
 
     def to_json(self, **options: Any) -> str:
         """As JSON (``options`` as of :func:`json.dumps`); NaN becomes ``{"float": "nan"}``, because JSON has none."""
@@ -213,32 +204,31 @@ class Report:
 
     def plot(self) -> Drawing:
         """The report as a figure; see :func:`attntut.diagnose.draw.plot`."""
-        from attntut.diagnose import draw
+        from attntut.diagnose import draw  # matplotlib is an extra
 
         return draw.plot(self)
 
     def __str__(self) -> str:
-        from attntut.diagnose import render
-
         return render.text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        from attntut.diagnose import render
-
         yield from render.pieces(self, options.max_width)
 
     def _repr_html_(self) -> str:
-        from attntut.diagnose import render
-
         return render.html(self)
 
     def __repr__(self) -> str:
         name = self.model.get("name", "model")
         return f"Report({name}: {len(self.heads())} attention layers, {len(self.rows)} heads, {len(self.notes)} notes)"
 
-    def _entries(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def _numbers(self) -> Iterator[tuple[tuple[Any, ...], float]]:
+        """Every measured number, by layer, kind, head and statistic."""
         for name in ("rows", "stream", "gradients"):
-            yield from ((name, entry) for entry in getattr(self, name))
+            for entry in getattr(self, name):
+                for statistic, value in entry.items():
+                    if statistic not in PLACE and isinstance(value, int | float) and not isinstance(value, bool):
+                        full = statistic if name == "rows" else f"{name}: {statistic}"
+                        yield (entry["layer"], entry.get("kind"), entry.get("head"), full), value
 
 
 def average_heads(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -262,16 +252,16 @@ def average_heads(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return result
 
 
+def scalars_of(step: dict[str, Any], first: int = 0) -> Iterator[tuple[str, float, int]]:
+    """The scalars of one entry of ``report.steps``; none where it does not tell the heads apart."""
+    for name, values in step.get("heads", {}).items():
+        for head, value in enumerate(values, first):
+            if not math.isnan(value):
+                yield f"{name}/{step['layer']}/{step['kind']}/{head}", value, step["step"]
+
+
 def _mean(numbers: Sequence[float]) -> float:
     return math.fsum(numbers) / len(numbers) if all(map(math.isfinite, numbers)) else sum(numbers) / len(numbers)
-
-
-def _place(entry: dict[str, Any]) -> tuple[str, str | None, int | None]:
-    return entry["layer"], entry.get("kind"), entry.get("head")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _encode(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
@@ -28,7 +29,7 @@ _LOWEST = 1e30  # stands for ∞ where 0 · ∞ must be 0
 NAMED = 8
 
 #: Each statistic of a head is a mean over so many of these.
-MEANS = {
+STATISTICS = {
     "logit_mean": "visible",
     "logit_std": "visible",  # the root of a mean square, as the output's RMS
     "logit_max": "rows",  # no mean: the largest
@@ -47,29 +48,17 @@ MEANS = {
 
 @dataclass
 class Logits:
-    """Where logits ``(B, H, n_query, n_key)`` come from, and in which pieces.
-
-    Attributes:
-        shape: ``(B, H, n_query, n_key)``.
-        device: where they are.
-        piece: ``piece(sequences, rows, keys)`` gives the logits of two slices and of the first ``keys`` keys.
-        is_causal: query ``i`` sees the keys ``0 … i`` only, and no piece need be wider.
-        diagonal: the key that query 0 is itself (query ``i`` is key ``i + diagonal``); None where there is none.
-        blind: True for queries that may see nothing although their logits are finite.
-        extra: how many of the first and of the last columns belong to no token.
-        covers: masks that were laid on, boolean or added, each with what it is.
-        product: heads, queries and keys of the product that they come from, whatever the softmax takes them for.
-    """
+    """Where logits ``(B, H, n_query, n_key)`` come from, and in which pieces."""
 
     shape: tuple[int, int, int, int]
     device: torch.device
-    piece: Piece
-    is_causal: bool = False
-    diagonal: int | None = None
-    blind: Piece | None = None
-    extra: tuple[int, int] = (0, 0)
-    covers: Sequence[tuple[Piece, Laid]] = ()
-    product: tuple[int, int, int] | None = None
+    piece: Piece  # of two slices and of the first so many keys
+    is_causal: bool = False  # query i sees the keys 0 … i only, and no piece need be wider
+    diagonal: int | None = None  # the key that query 0 is itself (query i is key i + diagonal)
+    blind: Piece | None = None  # True for queries that may see nothing although their logits are finite
+    extra: tuple[int, int] = (0, 0)  # how many of the first and of the last columns belong to no token
+    covers: Sequence[tuple[Piece, Laid]] = ()  # masks that were laid on, boolean or added
+    product: tuple[int, int, int] | None = None  # heads, queries, keys; whatever the softmax takes them for
 
     @classmethod
     def of_tensor(
@@ -150,9 +139,7 @@ class Logits:
             part = full[sequences, :, rows, :keys]
             return logits.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else logits.add_(part)
 
-        covers = []
-        if full is not None and below is not None:
-            covers.append((piece_of(full, 1, 1), Laid(full, (), below=below)))
+        covers = [] if full is None or below is None else [(piece_of(full, 1, 1), Laid(full, (), below=below))]
         return cls((B, H, n, m), query.device, piece, is_causal=is_causal, covers=covers, **options)
 
     def pieces(self) -> Iterator[tuple[Tensor, slice, slice]]:
@@ -234,33 +221,29 @@ class Tally:
         """Add what the heads hand on, ``(B, H, n, d)``."""
         square, total, cosine = token_sums(output)
         residual = rank_residual(output, square, total)
-        finite = square.isfinite()
-        size = output.shape[-2] * output.shape[-1]
-        for name, value, times in (
-            ("rank_residual", residual, 1),
-            ("token_cosine", cosine, 1),
-            ("output_rms", square, size),
-        ):
+        finite, size = square.isfinite(), output.shape[-2] * output.shape[-1]
+        measured = ("rank_residual", residual, 1), ("token_cosine", cosine, 1), ("output_rms", square, size)
+        for name, value, times in measured:
             kept = finite & value.isfinite()
-            sums = {name: value.where(kept, 0).sum(0), MEANS[name]: kept.sum(0) * times}
+            sums = {name: value.where(kept, 0).sum(0), STATISTICS[name]: kept.sum(0) * times}
             _add(self.sums, {each: total.cpu().double() for each, total in sums.items()})
 
     def heads(self) -> list[dict[str, Any]]:
         """The statistics of each head, as in :class:`~attntut.diagnose.Report`; NaN where nothing was counted."""
         zeros = torch.zeros(self.n_heads, dtype=torch.float64)
-        columns = {name: self.sums.get(name, zeros) / self.sums.get(number, zeros) for name, number in MEANS.items()}
+        sums = defaultdict(lambda: zeros, self.sums)
+        columns = {name: sums[name] / sums[number] for name, number in STATISTICS.items()}
         columns |= {name: columns[name].sqrt() for name in ("logit_std", "output_rms")}
         if self.largest is not None:
-            columns["logit_max"] = self.largest.where(self.sums["rows"] > 0, math.nan)
-        columns |= {name: self.sums.get(name, zeros).long() for name in ("non_finite", "masked_rows")}
+            columns["logit_max"] = self.largest.where(sums["rows"] > 0, math.nan)
+        columns |= {name: sums[name].long() for name in ("non_finite", "masked_rows")}
         listed: dict[str, list[Any]] = {name: column.tolist() for name, column in columns.items()}
         listed["masked_at"] = self.masked_at
         listed["visible_fill"] = [
             next((value for value, rows in self.fills.items() if 2 * rows[1, head] > rows[0, head]), None)
             for head in range(self.n_heads)
         ]
-        listed["axis"] = [self.axis] * self.n_heads
-        listed["input_axis"] = [self.input_axis] * self.n_heads
+        listed |= {"axis": [self.axis] * self.n_heads, "input_axis": [self.input_axis] * self.n_heads}
         return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
 
     def _enlarge(self, largest: Tensor | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,10 +30,7 @@ class Block:
         """Add the output of a call."""
         if x.ndim < 2:
             return
-        if x.ndim == 2:
-            x = x[None]
-        elif self.tokens_first:
-            x = x.transpose(0, 1)
+        x = x[None] if x.ndim == 2 else x.transpose(0, 1) if self.tokens_first else x
         square, _, cosine = token_sums(x.flatten(1, -2)[:, None])  # (B, 1)
         self.square += square.sum().item()
         self.size += x.numel()
@@ -76,19 +73,10 @@ def repeated(candidates: Mapping[str, Block]) -> list[str]:
     size = Counter((block.container, block.kind) for block in candidates.values())
     length = {name: size[block.container, block.kind] for name, block in candidates.items()}
 
-    def rivals(name: str) -> Iterator[str]:
-        for other in candidates:
-            if other != name and (f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}.")):
-                yield other
-
-    return [
-        name
-        for name in candidates
-        if all(
-            length[name] > length[other] or (length[name] == length[other] and len(name) < len(other))
-            for other in rivals(name)
-        )
-    ]
+    rank = {name: (-length[name], len(name)) for name in candidates}
+    within = {(a, b) for a in candidates for b in candidates if a.startswith(f"{b}.")}  # each is the other's rival
+    beaten = {max(pair, key=rank.__getitem__) for pair in within}
+    return [name for name in candidates if name not in beaten]
 
 
 def has_tokens_first(block: nn.Module) -> bool:

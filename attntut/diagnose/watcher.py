@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attntut.diagnose.axes import Axes, Axis, Laid, Part, arranged, counts, far_below, follow, laid, parts, strides
 from attntut.diagnose.statistics import Logits
+
+if TYPE_CHECKING:
+    from attntut.diagnose.recorder import Recorder
 
 aten = torch.ops.aten
 PRODUCTS = {aten.bmm: 0, aten.baddbmm: 1, aten.mm: 0, aten.addmm: 1}  # and the position of the left factor
@@ -27,7 +30,9 @@ SCALED = {aten.div, aten.div_, aten.mul, aten.mul_}
 # After these, sizes may differ:
 MOVED = {aten.copy_, aten.cat, aten.stack, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}
 EMPTY = ("_like", "new_", "empty", "bernoulli")  # of the size of an argument, without its numbers
-KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter")  # who wins
+# What memory holds; the first wins. A written-out softmax has exponentials, their total, and a numerator (their product
+# with the values); features are what a projection gives, "learned" is repetitions of a parameter.
+KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter")
 COMPILED = ("<eval_with_key>", "torchinductor", "/torch/_inductor/")  # names of files whose code is generated
 WHAT_TO_DO = "To have it measured, write the attention out, or call F.scaled_dot_product_attention"
 WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -35,32 +40,14 @@ NESTED = f"Nested tensors hide the rows of an attention: it was not measured. {W
 Finish = Callable[[Tensor | None, str], None]
 
 
-class Sink(Protocol):
-    """Who is told of what was recognized."""
-
-    def is_listening(self) -> bool: ...
-    def is_parameter(self, storage: int) -> bool: ...
-    def attention(self, logits: Logits, *, certain: bool = True) -> Finish: ...
-    def heads(self, leading: int) -> int: ...
-    def note(self, text: str) -> None: ...
-    def skipped_softmax(self) -> None: ...
-
-
 @dataclass
 class Pending:
-    """Weights on the way to their values.
+    """Weights on the way to their values."""
 
-    Attributes:
-        finish: the sink's.
-        was: what the attended axis is in the product of queries and keys.
-        is_done: whether they have met.
-        is_competition: whether the weights were divided by their sum along another axis since.
-    """
-
-    finish: Finish
-    was: str | None
-    is_done: bool = False
-    is_competition: bool = False
+    finish: Finish  # the sink's
+    was: str | None  # what the attended axis is in the product of queries and keys
+    is_done: bool = False  # whether they have met
+    is_competition: bool = False  # whether the weights were divided by their sum along another axis since
 
     def __call__(self, output: Tensor | None = None, axis: str = "keys") -> None:
         if not self.is_done:
@@ -72,56 +59,40 @@ class Pending:
 class Mark:
     """What a piece of memory holds.
 
-    Attributes:
-        memory: keeps the address from being given to another tensor.
-        kind: ``"features"`` (what a projection gives), ``"scores"`` (product of queries and keys), ``"weights"`` (their
-            softmax); of a softmax that is written out also ``"exponential"``, ``"total"`` (sum of the exponentials) and
-            ``"numerator"`` (their product with the values); ``"parameter"``, and ``"learned"`` (repetitions of one).
-        axes: what the axes mean: ``"features"`` and ``"rows"``; of scores ``"queries"``, ``"keys"``, ``"heads"`` and
-            ``"batch"``; of weights ``"attended"`` where the softmax runs along. None is unknown.
-        rank: of scores: the number of dimensions of the product.
-        known: of scores: whether the axes tell heads from the batch.
-        laid: of scores: masks.
-        shift: of scores: what was taken from every row.
-        blind: of scores: rows that were made harmless, because they may see nothing.
-        extra: columns (of scores) or rows (of keys) that belong to no token, before and behind the others.
-        finish: of weights: told of their product with the values.
+    Axes are ``"features"`` and ``"rows"``; of scores ``"queries"``, ``"keys"``, ``"heads"`` and ``"batch"``; of weights
+    ``"attended"`` where the softmax runs along. None is unknown.
     """
 
-    memory: StorageWeakRef
-    kind: str
+    memory: StorageWeakRef  # keeps the address from being given to another tensor
+    kind: str  # one of KINDS
     axes: Axes = ()
-    rank: int = 0
-    known: bool = False
-    laid: tuple[Laid, ...] = ()
-    shift: Laid | None = None
-    blind: Laid | None = None
-    extra: tuple[int, int] = (0, 0)
-    finish: Pending | None = None
+    rank: int = 0  # of scores: the number of dimensions of the product
+    known: bool = False  # of scores: whether the axes tell heads from the batch
+    laid: tuple[Laid, ...] = ()  # of scores: masks
+    shift: Laid | None = None  # of scores: what was taken from every row
+    blind: Laid | None = None  # of scores: rows that were made harmless, because they may see nothing
+    extra: tuple[int, int] = (0, 0)  # columns of scores, rows of keys that belong to no token: before, behind
+    finish: Pending | None = None  # of weights: told of their product with the values
 
 
 class Watcher(TorchDispatchMode):
-    """Sees every operation of the thread that entered it; tells the sink of attentions. Changes nothing.
-
-    Args:
-        sink: who is told.
-
-    Attributes:
-        seen: how many operations of which kind came by.
-        undivided: exponentials that met values, and have not been divided by their sum so far.
-    """
+    """Sees every operation of the thread that entered it; tells the sink of attentions. Changes nothing."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Recorder) -> None:
         super().__init__()
         self.sink = sink
         self.marks: dict[int, Mark] = {}
         self.rules: dict[Any, Callable[..., None] | None] = {}
+        self.own = dict.fromkeys(SOFTMAX, self._softmax) | dict.fromkeys(PRODUCTS, self._product)
+        self.own |= {aten.convolution: self._convolution, aten.embedding: self._embedding, aten.sum: self._total}
+        self.own |= dict.fromkeys((aten.exp, aten.exp_), self._exponential)
+        self.own |= {aten.logsumexp: self._total, aten._log_softmax: self._log_softmax}
         self.composite: set[Any] = set()
         self.levels: dict[tuple[Any, ...], tuple[StorageWeakRef, float | None]] = {}  # how far down added masks hide
-        self.seen: Counter[str] = Counter()
-        self.undivided: list[Pending] = []
+        self.seen: Counter[str] = Counter()  # how many operations of which kind came by
+        self.undivided: list[Pending] = []  # exponentials that met values, not divided by their sum so far
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
@@ -152,13 +123,7 @@ class Watcher(TorchDispatchMode):
     def _learn(self, func: Any) -> Callable[..., None] | None:
         packet = getattr(func, "_overloadpacket", func)
         name = str(func).lower()
-        own: dict[Any, Callable[..., None]] = dict.fromkeys(SOFTMAX, self._softmax) | dict.fromkeys(
-            PRODUCTS, self._product
-        )
-        own |= {aten.convolution: self._convolution, aten.embedding: self._embedding}
-        own |= {aten.exp: self._exponential, aten.exp_: self._exponential, aten._log_softmax: self._log_softmax}
-        own |= {aten.sum: self._total, aten.logsumexp: self._total}
-        rule: Callable[..., None] | None = own.get(packet, self._carry)
+        rule: Callable[..., None] | None = self.own.get(packet, self._carry)
         if "backward" in name or any(each in name for each in EMPTY):
             rule = None
         elif name.startswith("aten._scaled_dot_product"):
@@ -341,7 +306,7 @@ class Watcher(TorchDispatchMode):
         if _key(out) == _key(logits):
             self.sink.note(f"A softmax wrote over its logits: that attention was not measured. {WHAT_TO_DO}.")
             return
-        self._remember(out, self._attend(logits, mark, dim % logits.ndim, out))
+        self._attend(logits, mark, dim % logits.ndim, out)
 
     def _log_softmax(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         mark = self._mark(args[0])
@@ -365,7 +330,7 @@ class Watcher(TorchDispatchMode):
         shift = None if mark.shift is None else mark.shift.on(logits, -1)
         reduced = [] if shift is None else [dim for dim in range(logits.ndim) if shift.shape[dim] < logits.shape[dim]]
         dim = (sure or (reduced if len(reduced) == 1 else []) or [logits.ndim - 1])[0]
-        self._remember(out, self._attend(logits, mark, dim, out, "weights" if sure else "exponential", True))
+        self._attend(logits, mark, dim, out, "weights" if sure else "exponential", True)
 
     def _total(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         mark = self._mark(args[0])
@@ -381,8 +346,8 @@ class Watcher(TorchDispatchMode):
 
     def _attend(
         self, logits: Tensor, mark: Mark, dim: int, out: Tensor, kind: str = "weights", is_written_out: bool = False
-    ) -> Mark:
-        """Have the logits measured that are normalized along ``dim``; gives the mark of ``out``, of the same shape."""
+    ) -> None:
+        """Have the logits measured that are normalized along ``dim``, and remember ``out``, of the same shape."""
         was, consists = self._layout(logits, mark, dim)
         extra = mark.extra
         m = logits.shape[dim]
@@ -410,8 +375,9 @@ class Watcher(TorchDispatchMode):
             extra=extra,
             product=(sizes["heads"], sizes["queries"], sizes["keys"]),
         )
+        pending = Pending(self.sink.attention(seen, certain=kind == "weights"), was)
         axes = laid(*zip(consists, strides(out), strict=True))
-        return Mark(_memory(out), kind, axes, finish=Pending(self.sink.attention(seen, certain=kind == "weights"), was))
+        self._remember(out, Mark(_memory(out), kind, axes, finish=pending))
 
     def _layout(self, logits: Tensor, mark: Mark, dim: int) -> tuple[str | None, list[list[Part]]]:
         """What was normalized; and of each dimension what it consists of.
@@ -445,7 +411,7 @@ class Watcher(TorchDispatchMode):
         if "heads" not in roles and not mark.known and any(logits.shape[each] > 1 for each in unknown):
             if len(leading) == 1:
                 size, stride, _ = whole[leading[0]]
-                H = self.sink.heads(size)
+                H = self.sink.layers.heads(size)
                 consists[leading[0]] = [Part(H, stride, "heads"), Part(size // H, stride * H, "batch")]
             elif len(leading) == 2:  # as F.scaled_dot_product_attention has it: (batch, heads, …)
                 consists[leading[1]] = [whole[leading[1]]._replace(role="heads")]
@@ -531,7 +497,7 @@ class Watcher(TorchDispatchMode):
     def _is_parameter(self, tensor: Tensor) -> bool:
         mark = self._mark(tensor)
         known = mark is not None and mark.kind == "parameter"
-        return known or self.sink.is_parameter(_key(tensor))
+        return known or _key(tensor) in self.sink.parameters
 
     def _look_for_compiled(self) -> None:
         """Say so if what runs is compiled code."""
@@ -547,15 +513,6 @@ class Watcher(TorchDispatchMode):
                 )
                 return
             frame = frame.f_back
-
-
-if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):  # older torch: each must know the mode
-
-    def _pass_on(operator: Any) -> Callable[..., Any]:
-        return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
-
-    for _operator in torch._ops._higher_order_ops.values():
-        _operator.python_key_table.setdefault(Watcher, _pass_on(_operator))
 
 
 def _is_nested(value: Any) -> bool:
@@ -701,10 +658,10 @@ def _filled(func: Any, args: tuple[Any, ...], source: Tensor) -> tuple[Tensor | 
     return where, low if low == high else None
 
 
-def _rule(operator: Any) -> Callable[..., Any]:
-    return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
-
-
 if not hasattr(TorchDispatchMode, "supports_higher_order_operators"):  # as in torch 2.6
+
+    def _pass_on(operator: Any) -> Callable[..., Any]:
+        return lambda mode, *args, **kwargs: mode.__torch_dispatch__(operator, (), args, kwargs)
+
     for operator in torch._ops._higher_order_ops.values():  # flex_attention and its like: they ask a mode for a rule
-        operator.py_impl(Watcher)(_rule(operator))
+        operator.py_impl(Watcher)(_pass_on(operator))

@@ -22,17 +22,7 @@ SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
 SIDE = 256
 """Of larger matrices, only so many rows and columns are counted."""
-TRAITS = (
-    "norm",
-    "residual",
-    "residual_scale",
-    "skip_scale",
-    "branch_gain",
-    "scale",
-    "qk_norm",
-    "soft_cap",
-    "output_gate",
-)
+TRAITS = "norm residual residual_scale skip_scale branch_gain scale qk_norm soft_cap output_gate".split()
 """What a report keeps of the architecture."""
 TRACY_WIDOM = 4.6
 """One random matrix in ten thousand has a largest singular value beyond this quantile."""
