@@ -99,12 +99,15 @@ class Layers:
     # ---- what is asked of the innermost module
 
     @property
+    def _innermost(self) -> Frame | None:
+        small = nn.Softmax | nn.Dropout
+        return next((each for each in reversed(self.frames) if not isinstance(each.module, small)), None)
+
+    @property
     def name(self) -> str:
         """The layer that runs: the innermost module that is more than a softmax or a dropout."""
-        for frame in reversed(self.frames):
-            if not _is_small(frame.module):
-                return frame.name or ROOT
-        return FUNCTION
+        frame = self._innermost
+        return FUNCTION if frame is None else frame.name or ROOT
 
     def heads(self, leading: int) -> int:
         """How many heads logits ``(leading, n, m)`` have: torch folds them into the batch, code by hand has one."""
@@ -126,7 +129,7 @@ class Layers:
 
     def is_cross(self, n: int, m: int) -> bool:
         """Whether ``n`` queries and ``m`` keys come from different sequences."""
-        frame = next((each for each in reversed(self.frames) if not _is_small(each.module)), None)
+        frame = self._innermost
         if frame is None:
             return n != m
         if isinstance(frame.module, nn.MultiheadAttention):
@@ -172,10 +175,6 @@ def first_tensor(values: Any) -> Tensor | None:
     tensor([1., 1.])
     """
     return next(tensors_in(values), None)
-
-
-def _is_small(module: nn.Module) -> bool:
-    return isinstance(module, nn.Softmax | nn.Dropout)
 
 
 def _sounds_cross(frame: Frame) -> bool:

@@ -307,12 +307,11 @@ class Recorder:
                 "attention and compiled code cannot be seen."
             )
         yield from self.notes
-        for layer, times in self.unused.items():
-            if times:
-                yield (
-                    f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not "
-                    "counted: no product of the weights with values was seen."
-                )
+        for layer, times in (+self.unused).items():
+            yield (
+                f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not counted: "
+                "no product of the weights with values was seen."
+            )
         if undivided := sum(not each.is_done for each in self.watcher.undivided):
             yield (
                 f"{undivided} times values were averaged with exponentials of a product of queries and keys that were "

@@ -121,7 +121,7 @@ def html(report: Report, *, book: str | None = None, figure: bool = True) -> str
         address=book if not book else f"{book.rstrip('/')}/",
         picture=picture,
         layers=_layer_table(report) if report.rows else None,
-        heads=_head_table(report),
+        heads=_cells(report.rows, ("head", "head", "")),
         meanings={heading: meaning for _, heading, meaning in COLUMNS},
         notes=notes,
     )
@@ -178,19 +178,14 @@ def _verdict(report: Report) -> str:
 
 
 def _layer_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    layers = _layers(report)
-    shown = _shown(layers)
-    rows = [
-        [_place(each), str(each["heads"]), str(each.get("n_key", "")), *(_short(each.get(key)) for key, *_ in shown)]
-        for each in layers
-    ]
-    return ["layer", "heads", "keys", *(name for _, name, _ in shown)], rows
+    return _cells(_layers(report), ("heads", "heads", ""), ("n_key", "keys", ""))
 
 
-def _head_table(report: Report) -> tuple[list[str], list[list[str]]]:
-    shown = _shown(report.rows)
-    rows = [[_place(row), str(row["head"]), *(_short(row.get(key)) for key, *_ in shown)] for row in report.rows]
-    return ["layer", "head", *(name for _, name, _ in shown)], rows
+def _cells(rows: Sequence[dict[str, Any]], *sizes: tuple[str, str, str]) -> tuple[list[str], list[list[str]]]:
+    """The header of a table, and its rows: the layer, sizes, and the statistics that there are."""
+    shown = [*sizes, *_shown(rows)]
+    cells = [[_place(row), *(_short(row.get(key)) for key, *_ in shown)] for row in rows]
+    return ["layer", *(name for _, name, _ in shown)], cells
 
 
 def _layers(report: Report) -> list[dict[str, Any]]:
@@ -208,6 +203,8 @@ def _place(row: dict[str, Any]) -> str:
 
 
 def _short(value: float | None) -> str:
+    if isinstance(value, int):
+        return str(value)
     return "" if value is None or math.isnan(value) else number(value, digits=2)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import reduce
+from dataclasses import dataclass
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -174,13 +174,13 @@ class Tally:
     n_key: int = 0
     axis: str = "keys"
     input_axis: int | None = None
-    sums: dict[str, Tensor] = field(default_factory=dict)  # (n_heads,) each, in float64, on the CPU
-    largest: Tensor | None = None  # (n_heads,)
-    masked_at: list[list[list[int]]] = field(default_factory=list)  # a head: [sequence, query], the first few
-    fills: dict[float, Tensor] = field(default_factory=dict)  # a number: rows it was filled into, and hides nothing in
 
     def __post_init__(self) -> None:
-        self.masked_at = [[] for _ in range(self.n_heads)]
+        zeros = partial(torch.zeros, self.n_heads, dtype=torch.float64)
+        self.sums: dict[str, Tensor] = defaultdict(zeros)  # (n_heads,) each, on the CPU
+        self.fills: dict[float, Tensor] = defaultdict(zeros)  # a number: rows it was filled into, and hides nothing in
+        self.largest = zeros() - math.inf  # (n_heads,)
+        self.masked_at: list[list[list[int]]] = [[] for _ in range(self.n_heads)]  # [sequence, query], the first few
 
     def add(self, other: Tally) -> None:
         """Add the sums of another tally of the same heads."""
@@ -188,7 +188,7 @@ class Tally:
         self.n_query, self.n_key = max(self.n_query, other.n_query), max(self.n_key, other.n_key)
         _add(self.sums, other.sums)
         _add(self.fills, other.fills)
-        self._enlarge(other.largest)
+        self.largest = torch.maximum(self.largest, other.largest)
         self.axis = other.axis if other.axis != "keys" else self.axis
         self.input_axis = other.input_axis if self.calls == other.calls or self.input_axis == other.input_axis else None
         for mine, theirs in zip(self.masked_at, other.masked_at, strict=True):
@@ -211,7 +211,7 @@ class Tally:
             diagonal = None if logits.diagonal is None else logits.diagonal + rows.start
             sums, largest, masked = _row_sums(part, blind=blind, diagonal=diagonal, extra=logits.extra, n_key=m)
             _add(self.sums, sums)
-            self._enlarge(largest)
+            self.largest = torch.maximum(self.largest, largest)
             if bool(sums["masked_rows"].any()):
                 for sequence, head, row in masked.nonzero().tolist():
                     if len(self.masked_at[head]) < NAMED:
@@ -230,13 +230,10 @@ class Tally:
 
     def heads(self) -> list[dict[str, Any]]:
         """The statistics of each head, as in :class:`~attntut.diagnose.Report`; NaN where nothing was counted."""
-        zeros = torch.zeros(self.n_heads, dtype=torch.float64)
-        sums = defaultdict(lambda: zeros, self.sums)
-        columns = {name: sums[name] / sums[number] for name, number in STATISTICS.items()}
+        columns = {name: self.sums[name] / self.sums[number] for name, number in STATISTICS.items()}
         columns |= {name: columns[name].sqrt() for name in ("logit_std", "output_rms")}
-        if self.largest is not None:
-            columns["logit_max"] = self.largest.where(sums["rows"] > 0, math.nan)
-        columns |= {name: sums[name].long() for name in ("non_finite", "masked_rows")}
+        columns["logit_max"] = self.largest.where(self.sums["rows"] > 0, math.nan)
+        columns |= {name: self.sums[name].long() for name in ("non_finite", "masked_rows")}
         listed: dict[str, list[Any]] = {name: column.tolist() for name, column in columns.items()}
         listed["masked_at"] = self.masked_at
         listed["visible_fill"] = [
@@ -245,10 +242,6 @@ class Tally:
         ]
         listed |= {"axis": [self.axis] * self.n_heads, "input_axis": [self.input_axis] * self.n_heads}
         return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
-
-    def _enlarge(self, largest: Tensor | None) -> None:
-        if largest is not None:
-            self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
 
 
 def token_sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -395,7 +388,7 @@ def _row_sums(
 
 def _add(sums: dict[Any, Tensor], others: Mapping[Any, Tensor]) -> None:
     for name, each in others.items():
-        sums[name] = sums[name] + each if name in sums else each
+        sums[name] = sums[name] + each
 
 
 def _precise(x: Tensor) -> Tensor:
