@@ -22,12 +22,17 @@ def _pre_norm_bound(blocks: int) -> float:
     return 1 + 3 / 2 * blocks
 
 
+def _normed_bound(blocks: int) -> float:
+    """The largest variance after so many blocks of two branches of unit variance each, as norms behind them make."""
+    return 1 + 2 * blocks
+
+
 def _factors(stack: Stack, facts: Facts) -> list[float]:
     """Variance of each block's output over that of the one before; none where nothing is to be judged.
 
     Small tokens may grow until they are as large as what normalized branches add; that is seen by where it ends.
     """
-    normed = facts.traits.get("norm") != "none" and max(stack.variance) <= _pre_norm_bound(len(stack))
+    normed = facts.traits.get("norm") != "none" and max(stack.variance) <= _normed_bound(len(stack))
     if len(stack) < 3 or not stack.is_drawn or normed:
         return []
     return [after / before for before, after in zip(stack.variance, stack.variance[1:], strict=False)]
@@ -63,7 +68,7 @@ def _jumps(factors: list[float], limit: float) -> list[int]:
 )
 def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
     """Fresh, 3 blocks or more: on average after the first, the variance grows more than 4-fold a block, and not in one
-    block alone. With norms, or where they are not known, it must also exceed 1 + 3L/2 somewhere, because a normalized
+    block alone. With norms, or where they are not known, it must also exceed 1 + 2L somewhere, because a normalized
     stream may start small and grow until it is as large as what the branches add."""
     factors = _factors(stack, facts)
     rate = math.prod(factors) ** (1 / max(1, len(factors)))
@@ -87,7 +92,7 @@ def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches
 def stream_jumping(stack: Stack, facts: Facts, *, variance_in_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
     """Fresh, 3 blocks or more: one block after the first (or a few, a quarter at most) multiplies the variance by more
     than 4, and by more than 4 times what any other does. With norms, or where they are not known, the variance must
-    also exceed 1 + 3L/2 somewhere."""
+    also exceed 1 + 2L somewhere."""
     factors = _factors(stack, facts)
     for jump in _jumps(factors, variance_in_a_block) if factors else ():
         block = stack.blocks[jump + 1]["layer"]
@@ -192,10 +197,12 @@ def rank_collapsing_slowly(
     quantity="growth of the stream's variance after the first block",
     source="Xiong et al. (2020): a pre-norm stream has variance at most 1 + 3l/2 after l blocks, here l = 1 and "
     "{blocks}; with 1/√(2L), 1.54 to 1.59 was measured at L = 4 to 24",
-    text="The last of {blocks} blocks changes the stream by little, and the input is lost in it.",
+    text="Of the variance after {blocks} blocks, the last one brought {last}, and the input is {left} at most.",
     remedies=(
-        'Scale W_o and W_2 by 1/√(2L) = {factor:.2f}, as in GPT-2: initialize_(model, "gpt2") for all, or scale these '
-        "two.",
+        "Scale W_o and W_2 by 1/√(2L) = {factor:.2f}, as in GPT-2.",
+        Remedy(
+            'initialize_(model, "gpt2") draws all matrices so.', lambda facts, stack: facts.traits.get("norm") == "pre"
+        ),
     ),
     chapter=VARIANCE,
     over="stacks",
@@ -212,7 +219,8 @@ def depth_scaling_absent(
     growth, bound = stack.variance[-1] / stack.variance[0], _pre_norm_bound(L) / _pre_norm_bound(1)
     gains = [layer.gain("output") / layer.gain("value") for layer in stack.layers if layer.kind == "self"]
     if growth > bound and gains and all(gain >= (2 * L) ** -0.25 for gain in gains):
-        yield hit(growth, expected=1.6, threshold=bound, blocks=L, factor=(2 * L) ** -0.5)
+        last, left = (number(share, digits=2) for share in (1 - stack.variance[-2] / stack.variance[-1], 1 / growth))
+        yield hit(growth, expected=1.6, threshold=bound, blocks=L, factor=(2 * L) ** -0.5, last=last, left=left)
 
 
 @fault(

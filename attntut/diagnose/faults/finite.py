@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from attntut.diagnose.faults.facts import Facts, Layer
-from attntut.diagnose.faults.fault import ERROR, STEPS, Hit, fault, hit
+from attntut.diagnose.faults.fault import ERROR, LOGITS, STEPS, Hit, fault, hit
 
 ROLES = ("query", "key", "value", "output")
 
@@ -14,7 +14,7 @@ ROLES = ("query", "key", "value", "output")
 @fault(
     "not finite",
     ERROR,
-    quantity="NaN or infinite numbers",
+    quantity="{what} with NaN or infinity",
     source="a softmax of NaN or +∞ is NaN, and so is all that follows",
     text="{where}",
     remedies=(
@@ -22,6 +22,7 @@ ROLES = ("query", "key", "value", "output")
         "torch.autograd.detect_anomaly names the operation in the backward pass.",
     ),
     chapter=STEPS + "#forward-one-key-takes-all",
+    explains=LOGITS,
 )
 def not_finite(layer: Layer, facts: Facts) -> Iterator[Hit]:
     """NaN or infinity in a layer's logits or weights, or in what its block hands on; the first place is named."""
@@ -36,9 +37,9 @@ def not_finite(layer: Layer, facts: Facts) -> Iterator[Hit]:
         if unread and not roles:
             where += f" Or it is in weights that could not be read: {', '.join(unread)}."
         heads = layer.heads([row for row in layer.rows if row["non_finite"]])
-        yield hit(count or len(roles), expected=0, heads=heads, where=where)
+        yield hit(count or len(roles), expected=0, heads=heads, where=where, what="logits" if count else "matrices")
     else:
-        yield hit(1, expected=0, at=layer.block, where="It is in what this block hands on.")
+        yield hit(1, expected=0, at=layer.block, where="It is in what this block hands on.", what="blocks")
 
 
 def rows_that_see_nothing(layer: Layer) -> str:
@@ -59,10 +60,16 @@ def _is_broken(name: str, gradient: object) -> bool:
 
 
 def _broken_gradients(facts: Facts, *, masked: bool) -> Iterator[Hit]:
-    """Gradients that are NaN or infinite though no forward pass before was, with masked rows or without."""
+    """Gradients that are NaN or infinite though no forward pass before was, with masked rows or without.
+
+    If what all blocks hand on is finite, NaN in the gradients of a layer after the last masked one comes from the loss.
+    """
     broken = {layer: roles for layer in facts.layers if (roles := _broken_roles(layer, facts))}
-    blind = next((layer for layer in facts.layers if layer.is_partly_masked), None)
+    masked_layers = [layer for layer in facts.layers if layer.is_partly_masked]
     ill = facts.first_not_finite
+    if ill is None and masked_layers and broken and all(layer.block for layer in facts.layers):
+        masked_layers *= list(broken)[-1].order <= masked_layers[-1].order
+    blind = next(iter(masked_layers), None)
     caused_before = ill is not None and (blind is None or ill.order < blind.order)
     everything = any(layer.is_fully_masked for layer in facts.layers)
     if not broken or caused_before or everything or masked != (blind is not None):
@@ -79,7 +86,7 @@ def _broken_gradients(facts: Facts, *, masked: bool) -> Iterator[Hit]:
     ERROR,
     quantity="gradients that are NaN or infinite",
     source="a row without a visible key is 0/0, and backwards 0 · NaN is NaN, also where the loss does not look",
-    text="The gradients are NaN ({roles}), because queries of this layer see no key: {rows}.",
+    text="The gradients are NaN or infinite ({roles}), and queries of this layer see no key: {rows}.",
     remedies=(
         "Let every query see a key (itself, say) and leave it out of the loss, or use a kernel that gives such rows 0 "
         "(F.scaled_dot_product_attention with a boolean mask).",
@@ -99,7 +106,8 @@ def masked_gradients(model: Facts, facts: Facts) -> Iterator[Hit]:
     ERROR,
     quantity="gradients that are NaN or infinite",
     source="NaN spreads to all that the backward pass reaches later: it begins at the last layer that has it",
-    text="The forward pass is finite, the gradients are not ({roles}); in the backward pass this layer is the first.",
+    text="The forward pass is finite as far as it is seen, the gradients are not ({roles}); in the backward pass this "
+    "layer is the first.",
     remedies=(
         "Look for a root or a norm of zero (√x has slope ∞ there), a division by a number that rounds to zero, or a "
         "loss scale that is too large; torch.autograd.detect_anomaly names the operation.",
@@ -108,5 +116,5 @@ def masked_gradients(model: Facts, facts: Facts) -> Iterator[Hit]:
     over="model",
 )
 def broken_gradients(model: Facts, facts: Facts) -> Iterator[Hit]:
-    """NaN or infinity in gradients, where no forward pass had any and no query is without a key."""
+    """NaN or infinity in gradients, where no forward pass had any and no query without a key can have made it."""
     return _broken_gradients(facts, masked=False)

@@ -12,6 +12,8 @@ from attntut.evidence import number
 
 Ulps = Annotated[float, "units in the last place by which rounding may set logits apart that should be equal"]
 ROUNDING = 8.0
+TOKENS_DIFFER = 1e-3
+"""1 − cosine from which on tokens are not alike, whatever rounding does (to bfloat16, 2⁻⁸ of each number)."""
 
 
 def _flat(layer: Layer, facts: Facts, ulps: float) -> Hit | None:
@@ -65,7 +67,12 @@ def tokens_alike(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
     known to be zero."""
     unread = [f"W_{role[0]}" for role in ("query", "key") if role not in layer.weights]
     if not (layer.is_zero("query") or layer.is_zero("key")) and (found := _flat(layer, facts, ulps)):
-        alike = "Are all the tokens alike? Look at what comes into this layer."
+        alike = "Are all the tokens alike, or zero? Look at what comes into this layer."
+        if not layer.is_first and layer.cosine < 1 - TOKENS_DIFFER:
+            alike = (
+                f"The tokens differ (mean cosine {number(layer.cosine, digits=2)}): does a gain or a temperature of "
+                "zero multiply queries, keys or logits?"
+            )
         why = f"though its matrix is not zero. {alike}"
         if unread:
             why = f"though whether {' or '.join(unread)} is zero could not be read. {alike}"
@@ -92,6 +99,18 @@ def _has_own_scale(facts: Facts, layer: Layer) -> bool:
     return scale is not None and abs(scale) > 1.01 * root
 
 
+def _usual(facts: Facts, layer: Layer) -> float:
+    """Std of the logits of independent tokens of unit variance; NaN where the matrices or the scale are unknown."""
+    scale = facts.traits.get("scale")
+    return math.nan if scale is None else abs(scale) * layer.d_head**0.5 * layer.gain("query") * layer.gain("key")
+
+
+def _is_usual(facts: Facts, layer: Layer) -> bool:
+    """Whether the matrices would make logits that are well, and nothing normalizes what they make."""
+    freezing = math.sqrt(2 * math.log(layer.n_key))
+    return not facts.traits.get("qk_norm") and _usual(facts, layer) < min(freezing, layer.mean("logit_std") / 2)
+
+
 @fault(
     "logits too large",
     WARNING,
@@ -100,9 +119,16 @@ def _has_own_scale(facts: Facts, layer: Layer) -> bool:
     text="The largest weight of a row is {largest} on average, and the gradient dies with the others.",
     remedies=(
         Remedy(
-            "Queries and keys are normalized, so their matrices change nothing: multiply the logits by "
-            "1/√d_head = {root} (now: {scale}), or lower the gains of the two norms.",
+            "Queries and keys are normalized, so the size of their matrices changes nothing.",
             lambda facts, layer: bool(facts.traits.get("qk_norm")),
+        ),
+        Remedy(
+            "Multiply the logits by 1/√d_head = {root} (now: {scale}), or lower the gains of the two norms.",
+            lambda facts, layer: bool(facts.traits.get("qk_norm")) and _has_own_scale(facts, layer),
+        ),
+        Remedy(
+            "Lower the gains of the two norms, what else multiplies queries or keys, or a bias that is added.",
+            lambda facts, layer: bool(facts.traits.get("qk_norm")) and not _has_own_scale(facts, layer),
         ),
         Remedy(
             "The logits are multiplied by {scale}: with 1/√d_head = {root} they would have the scale that most schemes "
@@ -110,9 +136,16 @@ def _has_own_scale(facts: Facts, layer: Layer) -> bool:
             lambda facts, layer: not facts.traits.get("qk_norm") and _has_own_scale(facts, layer),
         ),
         Remedy(
+            "Tokens of unit variance would get {usual} from W_q and W_k: are the tokens larger (a norm mends that), or "
+            "is a bias added that is?",
+            lambda facts, layer: _is_usual(facts, layer) and not _has_own_scale(facts, layer),
+        ),
+        Remedy(
             'Divide W_q by {excess}, or draw both with std 1/√d: initialize_(model, "xavier_normal"). '
             "A temperature or QK-norm does the same in the forward pass.",
-            lambda facts, layer: not facts.traits.get("qk_norm") and not _has_own_scale(facts, layer),
+            lambda facts, layer: (
+                not (facts.traits.get("qk_norm") or _has_own_scale(facts, layer) or _is_usual(facts, layer))
+            ),
         ),
     ),
     chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
@@ -135,6 +168,7 @@ def logits_too_large(
     if together and (found := _large(layer, "logit_std", freezing, 1.0)):
         scale = facts.traits.get("scale")
         found["words"] |= dict(root=number(layer.d_head**-0.5), scale="unknown" if scale is None else number(scale))
+        found["words"] |= dict(usual=number(_usual(facts, layer), digits=2))
         yield found
 
 
@@ -151,7 +185,8 @@ BFLOAT16_NAT = 256.0
 @fault(
     "logits too large (trained)",
     WARNING,
-    text="The largest weight of a row is {largest} on average. The logits have grown in training:",
+    text="The largest weight of a row is {largest} on average. W_q or W_k has a direction that no random matrix has: "
+    "it seems that the logits have grown in training;",
     remedies=("lower the learning rate, or add QK-norm or weight decay on W_q and W_k.",),
     **_TRAINED,
 )
@@ -182,7 +217,7 @@ def unknown_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLO
     "entropy collapsed",
     WARNING,
     quantity="share of rows with a weight above 0.99",
-    source="the Jacobian diag(p) − ppᵀ of such a row is below 2·0.99·0.01 ≈ 0.02: most queries learn nothing",
+    source="the Jacobian diag(p) − ppᵀ of such a row is below 2·0.99·0.01 ≈ 0.02: such queries hardly learn",
     text="The entropy is {entropy} of {most} nats.",
     remedies=(
         "Check the scale of the inputs and of W_q and W_k; in training, try a lower learning rate, warm-up or QK-norm.",
@@ -210,7 +245,7 @@ def entropy_collapsed(
     quantity="largest logit over the soft-cap",
     source="c·tanh(s/c) passes 1 − (s/c)² of the gradient, s the capped logit: less than a tenth from √0.9 = 0.95 on",
     text="The soft-cap of {cap} holds the largest logits down, and little of their gradient comes through.",
-    remedies=("It hides growth that QK-norm, weight decay on W_q and W_k or a lower learning rate would stop.",),
+    remedies=("QK-norm, weight decay on W_q and W_k or a lower learning rate keep the logits smaller.",),
     chapter=STEPS + "#the-knob-behind-the-root-temperature",
 )
 def soft_cap_reached(
@@ -229,8 +264,8 @@ def soft_cap_reached(
     NOTE,
     quantity="mean weight on {where}",
     source="more than all other keys together; without a reason, a token has 1/n of the weight (H_n/n if causal)",
-    text="Most of the attention goes to a place that every query sees, and does nothing: it is how trained heads rest. "
-    "It is no fault, but matters for quantization, caches and pruning.",
+    text="Most of the attention goes to one place that every query sees. Trained heads often rest there. It is "
+    "no fault, but matters for quantization, caches and pruning.",
     remedies=(
         Remedy(
             "An output gate, or an extra logit, makes it unnecessary.",

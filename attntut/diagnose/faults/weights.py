@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from attntut.diagnose.faults.facts import Facts, Layer, Record, relative_error
-from attntut.diagnose.faults.fault import DEPTH, ERROR, LOGITS, NOTE, RANDOM, SIGMA, VARIANCE, WARNING, Hit, fault, hit
+from attntut.diagnose.faults.fault import (
+    DEPTH,
+    ERROR,
+    LOGITS,
+    NOTE,
+    RANDOM,
+    SIGMA,
+    VARIANCE,
+    WARNING,
+    Hit,
+    Remedy,
+    fault,
+    hit,
+)
 
 
 @fault(
@@ -20,9 +33,17 @@ from attntut.diagnose.faults.fault import DEPTH, ERROR, LOGITS, NOTE, RANDOM, SI
     chapter=RANDOM + "#the-argument",
     explains=("attention uniform", "query equals key", *DEPTH, *LOGITS),
 )
-def heads_identical(layer: Layer, facts: Facts) -> Iterator[Hit]:
-    """The rows of :math:`W_q`, and of :math:`W_k`, are equal in all heads, exactly, and not zero."""
-    if all(layer.weights.get(role, {}).get("heads_alike") and not layer.is_zero(role) for role in ("query", "key")):
+def heads_identical(
+    layer: Layer,
+    facts: Facts,
+    *,
+    apart: Annotated[float, "of ln n, that rounding may set entropies apart"] = 1e-4,
+) -> Iterator[Hit]:
+    """The rows of :math:`W_q`, and of :math:`W_k`, are equal in all heads, exactly, and not zero; and so are the
+    entropies, but for rounding (biases, or positions head by head, may tell heads apart)."""
+    alike = all(layer.weights.get(role, {}).get("heads_alike") and not layer.is_zero(role) for role in ("query", "key"))
+    entropies = [row["entropy"] for row in layer.rows if not math.isnan(row["entropy"])]
+    if alike and max(entropies, default=0.0) - min(entropies, default=0.0) <= apart * math.log(layer.n_key):
         yield hit(1, expected=len(layer.rows))
 
 
@@ -42,6 +63,15 @@ def query_equals_key(layer: Layer, facts: Facts) -> Iterator[Hit]:
         yield hit(layer.mean("self"), expected=1 / layer.n_key)
 
 
+def _are_adapters(facts: Facts) -> bool:
+    """Whether all clones are adapters'."""
+    return all(record["role"].startswith("adapter") for record in facts.weights if record.get("clone_of"))
+
+
+def _is_learned(facts: Facts) -> bool:
+    return any(layer.is_drawn is False for layer in facts.layers)
+
+
 @fault(
     "layers cloned",
     WARNING,
@@ -49,8 +79,16 @@ def query_equals_key(layer: Layer, facts: Facts) -> Iterator[Hit]:
     source="independent draws never agree; nn.TransformerEncoder copies one layer with deepcopy",
     text="{roles}: the same numbers as in {origin}.",
     remedies=(
-        'Draw each layer anew: initialize_(model, "xavier_uniform"). nn.Transformer does so by itself, '
-        "nn.TransformerEncoder does not.",
+        Remedy("Draw each adapter anew, and nothing else.", lambda facts, model: _are_adapters(facts)),
+        Remedy(
+            "Some layers are not as drawn: a deeper model may be copied from a shallower one on purpose.",
+            lambda facts, model: not _are_adapters(facts) and _is_learned(facts),
+        ),
+        Remedy(
+            'Draw each layer anew: initialize_(model, "xavier_uniform"). nn.Transformer does so by itself, '
+            "nn.TransformerEncoder does not.",
+            lambda facts, model: not _are_adapters(facts) and not _is_learned(facts),
+        ),
     ),
     chapter=RANDOM + "#what-frameworks-do",
     over="model",
