@@ -597,7 +597,9 @@ def depth(cosines=None, rms=None, **changes):
 def test_fresh_logits_may_go_up_to_the_freezing_point(n):
     weights = [record(role=role) for role in ("query", "key")]
     critical = math.sqrt(2 * math.log(n))
-    below, above = (Report(rows=[row(n_key=n, logit_std=critical * f)], weights=weights) for f in (0.99, 1.01))
+    below, above = (
+        Report(rows=[row(n_key=n, logit_std=critical * f, max_weight=0.5)], weights=weights) for f in (0.99, 1.01)
+    )
     assert find(below) == []
     (found,) = find(above)
     assert found.name == "logits too large" and found.threshold == pytest.approx(critical)
@@ -648,6 +650,17 @@ def test_depth_scaling_matters_only_when_deep_growing_and_unscaled():
     for each in report.weights:
         each["std"] /= math.sqrt(24) if each["role"] == "output" else 1
     assert find(report) == [], "Scaled."
+
+
+@pytest.mark.parametrize(
+    "norm, part", [("pre", "as in GPT-2"), ("sandwich", "the norms, where"), (None, "the norms, where")]
+)
+def test_depth_scaling_is_told_where_it_does_something(norm, part):
+    """Behind a branch, a norm takes the scale of W_o away."""
+    report = depth(rms=[math.sqrt(1 + 4 * i) for i in range(12)])
+    report.model["traits"] = dict(norm=norm)
+    (found,) = find(report)
+    assert part in found.text and ("gpt2" in found.text) is (norm == "pre")
 
 
 def test_small_gradients_are_judged_by_theory():
@@ -785,12 +798,13 @@ def test_clones_of_any_matrix_are_found_and_named_by_their_block():
         (dict(scale=1.0), 1, {"are multiplied by 1:"}),
         (dict(scale=0.25), 8**0.5, {"Divide W_q by 8, or draw"}),
         (dict(scale=0.25), 1, {"would get 1 from W_q and W_k"}),
-        ({}, 1, {"Divide W_q by 8, or draw"}),
+        ({}, 1, {"would get 1 from W_q and W_k, times 1/√d_head = 0.25"}),
+        ({}, 8**0.5, {"Divide W_q by 8, or draw"}),
     ],
 )
 def test_the_remedy_for_large_logits_fits_the_model(traits, gain, told):
     weights = [record(role=role, std=0.125 * gain) for role in ("query", "key")]
-    rows = [row(head=head, logit_std=8.0) for head in range(4)]
+    rows = [row(head=head, logit_std=8.0, max_weight=0.9) for head in range(4)]
     (found,) = find(Report(rows=rows, weights=weights, model=dict(traits=traits)))
     parts = {
         "normalized, so",
@@ -805,18 +819,91 @@ def test_the_remedy_for_large_logits_fits_the_model(traits, gain, told):
 
 
 def test_a_tied_embedding_of_unit_variance_makes_large_logits():
-    def tied(std, classes=1000, **traits):
-        table = dict(parameter="embed.weight", shape=[classes, 64], fan_in=64, std=std)
-        weights = [record("embed", role, **table) for role in ("embedding", "readout")]
-        return find(Report(rows=[row()], weights=weights, model=dict(traits=traits)))
+    def tied(std, readout_scale=1.0):
+        model = stack(n_classes=40, readout_scale=readout_scale)
+        model.readout.weight = model.embedding.weight
+        model.embedding.weight.data *= std / model.embedding.weight.std(correction=0)
+        return model
 
-    (found,) = tied(1.0)
-    assert found.name == "tied embedding drawn for one use"
-    assert (found.value, found.threshold) == (8.0, pytest.approx(math.sqrt(2 * math.log(1000))))
-    assert tied(0.02) == [] == tied(1.0, readout_scale=1 / 8)
-    assert tied(found.threshold / 8 * 0.99) == [] != tied(found.threshold / 8 * 1.01)
-    untied = [record("embed", "embedding", parameter="a", std=1.0), record("head", "readout", parameter="b", std=1.0)]
-    assert find(Report(rows=[row()], weights=untied)) == []
+    threshold = math.sqrt(2 * math.log(40))
+    (found,) = findings(tied(1.0))
+    assert (found.name, found.layer) == ("tied embedding drawn for one use", "embedding")
+    assert (found.value, found.threshold) == pytest.approx((8.0, threshold))
+    assert findings(tied(0.02)) == [] == findings(tied(1.0, readout_scale=1 / 8))
+    assert findings(tied(threshold / 8 * 0.99)) == [] != findings(tied(threshold / 8 * 1.01))
+    assert findings(scaled_query(stack(n_classes=40), 50, "embedding.weight")) == [], "It is no read-out."
+    report = diagnose(tied(1.0), TOKENS)
+    for each in report.weights:
+        each["drawn"] = False
+    assert find(report) == [], "What was learned was not drawn."
+
+
+def test_a_tied_embedding_is_seen_in_models_of_others():
+    model = gpt2()
+    with torch.no_grad():
+        model.transformer.wte.weight.normal_(generator=torch.Generator().manual_seed(0))
+    (found,) = findings(model, dict(input_ids=TOKENS))
+    assert found.name == "tied embedding drawn for one use" and found.value == pytest.approx(8, rel=0.05)
+    config = transformers.T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    assert findings(model, dict(input_ids=TOKENS, decoder_input_ids=TOKENS)) == [], "T5 scales what it reads out."
+
+
+def alibi(name, n_heads=8):
+    torch.manual_seed(0)
+    tokens = torch.randint(3, 99, (2, 256))
+    sizes = dict(vocab_size=99, hidden_size=64, n_layer=2, n_head=n_heads)
+    if name == "Bloom":
+        return transformers.BloomModel(transformers.BloomConfig(**sizes)).eval(), tokens
+    sizes = dict(vocab_size=99, d_model=64, n_layers=2, n_heads=n_heads, max_seq_len=512)
+    return transformers.MptModel(transformers.MptConfig(**sizes)).eval(), tokens
+
+
+@pytest.mark.parametrize("name", ["Bloom", "Mpt"])
+def test_a_penalty_on_distance_is_no_fault(name):
+    """Over 256 keys its std is 26 in the steepest head, and no key has more than 0.4 of the weight."""
+    model, tokens = alibi(name)
+    assert findings(model, tokens) == []
+    with torch.no_grad():
+        for parameter, weight in model.named_parameters():
+            if "qkv" in parameter.lower() or "query_key_value" in parameter:
+                weight.mul_(30)
+    assert names(findings(model, tokens)) == ["logits too large"], "Beside the penalty, matrices are still judged."
+
+
+def test_logits_that_a_bias_makes_large_are_judged_by_what_they_do():
+    weights = [record(role=role, std=0.02) for role in ("query", "key")]
+    for largest, expected in ((0.37, []), (0.38, ["logits too large"])):
+        found = find(Report(rows=[row(logit_std=8.0, max_weight=largest)], weights=weights))
+        assert names(found) == expected
+
+
+def test_one_visible_key_leaves_nothing_to_weigh():
+    visible = torch.zeros(4, 32, dtype=torch.long)
+    visible[:, 0] = 1
+    assert findings(bert(), dict(input_ids=TOKENS, attention_mask=visible)) == []
+
+
+@pytest.mark.parametrize("n", [2, 32])
+def test_in_bfloat16_similar_tokens_are_not_taken_for_equal_ones(n):
+    model = stack("post", 12, "xavier_normal").bfloat16()
+    found = findings(model, TOKENS[:, :n], lambda output: loss(output.float()))
+    assert found == []
+    zeros = torch.zeros(4, 32, dtype=torch.long)
+    alike = findings(stack(positions="none").bfloat16(), zeros, lambda output: loss(output.float()))
+    assert names(alike) == ["attention uniform"]
+
+
+@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
+def test_identical_heads_are_found_however_many_share_a_key(n_kv_heads):
+    config = transformers.LlamaConfig(**SMALL, num_key_value_heads=n_kv_heads)
+    model = transformers.LlamaModel(config).eval()
+    assert findings(model) == []
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                weight.copy_(weight[:16].repeat(len(weight) // 16, 1))
+    assert names(findings(model)) == ["heads identical"]
 
 
 @pytest.mark.parametrize("statistic, where", [("first", "the first token"), ("sink", "columns that belong to no key")])
@@ -934,7 +1021,7 @@ def test_tokens_that_start_alike_because_nothing_came_in_are_no_collapse():
 
 
 def test_a_cause_hides_its_consequences():
-    rows = [row(logit_std=9.0, saturated=0.8)]
+    rows = [row(logit_std=9.0, saturated=0.8, max_weight=0.9)]
     weights = [record(role=role) for role in ("query", "key")]
     assert names(find(Report(rows=rows, weights=weights))) == ["logits too large"]
     known = {*faults(), *(fault.name for fault in faults().values())}
@@ -942,7 +1029,10 @@ def test_a_cause_hides_its_consequences():
 
 
 def test_the_worst_comes_first():
-    rows = [row(logit_std=3.0), row("blocks.1.attention", masked_rows=9, entropy=math.nan, logit_std=math.nan)]
+    rows = [
+        row(logit_std=3.0, max_weight=0.5),
+        row("blocks.1.attention", masked_rows=9, entropy=math.nan, logit_std=math.nan),
+    ]
     weights = [record(role=role) for role in ("query", "key")]
     found = find(Report(rows=rows, weights=weights))
     assert [each.severity for each in found] == ["error", "warning"]

@@ -209,7 +209,7 @@ def test_a_truncation_that_cuts_nothing_is_noted_where_code_promises_one():
         return [note for note in fill(Report(), look(module)).notes if "cuts nothing" in note]
 
     (note,) = notes(CallsTruncNormal())
-    assert __name__ in note and "100σ" in note and "Of 6 matrices" in note and "4.5%" in note
+    assert __name__ in note and "100σ" in note and "of 6 matrices" in note and "(4.6%)" in note
     assert notes(CallsTruncNormal(a=-0.04, b=0.04)) == [] == notes(CallsTruncNormal(std=1.0))
     plain = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
     assert notes(plain) == [], "Uniform; and torch's code is not searched."

@@ -37,6 +37,7 @@ TRAITS = (
     "qk_norm",
     "soft_cap",
     "output_gate",
+    "readout_scale",
 )
 """What a report keeps of the architecture."""
 TRACY_WIDOM = 4.6
@@ -61,6 +62,7 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         - ``looks_like``: see :func:`looks_like` (matrices of the blocks, else empty); ``drawn``: see :func:`is_drawn`
           (queries and keys, else None);
         - ``packed``: whether several roles share one parameter;
+        - ``reads_out``: whether an embedding is the matrix of a linear layer, too (tied);
         - ``clone_of``: an earlier layer whose matrix is equal, entry by entry, or None;
         - ``heads_alike``: whether all heads have equal rows (queries and keys of several heads, else None);
         - ``equals``: ``"key"`` for a query matrix equal to the key matrix, else None.
@@ -77,6 +79,11 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     likely = looks_like(seen, statistics)
     by_role = {entry.role: [statistics[id(each)] for each in seen.by_role(entry.role)] for entry in entries}
     laws = {role: law(measured) for role, measured in by_role.items()}
+    by_kind = [
+        {id(each.weight) for each in seen.module.modules() if isinstance(each, kind)}
+        for kind in (nn.Embedding, nn.Linear)
+    ]
+    tied = {name for name, each in seen.module.named_parameters() if all(id(each) in ids for ids in by_kind)}
     packed = [entry.parameter for entry in seen.by_role(*ATTENTION[:3])]
     records: dict[int, dict[str, Any]] = {}
     for entry in entries:
@@ -96,6 +103,7 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             "looks_like": likely.get(id(entry), []),
             "drawn": is_drawn(entry.view, _d_head(entry)) if scores else None,
             "packed": packed.count(entry.parameter) > 1,
+            "reads_out": entry.role == "embedding" and entry.parameter in tied,
             "clone_of": None,
             "heads_alike": _heads_alike(entry),
             "equals": None,
@@ -173,7 +181,7 @@ _LIGHT = {"uniform": (math.sqrt(3), 1.8)} | {
 
 
 def _uncut(module: nn.Module, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A remark where code calls ``trunc_normal_`` and a model that is as drawn is cut nowhere."""
+    """A remark where code calls ``trunc_normal_`` and a model that is as drawn is cut nowhere (up to 4σ)."""
     inside = [record for record in records if record["role"] in BRANCH and record["std"] > 0]
     normal = [record for record in inside if record["law"] == "normal"]
     fresh = {True} <= {record["drawn"] for record in inside} <= {True, None}
@@ -182,10 +190,10 @@ def _uncut(module: nn.Module, records: Sequence[Mapping[str, Any]]) -> Iterator[
     if names := sorted({name for each in module.modules() if _truncates(name := type(each).__module__)}):
         share, std = (fmean(record[key] for record in normal) for key in ("beyond", "std"))
         yield (
-            f"{', '.join(names)} calls trunc_normal_, which cuts nothing here, because its bounds (-2 and 2, unless "
-            f"given) are absolute: {2 / std:.0f}σ. Of {len(normal)} matrices, {share:.1%} of the entries lie beyond "
-            f"2σ, as of any normal distribution ({TAILS:.1%}). That is no fault. To cut at 2σ, write "
-            "trunc_normal_(w, std=s, a=-2*s, b=2*s); 0.88 s is left, so divide s by 0.8796 to keep the std."
+            f"{', '.join(names)} calls trunc_normal_, but of {len(normal)} matrices none is cut: {share:.1%} of the "
+            f"entries lie beyond 2σ, as of any normal distribution ({TAILS:.1%}). The bounds of trunc_normal_ (-2 and "
+            f"2, unless given) are absolute, here {2 / std:.0f}σ: so far out it cuts nothing. That is no fault. To cut "
+            "at 2σ, write trunc_normal_(w, std=s, a=-2*s, b=2*s); 0.88 s is left, which dividing s by 0.8796 mends."
         )
 
 

@@ -199,7 +199,14 @@ def rank_collapsing_slowly(
     "{blocks}; with 1/√(2L), 1.54 to 1.59 was measured at L = 4 to 24",
     text="Of the variance after {blocks} blocks, the last one brought {last}, and the input is {left} at most.",
     remedies=(
-        "Scale W_o and W_2 by 1/√(2L) = {factor:.2f}, as in GPT-2.",
+        Remedy(
+            "Scale W_o and W_2 by 1/√(2L) = {factor:.2f}, as in GPT-2.",
+            lambda facts, stack: facts.traits.get("norm") in ("pre", "none"),
+        ),
+        Remedy(
+            "Scale the branches by 1/√(2L) = {factor:.2f}: W_o and W_2, or the gains of the norms, where norms follow.",
+            lambda facts, stack: facts.traits.get("norm") not in ("pre", "none"),
+        ),
         Remedy(
             'initialize_(model, "gpt2") draws all matrices so.', lambda facts, stack: facts.traits.get("norm") == "pre"
         ),

@@ -10,7 +10,7 @@ from attntut.diagnose.faults.facts import Facts, Layer
 from attntut.diagnose.faults.fault import ERROR, NOTE, RANDOM, SIGMA, STEPS, WARNING, Hit, Remedy, fault, hit
 from attntut.evidence import number
 
-Ulps = Annotated[float, "units in the last place by which rounding may set logits apart that should be equal"]
+Ulps = Annotated[float, "units in the last place of float32 by which sums of products may differ"]
 ROUNDING = 8.0
 TOKENS_DIFFER = 1e-3
 """1 − cosine from which on tokens are not alike, whatever rounding does (to bfloat16, 2⁻⁸ of each number)."""
@@ -18,8 +18,11 @@ TOKENS_DIFFER = 1e-3
 
 def _flat(layer: Layer, facts: Facts, ulps: float) -> Hit | None:
     """The heads whose logits differ by no more than rounding."""
-    most = {row["head"]: ulps * max(2.0**-23, facts.epsilon * row["logit_max"]) for row in layer.rows}
-    flat = [row for row in layer.rows if layer.n_key > 1 and row["logit_std"] <= most[row["head"]]]
+    most = {
+        row["head"]: max(ulps * 2**-23 * max(1.0, row["logit_max"]), facts.epsilon / 2 * row["logit_max"])
+        for row in layer.rows
+    }
+    flat = [row for row in layer.rows if row["entropy"] > 0 and row["logit_std"] <= most[row["head"]]]
     if not flat:
         return None
     apart = 1 - (0.0 if math.isnan(layer.cosine) else min(layer.cosine, 1.0))
@@ -28,7 +31,10 @@ def _flat(layer: Layer, facts: Facts, ulps: float) -> Hit | None:
     return hit(lowest, expected=usual, threshold=most[flat[0]["head"]], heads=layer.heads(flat))
 
 
-_FLAT_SOURCE = "8 units in the last place, for rounding; N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)"
+_FLAT_SOURCE = (
+    "sums in float32 differ by 8 units in the last place, and rounding to fewer digits moves a logit by half a unit; "
+    "N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)"
+)
 
 
 @fault(
@@ -41,8 +47,9 @@ _FLAT_SOURCE = "8 units in the last place, for rounding; N(0, 0.02²) at this wi
     explains=("gradients vanishing", "rank collapsing", "no gradient (zero weights)"),
 )
 def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterator[Hit]:
-    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,\lvert s\rvert_\text{max})`, and :math:`W_q` or
-    :math:`W_k` is zero."""
+    r"""Several keys are seen, the row-wise std of the logits is
+    :math:`\le \max(8 \cdot 2^{-23} \max(1, \lvert s\rvert_\text{max}), \frac12\epsilon\lvert s\rvert_\text{max})`, and
+    :math:`W_q` or :math:`W_k` is zero."""
     zero = [f"W_{role[0]}" for role in ("query", "key") if layer.is_zero(role)]
     if zero and (found := _flat(layer, facts, ulps)):
         both = len(zero) == 2
@@ -63,8 +70,7 @@ def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
     explains=("gradients vanishing",),
 )
 def tokens_alike(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterator[Hit]:
-    r"""Row-wise std of the logits :math:`\le 8 \max(2^{-23}, \epsilon\,\lvert s\rvert_\text{max})`, and no matrix is
-    known to be zero."""
+    """The same logits as in "attention uniform (zero weights)", and neither matrix is known to be zero."""
     unread = [f"W_{role[0]}" for role in ("query", "key") if role not in layer.weights]
     if not (layer.is_zero("query") or layer.is_zero("key")) and (found := _flat(layer, facts, ulps)):
         alike = "Are all the tokens alike, or zero? Look at what comes into this layer."
@@ -93,22 +99,23 @@ def _large(layer: Layer, statistic: str, threshold: float, expected: float) -> H
     return found | dict(words=dict(n=layer.n_key, largest=largest, excess=excess))
 
 
-def _has_own_scale(facts: Facts, layer: Layer) -> bool:
-    """Whether the logits are known to be multiplied by more than 1/√d_head."""
-    scale, root = facts.traits.get("scale"), layer.d_head**-0.5
-    return scale is not None and abs(scale) > 1.01 * root
-
-
 def _usual(facts: Facts, layer: Layer) -> float:
-    """Std of the logits of independent tokens of unit variance; NaN where the matrices or the scale are unknown."""
-    scale = facts.traits.get("scale")
-    return math.nan if scale is None else abs(scale) * layer.d_head**0.5 * layer.gain("query") * layer.gain("key")
+    """Std of the logits of independent tokens of unit variance (by 1/√d_head, where the scale is unknown)."""
+    root = layer.d_head**-0.5
+    return abs(facts.traits.get("scale") or root) / root * layer.gain("query") * layer.gain("key")
 
 
-def _is_usual(facts: Facts, layer: Layer) -> bool:
-    """Whether the matrices would make logits that are well, and nothing normalizes what they make."""
-    freezing = math.sqrt(2 * math.log(layer.n_key))
-    return not facts.traits.get("qk_norm") and _usual(facts, layer) < min(freezing, layer.mean("logit_std") / 2)
+def _cause(facts: Facts, layer: Layer) -> str:
+    """What makes the logits of a fresh layer large: the norms of queries and keys, the scale, the weights, or else."""
+    scale, normed = facts.traits.get("scale"), facts.traits.get("qk_norm")
+    if scale is not None and abs(scale) > 1.01 * layer.d_head**-0.5:
+        return "norms and scale" if normed else "scale"
+    usual = min(math.sqrt(2 * math.log(layer.n_key)), layer.mean("logit_std") / 2)
+    return "norms" if normed else "else" if _usual(facts, layer) < usual else "weights"
+
+
+def _remedy(cause: str, text: str) -> Remedy:
+    return Remedy(text, lambda facts, layer: _cause(facts, layer) == cause)
 
 
 @fault(
@@ -118,34 +125,30 @@ def _is_usual(facts: Facts, layer: Layer) -> bool:
     source="√(2 ln n), n = {n} keys: beyond it a handful of keys holds everything, however many there are",
     text="The largest weight of a row is {largest} on average, and the gradient dies with the others.",
     remedies=(
-        Remedy(
-            "Queries and keys are normalized, so the size of their matrices changes nothing.",
-            lambda facts, layer: bool(facts.traits.get("qk_norm")),
+        _remedy(
+            "norms and scale",
+            "Queries and keys are normalized, so the size of their matrices changes nothing. Multiply the logits by "
+            "1/√d_head = {root} (now: {scale}), or lower the gains of the two norms.",
         ),
-        Remedy(
-            "Multiply the logits by 1/√d_head = {root} (now: {scale}), or lower the gains of the two norms.",
-            lambda facts, layer: bool(facts.traits.get("qk_norm")) and _has_own_scale(facts, layer),
+        _remedy(
+            "norms",
+            "Queries and keys are normalized, so the size of their matrices changes nothing. Lower the gains of the "
+            "two norms, what else multiplies queries or keys, or a bias that is added.",
         ),
-        Remedy(
-            "Lower the gains of the two norms, what else multiplies queries or keys, or a bias that is added.",
-            lambda facts, layer: bool(facts.traits.get("qk_norm")) and not _has_own_scale(facts, layer),
-        ),
-        Remedy(
+        _remedy(
+            "scale",
             "The logits are multiplied by {scale}: with 1/√d_head = {root} they would have the scale that most schemes "
             "count on. Dividing W_q by {excess} does the same, unless queries and keys are normalized.",
-            lambda facts, layer: not facts.traits.get("qk_norm") and _has_own_scale(facts, layer),
         ),
-        Remedy(
-            "Tokens of unit variance would get {usual} from W_q and W_k: are the tokens larger (a norm mends that), or "
-            "is a bias added that is?",
-            lambda facts, layer: _is_usual(facts, layer) and not _has_own_scale(facts, layer),
+        _remedy(
+            "else",
+            "Tokens of unit variance would get {usual} from W_q and W_k, times {known_scale}: are the tokens larger (a "
+            "norm mends that), or is a bias added that is?",
         ),
-        Remedy(
+        _remedy(
+            "weights",
             'Divide W_q by {excess}, or draw both with std 1/√d: initialize_(model, "xavier_normal"). '
             "A temperature or QK-norm does the same in the forward pass.",
-            lambda facts, layer: (
-                not (facts.traits.get("qk_norm") or _has_own_scale(facts, layer) or _is_usual(facts, layer))
-            ),
         ),
     ),
     chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
@@ -156,18 +159,25 @@ def logits_too_large(
     facts: Facts,
     *,
     keys_at_least: Annotated[int, "with fewer, √(2 ln n) is too close to the std 1 of a good draw"] = 4,
+    largest: Annotated[
+        float, "mean largest weight of 2048 Gaussian logits of std √(2 ln n) (simulated); fewer: more"
+    ] = 0.375,
 ) -> Iterator[Hit]:
     r"""Fresh: row-wise std :math:`> \sqrt{2 \ln n}` (RMS over the heads, as a head's own scatters by
     :math:`1/\sqrt{2 d_h}`), the zero of :math:`\ln n - \sigma^2/2`; beyond it
-    :math:`\sum_j p_j^2 = 1 - \sqrt{2 \ln n}/\sigma` does not fall with n (Derrida 1981)."""
+    :math:`\sum_j p_j^2 = 1 - \sqrt{2 \ln n}/\sigma` does not fall with n (Derrida 1981). Where :math:`W_q` and
+    :math:`W_k` cannot have made them (tokens of unit variance would get less than half), they need not be Gaussian (a
+    penalty on distance is not), and the mean largest weight must be what it is for such: 0.375."""
     if not layer.is_drawn or layer.n_key < keys_at_least:
         return
     freezing = math.sqrt(2 * math.log(layer.n_key))
     known = [row["logit_std"] for row in layer.rows if not math.isnan(row["logit_std"])]
     together = math.hypot(*known) > freezing * math.sqrt(len(known))
-    if together and (found := _large(layer, "logit_std", freezing, 1.0)):
-        scale = facts.traits.get("scale")
-        found["words"] |= dict(root=number(layer.d_head**-0.5), scale="unknown" if scale is None else number(scale))
+    spread = _cause(facts, layer) == "else" and layer.mean("max_weight") < largest
+    if together and not spread and (found := _large(layer, "logit_std", freezing, 1.0)):
+        scale, root = facts.traits.get("scale"), number(layer.d_head**-0.5)
+        found["words"] |= dict(root=root, scale="unknown" if scale is None else number(scale))
+        found["words"] |= dict(known_scale=f"1/√d_head = {root}" if scale is None else number(scale))
         found["words"] |= dict(usual=number(_usual(facts, layer), digits=2))
         yield found
 

@@ -39,9 +39,13 @@ def heads_identical(
     *,
     apart: Annotated[float, "of ln n, that rounding may set entropies apart"] = 1e-4,
 ) -> Iterator[Hit]:
-    """The rows of :math:`W_q`, and of :math:`W_k`, are equal in all heads, exactly, and not zero; and so are the
-    entropies, but for rounding (biases, or positions head by head, may tell heads apart)."""
-    alike = all(layer.weights.get(role, {}).get("heads_alike") and not layer.is_zero(role) for role in ("query", "key"))
+    """The rows of :math:`W_q`, and of :math:`W_k` (unless all share one key), are equal in all heads, exactly, and not
+    zero; and so are the entropies, but for rounding (biases, or positions head by head, may tell heads apart)."""
+    one_key = layer.weights.get("key", {}).get("fan_out") == layer.d_head
+    alike = all(
+        (layer.weights.get(role, {}).get("heads_alike") or (role == "key" and one_key)) and not layer.is_zero(role)
+        for role in ("query", "key")
+    )
     entropies = [row["entropy"] for row in layer.rows if not math.isnan(row["entropy"])]
     if alike and max(entropies, default=0.0) - min(entropies, default=0.0) <= apart * math.log(layer.n_key):
         yield hit(1, expected=len(layer.rows))
@@ -142,23 +146,24 @@ def _parts_in_common(one: str, other: str) -> int:
     NOTE,
     quantity="std of the read-out's logits, for features of unit variance",
     source="σ√d; beyond √(2 ln V), V = {classes} classes, a handful of them holds all probability (as for n keys)",
-    text="One matrix is table and read-out; σ = {std} gives tokens of that scale, but logits of {logits}.",
+    text="One matrix is table and read-out; σ = {std} gives tokens of that scale, but logits of {logits}, unless what "
+    "comes in is scaled, which cannot be seen from the weights.",
     remedies=(
         "Draw it with σ = 1/√d = {fitting} and multiply the tokens by √d, or multiply the read-out's input by 1/√d, as "
-        "T5 does (which cannot be seen from the weights).",
+        "T5 does.",
     ),
     chapter=SIGMA + "#which-standard-deviation-then",
     over="model",
 )
 def tied_for_one_use(model: Facts, facts: Facts) -> Iterator[Hit]:
-    r"""A parameter is embedding and read-out, σ√d > √(2 ln V), and the read-out is not known to be scaled."""
+    r"""A parameter is embedding and read-out, σ√d > √(2 ln V), no layer is known to be trained, and the read-out is not
+    known to be scaled."""
     queries = [record for record in facts.weights if record["role"] == "query"]
     scaled = facts.traits.get("readout_scale") not in (None, 1) or (queries and "t5" in facts.explained(queries))
-    tables = {record.get("parameter") for record in facts.weights if record["role"] == "embedding"} - {None}
     for record in facts.weights:
-        if record["role"] != "readout" or record.get("parameter") not in tables or scaled:
+        if not record.get("reads_out") or scaled or _is_learned(facts):
             continue
-        classes, width = record["shape"]
+        width, classes = record["shape"]
         logits, most = record["std"] * math.sqrt(width), math.sqrt(2 * math.log(classes))
         if logits > most:
             words = dict(
