@@ -453,6 +453,26 @@ def test_a_frozen_query_is_a_choice():
 def test_tokens_that_come_in_alike_are_not_called_a_collapse():
     found = findings(stack(positions="none"), torch.zeros(4, 32, dtype=torch.long))
     assert names(found) == ["attention uniform"] and "tokens alike" in found[0].text
+    assert findings(llama()[0], torch.full((4, 32), 5)) == [], "Rotary positions set the logits apart, not the tokens."
+
+
+class Distilled(nn.Module):
+    """A teacher that begins as a copy of its student, as in BYOL and DINO."""
+
+    def __init__(self):
+        super().__init__()
+        self.student = stack()
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+
+    def forward(self, x):
+        return self.student(x) * self.teacher(x)
+
+
+def test_a_frozen_teacher_is_no_clone():
+    model = Distilled()
+    assert findings(model) == []
+    model.teacher.requires_grad_(True)
+    assert names(findings(model)) == ["layers cloned"]
 
 
 # ---- healthy models

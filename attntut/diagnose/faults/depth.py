@@ -326,9 +326,9 @@ def _is_scaled_in_forward(facts: Facts) -> bool:
 def _apart_before(layer: Layer) -> float:
     """At most 1 − token cosine before a layer: what differs inside a row of its logits, of all that is in them.
 
-    0 (unknown) where its values are zero, so that logits and stream are not of the same tokens.
+    0 (unknown) where its values are zero or, but for rounding, equal: then it is not tokens that set logits apart.
     """
-    if math.isnan(layer.mean("rank_residual")):
+    if not layer.mean("rank_residual") > FLOOR:
         return 0.0
     largest = max((row["logit_max"] for row in layer.rows), default=0.0)
     return min((layer.mean("logit_std") / largest) ** 2, 1.0) if largest > 0 else 0.0

@@ -98,10 +98,11 @@ def _is_learned(facts: Facts) -> bool:
     over="model",
 )
 def layers_cloned(model: Facts, facts: Facts) -> Iterator[Hit]:
-    """A matrix of any role, adapters too, equals an earlier one of its role, exactly, and they share no memory."""
+    """A matrix of any role, adapters too, equals an earlier one of its role, exactly; they share no memory, and it is
+    not frozen (as that of a teacher is, which follows its student)."""
     clones: dict[tuple[str, int], list[Record]] = {}
     for record in facts.weights:
-        if record.get("clone_of"):
+        if record.get("clone_of") and record.get("trainable") is not False:
             clones.setdefault(facts.layer_of(record), []).append(record)
     for (layer, order), records in clones.items():
         roles = ", ".join(dict.fromkeys(record["role"] for record in records))
