@@ -864,9 +864,14 @@ def test_a_tied_embedding_is_seen_in_models_of_others():
         model.transformer.wte.weight.normal_(generator=torch.Generator().manual_seed(0))
     (found,) = findings(model, dict(input_ids=TOKENS))
     assert found.name == "tied embedding drawn for one use" and found.value == pytest.approx(8, rel=0.05)
-    config = transformers.T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2)
-    model = transformers.T5ForConditionalGeneration(config).eval()
-    assert findings(model, dict(input_ids=TOKENS, decoder_input_ids=TOKENS)) == [], "T5 scales what it reads out."
+
+
+@pytest.mark.parametrize("family", ["T5", "LongT5"])
+def test_a_tied_embedding_is_well_where_its_read_out_is_scaled(family):
+    config = getattr(transformers, f"{family}Config")
+    config = config(vocab_size=99, d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=2, decoder_start_token_id=0)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval()
+    assert findings(model, dict(input_ids=TOKENS, decoder_input_ids=TOKENS)) == []
 
 
 def alibi(name, n_heads=8):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from attntut.diagnose.faults.facts import Facts, Layer, Record, Stack, relative_error
 from attntut.diagnose.faults.fault import LOGITS, NOTE, VARIANCE, WARNING, Hit, Remedy, fault, hit
@@ -17,22 +17,12 @@ UnitBranches = Annotated[float, "two branches of unit gain double the variance a
 TWICE_TWICE = 4.0
 
 
-def _pre_norm_bound(blocks: int) -> float:
-    """The largest variance of a pre-norm stream after so many blocks (Xiong et al. 2020)."""
-    return 1 + 3 / 2 * blocks
-
-
-def _normed_bound(blocks: int) -> float:
-    """The largest variance after so many blocks of two branches of unit variance each, as norms behind them make."""
-    return 1 + 2 * blocks
-
-
 def _factors(stack: Stack, facts: Facts) -> list[float]:
     """Variance of each block's output over that of the one before; none where nothing is to be judged.
 
-    Small tokens may grow until they are as large as what normalized branches add; that is seen by where it ends.
+    Small tokens may grow until they are as large as what normalized branches add: unit variance twice a block.
     """
-    normed = facts.traits.get("norm") != "none" and max(stack.variance) <= _normed_bound(len(stack))
+    normed = facts.traits.get("norm") != "none" and max(stack.variance) <= 1 + 2 * len(stack)
     if len(stack) < 3 or not stack.is_drawn or normed:
         return []
     return [after / before for before, after in zip(stack.variance, stack.variance[1:], strict=False)]
@@ -45,6 +35,13 @@ def _jumps(factors: list[float], limit: float) -> list[int]:
         if falling[few - 1] > limit * max(1.0, *falling[few:]):
             return [i for i, factor in enumerate(factors) if factor >= falling[few - 1]]
     return []
+
+
+_GROWTH: dict[str, Any] = dict(
+    chapter=VARIANCE + "#when-he-is-wrong",
+    explains=("depth scaling absent", "rank collapsing", *LOGITS),
+    over="stacks",
+)
 
 
 @fault(
@@ -62,9 +59,7 @@ def _jumps(factors: list[float], limit: float) -> list[int]:
         ),
         Remedy("Scale the branches by 1/√L.", lambda facts, stack: facts.traits.get("norm") not in (None, "none")),
     ),
-    chapter=VARIANCE + "#when-he-is-wrong",
-    explains=("depth scaling absent", "rank collapsing", *LOGITS),
-    over="stacks",
+    **_GROWTH,
 )
 def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
     """Fresh, 3 blocks or more: on average after the first, the variance grows more than 4-fold a block, and not in one
@@ -84,10 +79,8 @@ def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches
     source="two branches of unit gain double the variance at most twice; the blocks around it do no more",
     text="{block} multiplies the variance, the others by {usual} (median): what was written before is lost in it.",
     remedies=("Look at its W_v, W_o and feed-forward matrices, and at the gains of its norms.",),
-    chapter=VARIANCE + "#when-he-is-wrong",
-    explains=("depth scaling absent", "rank collapsing", *LOGITS),
     spreads=True,
-    over="stacks",
+    **_GROWTH,
 )
 def stream_jumping(stack: Stack, facts: Facts, *, variance_in_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
     """Fresh, 3 blocks or more: one block after the first (or a few, a quarter at most) multiplies the variance by more
@@ -98,8 +91,8 @@ def stream_jumping(stack: Stack, facts: Facts, *, variance_in_a_block: UnitBranc
         block = stack.blocks[jump + 1]["layer"]
         inside = next((layer for layer in stack.layers if layer.block == block), stack.layers[-1])
         usual = median(factors)
-        found = hit(factors[jump], expected=usual, threshold=variance_in_a_block, at=block, order=inside.order)
-        yield found | dict(words=dict(block=block, usual=number(usual, digits=2)))
+        words: Hit = dict(block=block, usual=number(usual, digits=2))
+        yield hit(factors[jump], expected=usual, threshold=variance_in_a_block, at=block, order=inside.order, **words)
 
 
 def _allows_ds_init(facts: Facts, stack: Stack) -> bool:
@@ -186,9 +179,10 @@ def rank_collapsing_slowly(
     ratios = [last[key] for key in ("ratio_query", "ratio_key") if last.get(key) is not None]
     first, end = max(stack.apart[0], FLOOR), max(stack.apart[-1], FLOOR)
     if len(stack) > 2 and first > 10 * alike and end < alike and ratios and min(ratios) < gradient_ratio:
-        found = hit(end, expected=first, threshold=alike)
-        words = dict(first=number(first, digits=2), last=number(end, digits=2), ratio=number(min(ratios), digits=2))
-        yield found | dict(words=words | dict(blocks=len(stack)))
+        words: Hit = dict(
+            first=number(first, digits=2), last=number(end, digits=2), ratio=number(min(ratios), digits=2)
+        )
+        yield hit(end, expected=first, threshold=alike, blocks=len(stack), **words)
 
 
 @fault(
@@ -223,7 +217,7 @@ def depth_scaling_absent(
     L = len(stack)
     if _is_scaled_in_forward(facts) or not stack.is_drawn or blocks_at_least > L:
         return
-    growth, bound = stack.variance[-1] / stack.variance[0], _pre_norm_bound(L) / _pre_norm_bound(1)
+    growth, bound = stack.variance[-1] / stack.variance[0], (1 + 3 / 2 * L) / (1 + 3 / 2)
     gains = [layer.gain("output") / layer.gain("value") for layer in stack.layers if layer.kind == "self"]
     if growth > bound and gains and all(gain >= (2 * L) ** -0.25 for gain in gains):
         last, left = (number(share, digits=2) for share in (1 - stack.variance[-2] / stack.variance[-1], 1 / growth))
@@ -262,18 +256,16 @@ def depth_scaling_misplaced(
     by_scheme = facts.explained([record for block in stack.weights for record in block])
     if not known or set() in known or set(ENDS) in known or by_scheme:
         return
-    scaled = known[0]
-    inputs, ends = sorted(scaled - set(ENDS)), [role for role in ENDS if role in scaled]
-    missing = [role for role in ENDS if role not in scaled]
+    inputs, missing = sorted(known[0] - set(ENDS)), [role for role in ENDS if role not in known[0]]
     if inputs and missing:
         said = f"{_words(inputs)}, which does not write into the stream, but not {_words(missing)}, which does."
     elif inputs:
         said = f"{_words(inputs)} too: it multiplies into the branch a second time."
     else:
-        said = f"{_words(ends)}, but not {_words(missing)}: half of the branches keep their size."
-    values = (depths[0](L), 1.0) if inputs else (1.0, depths[0](L))
-    found = hit(values[0], expected=values[1], severity="" if inputs and missing else NOTE)
-    yield found | dict(words=dict(where=_words(inputs or missing), found=said))
+        said = f"{_words(sorted(known[0]))}, but not {_words(missing)}: half of the branches keep their size."
+    value, usual = (depths[0](L), 1.0) if inputs else (1.0, depths[0](L))
+    severity = "" if inputs and missing else NOTE
+    yield hit(value, expected=usual, severity=severity, where=_words(inputs or missing), found=said)
 
 
 ENDS = ("output", "feed_forward_out")
@@ -300,13 +292,13 @@ def _scaled(
             if record["role"] not in ("query", "key", "value", "feed_forward_in", *ENDS):
                 continue
             ratio = record["std"] / usual(record) / (query["std"] / usual(query))
-            error = math.hypot(relative_error(record), relative_error(query))
-            fits = [abs(ratio / factor - 1) <= standard_errors * error for factor in (1.0, depth(number_))]
-            if not any(fits):
+            error = standard_errors * math.hypot(relative_error(record), relative_error(query))
+            usual_, scaled = (abs(ratio / factor - 1) <= error for factor in (1.0, depth(number_)))
+            if not (usual_ or scaled):
                 return None
             own = record.get("parameter", "").removesuffix(".weight").rpartition(".")[2]
             label = own if several and record["role"] == "feed_forward_in" else record["role"]
-            found.setdefault(label, set()).add(fits[1])
+            found.setdefault(label, set()).add(scaled)
     if not {"query", *ENDS} <= found.keys() or any(len(each) > 1 for each in found.values()):
         return None
     scaled = {label for label, each in found.items() if each == {True}}

@@ -29,15 +29,16 @@ def _hands_on_nothing(layer: Layer) -> bool:
     )
 
 
-def _unreached(layer: Layer, facts: Facts, variety: str) -> Iterator[Hit]:
+def _unreached(layer: Layer, variety: str) -> Iterator[Hit]:
     if _is_reached(layer) is not False:
         return
-    frozen_by_each_other = layer.is_zero("value") and layer.is_zero("output")
-    nothing = _hands_on_nothing(layer) and not layer.is_zero("value")
-    is_of = "weights" if frozen_by_each_other else "values" if nothing else "unknown"
-    if is_of == variety:
+    if layer.is_zero("value"):
+        found = "weights" if layer.is_zero("output") else "unknown"
+    else:
+        found = "values" if _hands_on_nothing(layer) else "unknown"
+    if found == variety:
         came = any((layer.gradients or {}).get(role) is not None for role in ROLES)
-        yield hit(0.0, expected=math.nan, how="is exactly 0" if came else "never came")
+        yield hit(0.0, how="is exactly 0" if came else "never came")
 
 
 @fault(
@@ -52,7 +53,7 @@ def _unreached(layer: Layer, facts: Facts, variety: str) -> Iterator[Hit]:
 )
 def both_ends_zero(layer: Layer, facts: Facts) -> Iterator[Hit]:
     """All gradients of a layer are exactly 0, and :math:`W_v` and :math:`W_o` are zero."""
-    return _unreached(layer, facts, "weights")
+    return _unreached(layer, "weights")
 
 
 @fault(
@@ -71,7 +72,7 @@ def both_ends_zero(layer: Layer, facts: Facts) -> Iterator[Hit]:
 )
 def zero_values(layer: Layer, facts: Facts) -> Iterator[Hit]:
     """All gradients of a layer are exactly 0, and so are its values, or what its heads hand on."""
-    return _unreached(layer, facts, "values")
+    return _unreached(layer, "values")
 
 
 @fault(
@@ -93,7 +94,7 @@ def unreached(layer: Layer, facts: Facts) -> Iterator[Hit]:
     elsewhere = any(_is_reached(other) for other in beside)
     good_start = layer.is_zero("output") or facts.traits.get("branch_gain") is not None
     if elsewhere and "output" in layer.weights and not good_start:
-        yield from _unreached(layer, facts, "unknown")
+        yield from _unreached(layer, "unknown")
 
 
 @fault(
@@ -134,8 +135,8 @@ def gradients_vanishing(
         low = layer.is_drawn and layer.kind == "self" and ratio < least
         if ratio == 0 or (low and share[role] < max(share[partner] / below_theory, rounding)):
             severity, reaches = (ERROR, "does not reach") if ratio == 0 else ("", "hardly reaches")
-            found = hit(ratio, expected=expected[role], threshold=least, severity=severity)
-            yield found | dict(words=dict(matrix=f"W_{role[0]}", reaches=reaches))
+            words: Hit = dict(matrix=f"W_{role[0]}", reaches=reaches)
+            yield hit(ratio, expected=expected[role], threshold=least, severity=severity, **words)
             return
 
 
@@ -149,7 +150,7 @@ def _measured_ratio(layer: Layer, role: str) -> float:
 
 
 def _ratio_in_theory(layer: Layer, partner: str) -> float:
-    n, d, rho = layer.n_key, layer.fan_in("query"), layer.cosine
+    n, d, rho = layer.n_key, layer.of("query", "fan_in"), layer.cosine
     if not rho < 1:
         return math.nan if math.isnan(rho) else 0.0
     rho = max(rho, 0.0)

@@ -26,22 +26,22 @@ def _flat(layer: Layer, facts: Facts, ulps: float) -> Hit | None:
     if not flat:
         return None
     apart = 1 - (0.0 if math.isnan(layer.cosine) else min(layer.cosine, 1.0))
-    usual = layer.fan_in("query") * 0.02**2 * math.sqrt(apart)
+    usual = layer.of("query", "fan_in") * 0.02**2 * math.sqrt(apart)
     lowest = min(row["logit_std"] for row in flat)
     return hit(lowest, expected=usual, threshold=most[flat[0]["head"]], heads=layer.heads(flat))
 
 
-_FLAT_SOURCE = (
-    "sums in float32 differ by 8 units in the last place, and rounding to fewer digits moves a logit by half a unit; "
-    "N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)"
+_UNIFORM: dict[str, Any] = dict(
+    quantity="std of the logits in a row",
+    source="sums in float32 differ by 8 units in the last place, and rounding to fewer digits moves a logit by half a "
+    "unit; N(0, 0.02²) at this width would give d·σ²·√(1 − ρ)",
 )
 
 
 @fault(
     "attention uniform (zero weights)",
     WARNING,
-    quantity="std of the logits in a row",
-    source=_FLAT_SOURCE,
+    **_UNIFORM,
     text="{zero} zero: every query weighs all keys alike. {remedy}",
     chapter=RANDOM + "#the-argument",
     explains=("gradients vanishing", "rank collapsing", "no gradient (zero weights)"),
@@ -52,19 +52,17 @@ def zero_weights(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
     :math:`W_q` or :math:`W_k` is zero."""
     zero = [f"W_{role[0]}" for role in ("query", "key") if layer.is_zero(role)]
     if zero and (found := _flat(layer, facts, ulps)):
-        both = len(zero) == 2
-        remedy = "The gradient of the other matrix is zero until one step has freed it; μP starts like this on purpose."
-        if both:
-            remedy = "Each holds the other's gradient at zero, for ever: draw both."
-        words = dict(zero=f"{' and '.join(zero)} {'are' if both else 'is'}", remedy=remedy)
-        yield found | dict(severity=ERROR if both else "", words=words)
+        severity, verb, remedy = ERROR, "are", "Each holds the other's gradient at zero, for ever: draw both."
+        if len(zero) == 1:
+            severity, verb = "", "is"
+            remedy = "The other's gradient is zero until one step has freed it; μP starts like this on purpose."
+        yield found | dict(severity=severity, words=dict(zero=f"{' and '.join(zero)} {verb}", remedy=remedy))
 
 
 @fault(
     "attention uniform (tokens alike)",
     WARNING,
-    quantity="std of the logits in a row",
-    source=_FLAT_SOURCE,
+    **_UNIFORM,
     text="Every query weighs all keys alike, {why}",
     chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
     explains=("gradients vanishing",),
@@ -82,7 +80,7 @@ def tokens_alike(layer: Layer, facts: Facts, *, ulps: Ulps = ROUNDING) -> Iterat
         why = f"though its matrix is not zero. {alike}"
         if unread:
             why = f"though whether {' or '.join(unread)} is zero could not be read. {alike}"
-        elif layer.fan_in("query") * layer.std("query") * layer.std("key") <= found["threshold"]:
+        elif layer.of("query", "fan_in") * layer.std("query") * layer.std("key") <= found["threshold"]:
             stds = " and ".join(number(layer.std(role), digits=2) for role in ("query", "key"))
             why = f"because W_q and W_k are so small (std {stds}): draw them again."
         yield found | dict(words=dict(why=why))
@@ -118,6 +116,9 @@ def _remedy(cause: str, text: str) -> Remedy:
     return Remedy(text, lambda facts, layer: _cause(facts, layer) == cause)
 
 
+_SHARP = ("entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached")
+
+
 @fault(
     "logits too large",
     WARNING,
@@ -142,7 +143,7 @@ def _remedy(cause: str, text: str) -> Remedy:
         ),
         _remedy(
             "else",
-            "Tokens of unit variance would get {usual} from W_q and W_k, times {known_scale}: are the tokens larger (a "
+            "Tokens of unit variance would get {usual} from W_q and W_k, times {scale}: are the tokens larger (a "
             "norm mends that), or is a bias added that is?",
         ),
         _remedy(
@@ -152,7 +153,7 @@ def _remedy(cause: str, text: str) -> Remedy:
         ),
     ),
     chapter=SIGMA + "#the-prediction-the-scale-of-the-logits",
-    explains=("entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached"),
+    explains=_SHARP,
 )
 def logits_too_large(
     layer: Layer,
@@ -176,9 +177,8 @@ def logits_too_large(
     spread = _cause(facts, layer) == "else" and layer.mean("max_weight") < largest
     if together and not spread and (found := _large(layer, "logit_std", freezing, 1.0)):
         scale, root = facts.traits.get("scale"), number(layer.d_head**-0.5)
-        found["words"] |= dict(root=root, scale="unknown" if scale is None else number(scale))
-        found["words"] |= dict(known_scale=f"1/√d_head = {root}" if scale is None else number(scale))
-        found["words"] |= dict(usual=number(_usual(facts, layer), digits=2))
+        scale = f"1/√d_head = {root}" if scale is None else number(scale)
+        found["words"] |= dict(root=root, scale=scale, usual=number(_usual(facts, layer), digits=2))
         yield found
 
 
@@ -186,10 +186,15 @@ _TRAINED: dict[str, Any] = dict(
     quantity="largest logit",
     source="bfloat16 has 8 bits: from 256 on its numbers are 2 apart, and rounding changes a weight by a factor e",
     chapter=STEPS + "#the-knob-behind-the-root-temperature",
-    explains=("entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached"),
+    explains=_SHARP,
 )
 Half = Annotated[float, "bfloat16 numbers are 2 apart from here on"]
 BFLOAT16_NAT = 256.0
+
+
+def _beyond_half_precision(layer: Layer, drawn: bool | None, largest: float) -> Iterator[Hit]:
+    if layer.is_drawn is drawn and (found := _large(layer, "logit_max", largest, math.nan)):
+        yield found
 
 
 @fault(
@@ -202,8 +207,7 @@ BFLOAT16_NAT = 256.0
 )
 def trained_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLOAT16_NAT) -> Iterator[Hit]:
     """Not fresh: a logit above 256."""
-    if layer.is_drawn is False and (found := _large(layer, "logit_max", largest, math.nan)):
-        yield found
+    return _beyond_half_precision(layer, False, largest)
 
 
 @fault(
@@ -219,8 +223,7 @@ def trained_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLO
 )
 def unknown_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLOAT16_NAT) -> Iterator[Hit]:
     """Unknown whether fresh: a logit above 256."""
-    if layer.is_drawn is None and (found := _large(layer, "logit_max", largest, math.nan)):
-        yield found
+    return _beyond_half_precision(layer, None, largest)
 
 
 @fault(
@@ -233,7 +236,7 @@ def unknown_logits_too_large(layer: Layer, facts: Facts, *, largest: Half = BFLO
         "Check the scale of the inputs and of W_q and W_k; in training, try a lower learning rate, warm-up or QK-norm.",
     ),
     chapter=STEPS + "#saturation-a-few-rows-decide",
-    explains=("gradients vanishing", "attention sink", "soft-cap reached"),
+    explains=_SHARP[1:],
 )
 def entropy_collapsed(
     layer: Layer, facts: Facts, *, share_of_rows: Annotated[float, "most of them: a round margin"] = 0.5
@@ -263,8 +266,7 @@ def soft_cap_reached(
 ) -> Iterator[Hit]:
     """The largest logit is beyond 0.95 of a soft-cap."""
     cap = facts.traits.get("soft_cap")
-    found = _large(layer, "logit_max", share_of_cap * cap, math.nan) if cap else None
-    if found:
+    if cap and (found := _large(layer, "logit_max", share_of_cap * cap, math.nan)):
         share = found["value"] / cap
         yield hit(share, expected=0.0, threshold=share_of_cap, heads=found["heads"], cap=f"{cap:g}")
 
@@ -296,8 +298,7 @@ def attention_sink(
     if layer.kind != "self" or layer.is_drawn or layer.n_key <= keys_at_least:
         return
     for statistic, where in (("sink", "columns that belong to no key"), ("first", "the first token")):
-        ill = [row for row in layer.rows if row.get(statistic, math.nan) > share_of_weight]
-        share = layer.mean(statistic)
-        if share > share_of_weight:
-            yield hit(share, expected=1 / layer.n_key, threshold=share_of_weight, heads=layer.heads(ill), where=where)
+        if (share := layer.mean(statistic)) > share_of_weight:
+            heads = layer.heads([row for row in layer.rows if row.get(statistic, math.nan) > share_of_weight])
+            yield hit(share, expected=1 / layer.n_key, threshold=share_of_weight, heads=heads, where=where)
             return

@@ -41,11 +41,8 @@ def heads_identical(
 ) -> Iterator[Hit]:
     """The rows of :math:`W_q`, and of :math:`W_k` (unless all share one key), are equal in all heads, exactly, and not
     zero; and so are the entropies, but for rounding (biases, or positions head by head, may tell heads apart)."""
-    one_key = layer.weights.get("key", {}).get("fan_out") == layer.d_head
-    alike = all(
-        (layer.weights.get(role, {}).get("heads_alike") or (role == "key" and one_key)) and not layer.is_zero(role)
-        for role in ("query", "key")
-    )
+    roles = ("query",) if layer.of("key", "fan_out") == layer.d_head else ("query", "key")
+    alike = all(layer.weights.get(role, {}).get("heads_alike") and not layer.is_zero(role) for role in roles)
     entropies = [row["entropy"] for row in layer.rows if not math.isnan(row["entropy"])]
     if alike and max(entropies, default=0.0) - min(entropies, default=0.0) <= apart * math.log(layer.n_key):
         yield hit(1, expected=len(layer.rows))
@@ -156,11 +153,13 @@ def _parts_in_common(one: str, other: str) -> int:
     chapter=SIGMA + "#which-standard-deviation-then",
     over="model",
 )
-def tied_for_one_use(model: Facts, facts: Facts) -> Iterator[Hit]:
+def tied_for_one_use(
+    model: Facts, facts: Facts, *, t5_within: Annotated[float, "a round margin around 1/√d_head"] = 0.1
+) -> Iterator[Hit]:
     r"""A parameter is embedding and read-out, σ√d > √(2 ln V), no layer is known to be trained, and the read-out is not
-    known to be scaled."""
-    queries = [record for record in facts.weights if record["role"] == "query"]
-    scaled = facts.traits.get("readout_scale") not in (None, 1) or (queries and "t5" in facts.explained(queries))
+    known to be scaled (as it is in T5, whose queries are drawn smaller than keys by 1/√d_head)."""
+    over_t5 = [layer.std("query") * layer.d_head**0.5 / (layer.std("key") or math.nan) for layer in facts.layers]
+    scaled = facts.traits.get("readout_scale") not in (None, 1) or all(abs(r - 1) < t5_within for r in over_t5)
     for record in facts.weights:
         if not record.get("reads_out") or scaled or _is_learned(facts):
             continue
