@@ -99,16 +99,20 @@ def _allows_ds_init(facts: Facts, stack: Stack) -> bool:
     return facts.traits.get("norm") == "post" and facts.traits.get("residual") is not False
 
 
-_COLLAPSE_REMEDIES = (
-    Remedy(
-        'initialize_(model, "ds_init") divides the matrices of block l by √l: at 18 and 24 post-norm layers 1 − cosine '
-        "stays at 0.65 or more, and they learn.",
-        _allows_ds_init,
+_COLLAPSE: dict[str, Any] = dict(
+    remedies=(
+        Remedy(
+            'initialize_(model, "ds_init") divides the matrices of block l by √l: at 18 and 24 post-norm layers '
+            "1 − cosine stays at 0.65 or more, and they learn.",
+            _allows_ds_init,
+        ),
+        Remedy(
+            "Scale the branches by 1/√L, or lower the gain of W_v and W_o.",
+            lambda facts, stack: not _allows_ds_init(facts, stack),
+        ),
     ),
-    Remedy(
-        "Scale the branches by 1/√L, or lower the gain of W_v and W_o.",
-        lambda facts, stack: not _allows_ds_init(facts, stack),
-    ),
+    chapter=VARIANCE,
+    over="stacks",
 )
 
 
@@ -120,10 +124,8 @@ _COLLAPSE_REMEDIES = (
     "½(1 − 1/(2π)) = 0.42; without skips it falls faster with every block",
     text="After {blocks} blocks 1 − cosine is {last}: the tokens point the same way, and the gradient of W_q and W_k "
     "is as small. Are the skip connections there?",
-    remedies=_COLLAPSE_REMEDIES,
-    chapter=VARIANCE,
     explains=("rank collapsing (slowly)", "attention uniform (tokens alike)", "gradients vanishing"),
-    over="stacks",
+    **_COLLAPSE,
 )
 def rank_collapsing(
     stack: Stack,
@@ -159,10 +161,8 @@ def rank_collapsing(
     text="After {blocks} blocks 1 − cosine has fallen from {first} to {last}: the tokens point the same way, and the "
     "gradient of W_q and W_k is {ratio} of that of W_v. A norm after each addition keeps the scale, but not what sets "
     "tokens apart.",
-    remedies=_COLLAPSE_REMEDIES,
-    chapter=VARIANCE,
     explains=("attention uniform (tokens alike)", "gradients vanishing"),
-    over="stacks",
+    **_COLLAPSE,
 )
 def rank_collapsing_slowly(
     stack: Stack,

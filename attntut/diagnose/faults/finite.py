@@ -30,12 +30,11 @@ def not_finite(layer: Layer, facts: Facts) -> Iterator[Hit]:
         return
     count, roles, _ = facts.not_finite(layer)
     if count or roles:
-        unread = [role for role in ROLES[:3] if role not in layer.weights]
-        where = (
-            f"It is in the weights: {', '.join(roles)}." if roles else "It comes in with the tokens, or is made here."
-        )
-        if unread and not roles:
-            where += f" Or it is in weights that could not be read: {', '.join(unread)}."
+        where = f"It is in the weights: {', '.join(roles)}."
+        if not roles:
+            unread = ", ".join(role for role in ROLES[:3] if role not in layer.weights)
+            where = "It comes in with the tokens, or is made here."
+            where += f" Or it is in weights that could not be read: {unread}." if unread else ""
         heads = layer.heads([row for row in layer.rows if row["non_finite"]])
         yield hit(count or len(roles), expected=0, heads=heads, where=where, what="logits" if count else "matrices")
     else:
@@ -52,11 +51,8 @@ def rows_that_see_nothing(layer: Layer) -> str:
 def _broken_roles(layer: Layer, facts: Facts) -> list[str]:
     """The matrices whose gradient is not finite; where no matrix is known, what the block hands on."""
     gradients = layer.gradients or {"what its block hands on": (facts.block(layer) or {}).get("gradient_rms")}
-    return [name for name, each in gradients.items() if _is_broken(name, each)]
-
-
-def _is_broken(name: str, gradient: object) -> bool:
-    return isinstance(gradient, float) and not math.isfinite(gradient) and not name.startswith("ratio")
+    measured = {k: v for k, v in gradients.items() if isinstance(v, float) and not k.startswith("ratio")}
+    return [name for name, gradient in measured.items() if not math.isfinite(gradient)]
 
 
 def _broken_gradients(facts: Facts, *, masked: bool) -> Iterator[Hit]:
@@ -65,20 +61,18 @@ def _broken_gradients(facts: Facts, *, masked: bool) -> Iterator[Hit]:
     If what all blocks hand on is finite, NaN in the gradients of a layer after the last masked one comes from the loss.
     """
     broken = {layer: roles for layer in facts.layers if (roles := _broken_roles(layer, facts))}
-    masked_layers = [layer for layer in facts.layers if layer.is_partly_masked]
-    ill = facts.first_not_finite
-    if ill is None and masked_layers and broken and all(layer.block for layer in facts.layers):
-        masked_layers *= list(broken)[-1].order <= masked_layers[-1].order
-    blind = next(iter(masked_layers), None)
-    caused_before = ill is not None and (blind is None or ill.order < blind.order)
-    everything = any(layer.is_fully_masked for layer in facts.layers)
-    if not broken or caused_before or everything or masked != (blind is not None):
+    if not broken or any(layer.is_fully_masked for layer in facts.layers):
+        return
+    blinds, ill = [layer for layer in facts.layers if layer.is_partly_masked], facts.first_not_finite
+    if ill is None and blinds and all(layer.block for layer in facts.layers):
+        blinds *= list(broken)[-1].order <= blinds[-1].order
+    blind = next(iter(blinds), None)
+    if (ill is not None and (blind is None or ill.order < blind.order)) or masked != (blind is not None):
         return
     start = blind or list(broken)[-1]  # a backward pass comes from the end
-    names = tuple(layer.name for layer in broken)
-    words = dict(roles=", ".join(broken.get(start) or next(iter(broken.values()))), rows=rows_that_see_nothing(start))
-    count = sum(map(len, broken.values()))
-    yield hit(count, expected=0, at=start.name, layers=names, order=start.order) | dict(words=words)
+    names, count = tuple(layer.name for layer in broken), sum(map(len, broken.values()))
+    ill_roles, rows = ", ".join(broken.get(start) or next(iter(broken.values()))), rows_that_see_nothing(start)
+    yield hit(count, expected=0, at=start.name, layers=names, order=start.order, roles=ill_roles, rows=rows)
 
 
 @fault(

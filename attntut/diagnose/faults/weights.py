@@ -166,9 +166,8 @@ def tied_for_one_use(
         width, classes = record["shape"]
         logits, most = record["std"] * math.sqrt(width), math.sqrt(2 * math.log(classes))
         if logits > most:
-            words = dict(
-                std=f"{record['std']:.2g}", logits=f"{logits:.2g}", fitting=f"{width**-0.5:.2g}", classes=classes
-            )
+            numbers = dict(std=record["std"], logits=logits, fitting=width**-0.5)
+            words: Hit = {name: f"{number:.2g}" for name, number in numbers.items()} | dict(classes=classes)
             yield hit(logits, expected=1.0, threshold=most, at=record["layer"], **words)
 
 
