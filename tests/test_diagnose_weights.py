@@ -10,7 +10,7 @@ from attntut import MultiHeadAttention, Transformer, TransformerConfig
 from attntut.anatomy import look
 from attntut.anatomy.weight import BRANCH
 from attntut.diagnose import Report
-from attntut.diagnose.weights import SIGMAS, Statistics, describe, fill, is_drawn
+from attntut.diagnose.weights import SIGMAS, Statistics, _cut, describe, fill, is_drawn, law
 from attntut.init import initialize_, schemes
 
 
@@ -65,7 +65,7 @@ def test_the_tolerance_is_the_sampling_error(factor, expected):
 
 def test_statistics_by_hand():
     measured = Statistics.of(torch.tensor([[0.0, 2.0], [4.0, 2.0]]))
-    assert measured == pytest.approx((2.0, math.sqrt(2), 4.0, 2.0, 4, False))
+    assert measured == pytest.approx((2.0, math.sqrt(2), 4.0, 2.0, 4, False, 0.0))
     assert Statistics.of(torch.full((3, 3), 0.1)).std == 0, "A constant has no spread, whatever rounding says."
     assert math.isnan(Statistics.of(torch.tensor([[math.nan, 1.0]])).std)
 
@@ -155,3 +155,72 @@ def test_what_cannot_be_read_is_noted():
 def test_matrices_of_unknown_role_are_passed_over():
     model = nn.ModuleDict({"attention": MultiHeadAttention(8, 2), "other": nn.Bilinear(2, 3, 4)})
     assert len(describe(look(model))[0]) == 4
+
+
+def trunc_normal_(w, **options):
+    return nn.init.trunc_normal_(w, generator=generator(), **options)
+
+
+DRAWS = {
+    "normal": lambda w: w.normal_(0, 0.3, generator=generator()),
+    "uniform": lambda w: w.uniform_(-1, 1, generator=generator()),
+    "normal, cut at 1σ": lambda w: trunc_normal_(w, std=2.0),
+    "normal, cut at 2σ": lambda w: trunc_normal_(w, std=0.02, a=-0.04, b=0.04),
+    "normal, cut at 3σ": lambda w: trunc_normal_(w, std=0.02, a=-0.06, b=0.06),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_the_law_of_a_draw_is_named(name):
+    measured = [Statistics.of(DRAWS[name](torch.empty(192, 192)) * scale) for scale in (1.0, 0.1)]
+    assert law(measured) == name
+
+
+def test_a_cut_at_a_hundred_sigma_cannot_be_told_from_none():
+    """The share beyond 2σ: 4.55 %; of what is cut at 2σ, Φ tells 3.46 % beyond two of the 0.88 σ that are left."""
+    whole, cut = (Statistics.of(trunc_normal_(torch.empty(256, 256), std=0.02, a=-b, b=b)) for b in (2.0, 0.04))
+    assert law([whole]) == "normal"
+    for measured, share in ((whole, math.erfc(math.sqrt(2))), (cut, 0.0346)):
+        assert measured.beyond == pytest.approx(share, abs=4 * math.sqrt(share / measured.entries))
+    assert _cut(2.0) == pytest.approx((cut.largest / cut.std, cut.kurtosis), rel=0.01)
+
+
+def test_no_law_is_claimed_of_other_draws_or_of_few_entries():
+    heavy = torch.empty(64, 64).exponential_(generator=generator())
+    learned = torch.randn(64, 64, generator=generator())
+    learned += 3 * torch.outer(learned[0], learned[1])
+    for w in (heavy, learned, torch.eye(64), torch.zeros(64, 64), torch.randn(15, 15), heavy * 0 + math.nan):
+        assert law([Statistics.of(w)]) is None
+    assert law([]) is None
+
+
+class CallsTruncNormal(nn.TransformerEncoderLayer):
+    """This file calls ``trunc_normal_``; the model may have been drawn otherwise since."""
+
+    def __init__(self, std=0.02, **options):
+        super().__init__(64, 4, 128, batch_first=True)
+        for each in self.parameters():
+            if each.ndim > 1:
+                trunc_normal_(each, std=std, **options)
+
+
+def test_a_truncation_that_cuts_nothing_is_noted_where_code_promises_one():
+    def notes(module):
+        return [note for note in fill(Report(), look(module)).notes if "cuts nothing" in note]
+
+    (note,) = notes(CallsTruncNormal())
+    assert __name__ in note and "100σ" in note and "of 6 matrices" in note and "(4.6%)" in note
+    assert notes(CallsTruncNormal(a=-0.04, b=0.04)) == [] == notes(CallsTruncNormal(std=1.0))
+    plain = nn.TransformerEncoderLayer(64, 4, 128, batch_first=True)
+    assert notes(plain) == [], "Uniform; and torch's code is not searched."
+    for each in plain.parameters():
+        nn.init.normal_(each, std=0.02)
+    assert notes(plain) == [], "Nobody said that it should be cut."
+    uniform = CallsTruncNormal()
+    for each in uniform.parameters():
+        nn.init.uniform_(each, -0.02, 0.02)
+    assert notes(uniform) == []
+    trained = CallsTruncNormal()
+    with torch.no_grad():
+        trained.self_attn.in_proj_weight[:64] += 0.1 * torch.randn(64, 1) * torch.randn(1, 64)
+    assert notes(trained) == [], "Of what was learned, the law says nothing about the draw."

@@ -148,9 +148,9 @@ class Architecture:
             return {"residual": True}
         if self._next_sum(join, through_norms=False) is None:
             return {"residual": True, "norm": "post"}
-        if query is None or not self._between(query.reads, NORMS):
-            return {"residual": True, "norm": "none"}
         is_inside = self._next_sum(output.node, through_norms=False) is None
+        if query is None or not self._between(query.reads, NORMS):  # OLMo 2's norms stand behind the branch only
+            return {"residual": True} if is_inside else {"residual": True, "norm": "none"}
         return {"residual": True, "norm": "sandwich" if is_inside else "pre"}
 
     def _next_sum(self, node: Node, *, through_norms: bool) -> Node | None:

@@ -323,7 +323,8 @@ def _hide(logits: Tensor, covers: Sequence[tuple[Tensor, Laid]]) -> tuple[Tensor
     fills = {}
     for mask, value in laid:
         if value is not None:
-            holds, shows = mask.any(-1) & ~alone, (mask & ~hidden).any(-1) & ~alone
+            known = ~alone & ~top.isnan()
+            holds, shows = mask.any(-1) & known, (mask & ~hidden).any(-1) & known
             fills[value] = torch.stack([holds.sum((0, 2)), shows.sum((0, 2))]).cpu()
     return logits.masked_fill(hidden, -math.inf), nothing, fills
 

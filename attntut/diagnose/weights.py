@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attntut.anatomy.parameters import listing
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import ATTENTION, BRANCH
 from attntut.diagnose.report import Report
 from attntut.init import schemes
-from attntut.init.laws import Constant, Identity, Law, Orthogonal
+from attntut.init.laws import Constant, Identity, Law, Orthogonal, TruncNormal
 from attntut.init.requirements import unmet
 from attntut.init.scheme import Scheme
 
@@ -22,10 +27,12 @@ SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
 SIDE = 256
 """Of larger matrices, only so many rows and columns are counted."""
-TRAITS = "norm residual residual_scale skip_scale branch_gain scale qk_norm soft_cap output_gate".split()
+TRAITS = "norm residual residual_scale skip_scale branch_gain scale qk_norm soft_cap output_gate readout_scale".split()
 """What a report keeps of the architecture."""
 TRACY_WIDOM = 4.6
 """One random matrix in ten thousand has a largest singular value beyond this quantile."""
+TAILS = math.erfc(math.sqrt(2))
+"""Share of a normal distribution beyond two standard deviations: 4.55 %."""
 
 
 def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -39,9 +46,12 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
         - ``layer`` (the attention module, or the module that owns the matrix), ``role``, ``parameter``, ``shape``,
           ``fan_in``, ``fan_out``, ``mean``, ``std``, ``trainable``;
+        - ``beyond`` (the share of the entries more than two standard deviations from the mean: 0.0455 of a normal
+          distribution, 0 of a uniform one) and ``law`` (that of all matrices of its role: see :func:`law`);
         - ``looks_like``: see :func:`looks_like` (matrices of the blocks, else empty); ``drawn``: see :func:`is_drawn`
           (queries and keys, else None);
         - ``packed``: whether several roles share one parameter;
+        - ``reads_out``: whether an embedding is the matrix of a linear layer, too (tied);
         - ``clone_of``: an earlier layer whose matrix is equal, entry by entry, or None;
         - ``heads_alike``: whether all heads have equal rows (queries and keys of several heads, else None);
         - ``equals``: ``"key"`` for a query matrix equal to the key matrix, else None.
@@ -54,10 +64,15 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         [('query', True, True), ('key', True, True), ('value', True, None), ('output', False, None)]
     """
     entries = seen.entries
-    statistics = {
-        id(entry): Statistics.of(entry.view, reads_all=entry.role not in ("embedding", "readout")) for entry in entries
-    }
+    statistics = {id(entry): Statistics.of(entry.view) for entry in entries}
     likely = looks_like(seen, statistics)
+    by_role = {entry.role: [statistics[id(each)] for each in seen.by_role(entry.role)] for entry in entries}
+    laws = {role: law(measured) for role, measured in by_role.items()}
+    by_kind = [
+        {id(each.weight) for each in seen.module.modules() if isinstance(each, kind)}
+        for kind in (nn.Embedding, nn.Linear)
+    ]
+    tied = {name for name, each in seen.module.named_parameters() if all(id(each) in ids for ids in by_kind)}
     packed = [entry.parameter for entry in seen.by_role(*ATTENTION[:3])]
     records: dict[int, dict[str, Any]] = {}
     for entry in entries:
@@ -72,9 +87,12 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
             "fan_out": entry.weight.fan_out,
             "mean": statistics[id(entry)].mean,
             "std": statistics[id(entry)].std,
+            "beyond": statistics[id(entry)].beyond,
+            "law": laws[entry.role],
             "looks_like": likely.get(id(entry), []),
             "drawn": is_drawn(entry.view, _d_head(entry)) if scores else None,
             "packed": packed.count(entry.parameter) > 1,
+            "reads_out": entry.role == "embedding" and entry.parameter in tied,
             "clone_of": None,
             "heads_alike": _heads_alike(entry),
             "equals": None,
@@ -103,8 +121,79 @@ def fill(report: Report, seen: ModelView) -> Report:
         report.notes.append(
             f'Weights of unknown role: {listing(seen.unknown.values())}. Name them: roles={{"readout": …}}.'
         )
-    report.notes += seen.unsure
+    report.notes += [*seen.unsure, *_uncut(seen.module, report.weights)]
     return report
+
+
+def law(matrices: Sequence[Statistics]) -> str | None:
+    r"""The law of the entries of several matrices: ``"uniform"``, ``"normal"``, ``"normal, cut at 2σ"``, or None.
+
+    A normal distribution that is cut at :math:`k\sigma` keeps :math:`s_k\sigma` of its standard deviation, so that
+    its largest entry is :math:`k/s_k` of these (2.27 for k = 2). Which k it was is measured, to a half; a cut beyond
+    all entries, at 100σ, leaves no trace. Each matrix has its own σ; mean 0 and kurtosis must be met within
+    :data:`SIGMAS` standard errors. None stands for any other law, and for fewer than 256 entries.
+
+    Example:
+        >>> fresh, w = torch.Generator().manual_seed(0), torch.empty(64, 64)
+        >>> cut = torch.nn.init.trunc_normal_
+        >>> law([Statistics.of(cut(w, generator=fresh))]), law([Statistics.of(cut(w, std=0.02, generator=fresh))])
+        ('normal, cut at 2σ', 'normal')
+    """
+    matrices = [each for each in matrices if each.std > 0 and not each.orthogonal]
+    entries = sum(each.entries for each in matrices)
+    if entries < 256:
+        return None
+
+    def pooled(numbers: Iterable[float]) -> float:
+        return sum(each.entries * number for each, number in zip(matrices, numbers, strict=True)) / entries
+
+    mean, kurtosis = pooled(each.mean / each.std for each in matrices), pooled(each.kurtosis for each in matrices)
+    largest = max(each.largest / each.std for each in matrices)
+    inside = math.erf(largest / math.sqrt(2))  # of a Gaussian's mass
+    whole = inside == 1 or entries * math.log(inside) > -10  # one Gaussian in 20 000 has so small a largest entry
+    laws = {"normal": (0.0, 3.0)} if whole else _LIGHT
+    name = min(laws, key=lambda name: abs(laws[name][0] - largest))
+    off = max(abs(mean), abs(kurtosis - laws[name][1]) / math.sqrt(24))
+    return name if off <= SIGMAS / math.sqrt(entries) else None
+
+
+def _cut(k: float) -> tuple[float, float]:
+    """Of a normal distribution that is cut at kσ: its largest entry over its std, and its kurtosis."""
+    left, inside = TruncNormal(1.0, k).std(1, 1), math.erf(k / math.sqrt(2))
+    edge = 2 * math.exp(-(k**2) / 2) / math.sqrt(2 * math.pi) / inside
+    return k / left, (3 * left**2 - k**3 * edge) / left**4
+
+
+_LIGHT = {"uniform": (math.sqrt(3), 1.8)} | {
+    f"normal, cut at {k:g}σ": _cut(k) for k in (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0)
+}
+
+
+def _uncut(module: nn.Module, records: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A remark where code calls ``trunc_normal_`` and a model that is as drawn is cut nowhere (up to 4σ)."""
+    inside = [record for record in records if record["role"] in BRANCH and record["std"] > 0]
+    normal = [record for record in inside if record["law"] == "normal"]
+    fresh = {True} <= {record["drawn"] for record in inside} <= {True, None}
+    if not normal or not fresh or any("cut" in (record["law"] or "") for record in inside):
+        return
+    if names := sorted({name for each in module.modules() if _truncates(name := type(each).__module__)}):
+        share, std = (fmean(record[key] for record in normal) for key in ("beyond", "std"))
+        yield (
+            f"{', '.join(names)} calls trunc_normal_, but of {len(normal)} matrices none is cut: {share:.1%} of the "
+            f"entries lie beyond 2σ, as of any normal distribution ({TAILS:.1%}). The bounds of trunc_normal_ (-2 and "
+            f"2, unless given) are absolute, here {2 / std:.0f}σ: so far out it cuts nothing. That is no fault. To cut "
+            "at 2σ, write trunc_normal_(w, std=s, a=-2*s, b=2*s); 0.88 s is left, which dividing s by 0.8796 mends."
+        )
+
+
+@cache
+def _truncates(module: str) -> bool:
+    """Whether the source of a Python module (not torch's) calls ``trunc_normal_``; False where it cannot be read."""
+    try:
+        source = "" if module.partition(".")[0] == "torch" else inspect.getsource(sys.modules[module])
+    except (OSError, TypeError, KeyError):
+        return False
+    return re.search(r"\btrunc_normal_\(", source) is not None
 
 
 def is_drawn(matrix: Tensor, d_head: int | None = None) -> bool:
@@ -146,7 +235,7 @@ def is_drawn(matrix: Tensor, d_head: int | None = None) -> bool:
 
 
 class Statistics(NamedTuple):
-    """What is known of the entries of a matrix, from a sample of them."""
+    """What is known of the entries of a matrix, from a sample of them; ``beyond`` is the share beyond 2 std."""
 
     mean: float
     std: float
@@ -154,32 +243,31 @@ class Statistics(NamedTuple):
     kurtosis: float
     entries: int
     orthogonal: bool
+    beyond: float = math.nan
 
     @classmethod
-    def of(cls, matrix: Tensor, *, reads_all: bool = True) -> Statistics:
-        """Measure a matrix: every so many rows and columns, 2¹⁶ entries at most. NaN in what is read makes all NaN.
-
-        Args:
-            matrix: any.
-            reads_all: look for NaN beyond the sample; :func:`describe` does not, in embeddings and read-outs.
+    def of(cls, matrix: Tensor) -> Statistics:
+        """Measure a matrix: every so many rows and columns, 2¹⁶ entries at most. NaN anywhere makes all NaN.
 
         Example:
             >>> Statistics.of(torch.tensor([[1.0, -1.0], [1.0, 1.0]]))
-            Statistics(mean=0.5, std=0.866, largest=1.0, kurtosis=2.333, entries=4, orthogonal=True)
+            Statistics(mean=0.5, std=0.866, largest=1.0, kurtosis=2.333, entries=4, orthogonal=True, beyond=0.0)
         """
         w = matrix.detach()
         exact = torch.promote_types(w.dtype, torch.float32)
         some = w[:: math.ceil(w.shape[0] / SIDE), :: math.ceil(w.shape[1] / SIDE)].to(exact).contiguous()
-        if not (w if reads_all else some).sum(dtype=exact).isfinite():
+        if not w.sum(dtype=exact).isfinite():
             return cls(math.nan, math.nan, math.nan, math.nan, w.numel(), False)
         low, high = some.amin().item(), some.amax().item()
-        if low == high and (not reads_all or w.amin() == w.amax()):
+        if low == high and w.amin() == w.amax():
             return cls(low, 0.0, abs(low), math.nan, w.numel(), False)
         mean = some.mean()
         square = (some - mean).square()
         variance = square.mean()
         kurtosis = (square.square().mean() / variance.square()).item()
-        return cls(mean.item(), variance.sqrt().item(), max(-low, high), kurtosis, some.numel(), _is_orthogonal(w))
+        beyond = (square > 4 * variance).to(exact).mean().item()
+        std, largest = variance.sqrt().item(), max(-low, high)
+        return cls(mean.item(), std, largest, kurtosis, some.numel(), _is_orthogonal(w), beyond)
 
 
 def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[int, list[str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from statistics import median
-from typing import Annotated
+from typing import Annotated, Any
 
 from attntut.diagnose.faults.facts import Facts, Layer, Record, Stack, relative_error
 from attntut.diagnose.faults.fault import LOGITS, NOTE, VARIANCE, WARNING, Hit, Remedy, fault, hit
@@ -17,17 +17,12 @@ UnitBranches = Annotated[float, "two branches of unit gain double the variance a
 TWICE_TWICE = 4.0
 
 
-def _pre_norm_bound(blocks: int) -> float:
-    """The largest variance of a pre-norm stream after so many blocks (Xiong et al. 2020)."""
-    return 1 + 3 / 2 * blocks
-
-
 def _factors(stack: Stack, facts: Facts) -> list[float]:
     """Variance of each block's output over that of the one before; none where nothing is to be judged.
 
-    Small tokens may grow until they are as large as what normalized branches add; that is seen by where it ends.
+    Small tokens may grow until they are as large as what normalized branches add: unit variance twice a block.
     """
-    normed = facts.traits.get("norm") != "none" and max(stack.variance) <= _pre_norm_bound(len(stack))
+    normed = facts.traits.get("norm") != "none" and max(stack.variance) <= 1 + 2 * len(stack)
     if len(stack) < 3 or not stack.is_drawn or normed:
         return []
     return [after / before for before, after in zip(stack.variance, stack.variance[1:], strict=False)]
@@ -40,6 +35,13 @@ def _jumps(factors: list[float], limit: float) -> list[int]:
         if falling[few - 1] > limit * max(1.0, *falling[few:]):
             return [i for i, factor in enumerate(factors) if factor >= falling[few - 1]]
     return []
+
+
+_GROWTH: dict[str, Any] = dict(
+    chapter=VARIANCE + "#when-he-is-wrong",
+    explains=("depth scaling absent", "rank collapsing", *LOGITS),
+    over="stacks",
+)
 
 
 @fault(
@@ -57,13 +59,11 @@ def _jumps(factors: list[float], limit: float) -> list[int]:
         ),
         Remedy("Scale the branches by 1/√L.", lambda facts, stack: facts.traits.get("norm") not in (None, "none")),
     ),
-    chapter=VARIANCE + "#when-he-is-wrong",
-    explains=("depth scaling absent", "rank collapsing", *LOGITS),
-    over="stacks",
+    **_GROWTH,
 )
 def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
     """Fresh, 3 blocks or more: on average after the first, the variance grows more than 4-fold a block, and not in one
-    block alone. With norms, or where they are not known, it must also exceed 1 + 3L/2 somewhere, because a normalized
+    block alone. With norms, or where they are not known, it must also exceed 1 + 2L somewhere, because a normalized
     stream may start small and grow until it is as large as what the branches add."""
     factors = _factors(stack, facts)
     rate = math.prod(factors) ** (1 / max(1, len(factors)))
@@ -79,38 +79,40 @@ def stream_growing(stack: Stack, facts: Facts, *, variance_a_block: UnitBranches
     source="two branches of unit gain double the variance at most twice; the blocks around it do no more",
     text="{block} multiplies the variance, the others by {usual} (median): what was written before is lost in it.",
     remedies=("Look at its W_v, W_o and feed-forward matrices, and at the gains of its norms.",),
-    chapter=VARIANCE + "#when-he-is-wrong",
-    explains=("depth scaling absent", "rank collapsing", *LOGITS),
     spreads=True,
-    over="stacks",
+    **_GROWTH,
 )
 def stream_jumping(stack: Stack, facts: Facts, *, variance_in_a_block: UnitBranches = TWICE_TWICE) -> Iterator[Hit]:
     """Fresh, 3 blocks or more: one block after the first (or a few, a quarter at most) multiplies the variance by more
     than 4, and by more than 4 times what any other does. With norms, or where they are not known, the variance must
-    also exceed 1 + 3L/2 somewhere."""
+    also exceed 1 + 2L somewhere."""
     factors = _factors(stack, facts)
     for jump in _jumps(factors, variance_in_a_block) if factors else ():
         block = stack.blocks[jump + 1]["layer"]
         inside = next((layer for layer in stack.layers if layer.block == block), stack.layers[-1])
         usual = median(factors)
-        found = hit(factors[jump], expected=usual, threshold=variance_in_a_block, at=block, order=inside.order)
-        yield found | dict(words=dict(block=block, usual=number(usual, digits=2)))
+        words: Hit = dict(block=block, usual=number(usual, digits=2))
+        yield hit(factors[jump], expected=usual, threshold=variance_in_a_block, at=block, order=inside.order, **words)
 
 
 def _allows_ds_init(facts: Facts, stack: Stack) -> bool:
     return facts.traits.get("norm") == "post" and facts.traits.get("residual") is not False
 
 
-_COLLAPSE_REMEDIES = (
-    Remedy(
-        'initialize_(model, "ds_init") divides the matrices of block l by √l: at 18 and 24 post-norm layers 1 − cosine '
-        "stays at 0.65 or more, and they learn.",
-        _allows_ds_init,
+_COLLAPSE: dict[str, Any] = dict(
+    remedies=(
+        Remedy(
+            'initialize_(model, "ds_init") divides the matrices of block l by √l: at 18 and 24 post-norm layers '
+            "1 − cosine stays at 0.65 or more, and they learn.",
+            _allows_ds_init,
+        ),
+        Remedy(
+            "Scale the branches by 1/√L, or lower the gain of W_v and W_o.",
+            lambda facts, stack: not _allows_ds_init(facts, stack),
+        ),
     ),
-    Remedy(
-        "Scale the branches by 1/√L, or lower the gain of W_v and W_o.",
-        lambda facts, stack: not _allows_ds_init(facts, stack),
-    ),
+    chapter=VARIANCE,
+    over="stacks",
 )
 
 
@@ -122,10 +124,8 @@ _COLLAPSE_REMEDIES = (
     "½(1 − 1/(2π)) = 0.42; without skips it falls faster with every block",
     text="After {blocks} blocks 1 − cosine is {last}: the tokens point the same way, and the gradient of W_q and W_k "
     "is as small. Are the skip connections there?",
-    remedies=_COLLAPSE_REMEDIES,
-    chapter=VARIANCE,
     explains=("rank collapsing (slowly)", "attention uniform (tokens alike)", "gradients vanishing"),
-    over="stacks",
+    **_COLLAPSE,
 )
 def rank_collapsing(
     stack: Stack,
@@ -161,10 +161,8 @@ def rank_collapsing(
     text="After {blocks} blocks 1 − cosine has fallen from {first} to {last}: the tokens point the same way, and the "
     "gradient of W_q and W_k is {ratio} of that of W_v. A norm after each addition keeps the scale, but not what sets "
     "tokens apart.",
-    remedies=_COLLAPSE_REMEDIES,
-    chapter=VARIANCE,
     explains=("attention uniform (tokens alike)", "gradients vanishing"),
-    over="stacks",
+    **_COLLAPSE,
 )
 def rank_collapsing_slowly(
     stack: Stack,
@@ -181,9 +179,10 @@ def rank_collapsing_slowly(
     ratios = [last[key] for key in ("ratio_query", "ratio_key") if last.get(key) is not None]
     first, end = max(stack.apart[0], FLOOR), max(stack.apart[-1], FLOOR)
     if len(stack) > 2 and first > 10 * alike and end < alike and ratios and min(ratios) < gradient_ratio:
-        found = hit(end, expected=first, threshold=alike)
-        words = dict(first=number(first, digits=2), last=number(end, digits=2), ratio=number(min(ratios), digits=2))
-        yield found | dict(words=words | dict(blocks=len(stack)))
+        words: Hit = dict(
+            first=number(first, digits=2), last=number(end, digits=2), ratio=number(min(ratios), digits=2)
+        )
+        yield hit(end, expected=first, threshold=alike, blocks=len(stack), **words)
 
 
 @fault(
@@ -192,10 +191,19 @@ def rank_collapsing_slowly(
     quantity="growth of the stream's variance after the first block",
     source="Xiong et al. (2020): a pre-norm stream has variance at most 1 + 3l/2 after l blocks, here l = 1 and "
     "{blocks}; with 1/√(2L), 1.54 to 1.59 was measured at L = 4 to 24",
-    text="The last of {blocks} blocks changes the stream by little, and the input is lost in it.",
+    text="Of the variance after {blocks} blocks, the last one brought {last}, and the input is {left} at most.",
     remedies=(
-        'Scale W_o and W_2 by 1/√(2L) = {factor:.2f}, as in GPT-2: initialize_(model, "gpt2") for all, or scale these '
-        "two.",
+        Remedy(
+            "Scale W_o and W_2 by 1/√(2L) = {factor:.2f}, as in GPT-2.",
+            lambda facts, stack: facts.traits.get("norm") in ("pre", "none"),
+        ),
+        Remedy(
+            "Scale the branches by 1/√(2L) = {factor:.2f}: W_o and W_2, or the gains of the norms, where norms follow.",
+            lambda facts, stack: facts.traits.get("norm") not in ("pre", "none"),
+        ),
+        Remedy(
+            'initialize_(model, "gpt2") draws all matrices so.', lambda facts, stack: facts.traits.get("norm") == "pre"
+        ),
     ),
     chapter=VARIANCE,
     over="stacks",
@@ -209,10 +217,11 @@ def depth_scaling_absent(
     L = len(stack)
     if _is_scaled_in_forward(facts) or not stack.is_drawn or blocks_at_least > L:
         return
-    growth, bound = stack.variance[-1] / stack.variance[0], _pre_norm_bound(L) / _pre_norm_bound(1)
+    growth, bound = stack.variance[-1] / stack.variance[0], (1 + 3 / 2 * L) / (1 + 3 / 2)
     gains = [layer.gain("output") / layer.gain("value") for layer in stack.layers if layer.kind == "self"]
     if growth > bound and gains and all(gain >= (2 * L) ** -0.25 for gain in gains):
-        yield hit(growth, expected=1.6, threshold=bound, blocks=L, factor=(2 * L) ** -0.5)
+        last, left = (number(share, digits=2) for share in (1 - stack.variance[-2] / stack.variance[-1], 1 / growth))
+        yield hit(growth, expected=1.6, threshold=bound, blocks=L, factor=(2 * L) ** -0.5, last=last, left=left)
 
 
 @fault(
@@ -247,18 +256,16 @@ def depth_scaling_misplaced(
     by_scheme = facts.explained([record for block in stack.weights for record in block])
     if not known or set() in known or set(ENDS) in known or by_scheme:
         return
-    scaled = known[0]
-    inputs, ends = sorted(scaled - set(ENDS)), [role for role in ENDS if role in scaled]
-    missing = [role for role in ENDS if role not in scaled]
+    inputs, missing = sorted(known[0] - set(ENDS)), [role for role in ENDS if role not in known[0]]
     if inputs and missing:
         said = f"{_words(inputs)}, which does not write into the stream, but not {_words(missing)}, which does."
     elif inputs:
         said = f"{_words(inputs)} too: it multiplies into the branch a second time."
     else:
-        said = f"{_words(ends)}, but not {_words(missing)}: half of the branches keep their size."
-    values = (depths[0](L), 1.0) if inputs else (1.0, depths[0](L))
-    found = hit(values[0], expected=values[1], severity="" if inputs and missing else NOTE)
-    yield found | dict(words=dict(where=_words(inputs or missing), found=said))
+        said = f"{_words(sorted(known[0]))}, but not {_words(missing)}: half of the branches keep their size."
+    value, usual = (depths[0](L), 1.0) if inputs else (1.0, depths[0](L))
+    severity = "" if inputs and missing else NOTE
+    yield hit(value, expected=usual, severity=severity, where=_words(inputs or missing), found=said)
 
 
 ENDS = ("output", "feed_forward_out")
@@ -285,13 +292,13 @@ def _scaled(
             if record["role"] not in ("query", "key", "value", "feed_forward_in", *ENDS):
                 continue
             ratio = record["std"] / usual(record) / (query["std"] / usual(query))
-            error = math.hypot(relative_error(record), relative_error(query))
-            fits = [abs(ratio / factor - 1) <= standard_errors * error for factor in (1.0, depth(number_))]
-            if not any(fits):
+            error = standard_errors * math.hypot(relative_error(record), relative_error(query))
+            usual_, scaled = (abs(ratio / factor - 1) <= error for factor in (1.0, depth(number_)))
+            if not (usual_ or scaled):
                 return None
             own = record.get("parameter", "").removesuffix(".weight").rpartition(".")[2]
             label = own if several and record["role"] == "feed_forward_in" else record["role"]
-            found.setdefault(label, set()).add(fits[1])
+            found.setdefault(label, set()).add(scaled)
     if not {"query", *ENDS} <= found.keys() or any(len(each) > 1 for each in found.values()):
         return None
     scaled = {label for label, each in found.items() if each == {True}}
@@ -311,9 +318,9 @@ def _is_scaled_in_forward(facts: Facts) -> bool:
 def _apart_before(layer: Layer) -> float:
     """At most 1 − token cosine before a layer: what differs inside a row of its logits, of all that is in them.
 
-    0 (unknown) where its values are zero, so that logits and stream are not of the same tokens.
+    0 (unknown) where its values are zero or, but for rounding, equal: then it is not tokens that set logits apart.
     """
-    if math.isnan(layer.mean("rank_residual")):
+    if not layer.mean("rank_residual") > FLOOR:
         return 0.0
     largest = max((row["logit_max"] for row in layer.rows), default=0.0)
     return min((layer.mean("logit_std") / largest) ** 2, 1.0) if largest > 0 else 0.0

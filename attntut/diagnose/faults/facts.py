@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -97,28 +98,28 @@ class Layer:
     def mean(self, statistic: str) -> float:
         """Average over the heads that have the number."""
         numbers = [row[statistic] for row in self.rows if math.isfinite(row.get(statistic, math.nan))]
-        return math.fsum(numbers) / len(numbers) if numbers else math.nan
+        return fmean(numbers) if numbers else math.nan
 
     def total(self, statistic: str) -> int:
         """Sum over the heads."""
         return sum(row.get(statistic, 0) for row in self.rows)
 
-    def std(self, role: str) -> float:
-        """Standard deviation of a weight; NaN where it could not be read."""
-        return float(self.weights.get(role, {}).get("std", math.nan))
+    def of(self, role: str, number: str) -> float:
+        """A number of a weight's record; NaN where the weight could not be read."""
+        return float(self.weights.get(role, {}).get(number, math.nan))
 
-    def fan_in(self, role: str) -> float:
-        """Fan-in of a weight; NaN where it could not be read."""
-        return float(self.weights.get(role, {}).get("fan_in", math.nan))
+    def std(self, role: str) -> float:
+        """Standard deviation of a weight."""
+        return self.of(role, "std")
 
     @property
     def d_head(self) -> float:
-        """Width of a query; NaN where its weight could not be read."""
-        return float(self.weights.get("query", {}).get("fan_out", math.nan)) / len(self.rows)
+        """Width of a query."""
+        return self.of("query", "fan_out") / len(self.rows)
 
     def gain(self, role: str) -> float:
         """σ·√fan_in: the factor by which a random matrix multiplies the scale of a vector; NaN instead of 0."""
-        return self.std(role) * math.sqrt(self.fan_in(role)) or math.nan
+        return self.std(role) * math.sqrt(self.of(role, "fan_in")) or math.nan
 
     def is_zero(self, role: str) -> bool:
         """Whether a weight is known, and zero."""

@@ -126,11 +126,7 @@ class Fault:
 
     Attributes:
         key: its name, with the variety in brackets where there are several.
-        severity: unless the rule says otherwise.
-        quantity: what is measured, in words.
-        source: where expectation and threshold come from.
-        text: what it means.
-        chapter: page of the book.
+        severity, quantity, source, text, chapter: as in :class:`Finding`; the severity unless the rule says otherwise.
         rule: ``rule(layer or stack, facts)`` yields what :func:`hit` gives; its docstring is the rule in words, and
             its keywords are the thresholds.
         remedies: what to try; those that fit follow the text.

@@ -7,7 +7,20 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from attntut.diagnose.faults.facts import Facts, Layer, Record, relative_error
-from attntut.diagnose.faults.fault import DEPTH, ERROR, LOGITS, NOTE, RANDOM, SIGMA, VARIANCE, WARNING, Hit, fault, hit
+from attntut.diagnose.faults.fault import (
+    DEPTH,
+    ERROR,
+    LOGITS,
+    NOTE,
+    RANDOM,
+    SIGMA,
+    VARIANCE,
+    WARNING,
+    Hit,
+    Remedy,
+    fault,
+    hit,
+)
 
 
 @fault(
@@ -20,9 +33,18 @@ from attntut.diagnose.faults.fault import DEPTH, ERROR, LOGITS, NOTE, RANDOM, SI
     chapter=RANDOM + "#the-argument",
     explains=("attention uniform", "query equals key", *DEPTH, *LOGITS),
 )
-def heads_identical(layer: Layer, facts: Facts) -> Iterator[Hit]:
-    """The rows of :math:`W_q`, and of :math:`W_k`, are equal in all heads, exactly, and not zero."""
-    if all(layer.weights.get(role, {}).get("heads_alike") and not layer.is_zero(role) for role in ("query", "key")):
+def heads_identical(
+    layer: Layer,
+    facts: Facts,
+    *,
+    apart: Annotated[float, "of ln n, that rounding may set entropies apart"] = 1e-4,
+) -> Iterator[Hit]:
+    """The rows of :math:`W_q`, and of :math:`W_k` (unless all share one key), are equal in all heads, exactly, and not
+    zero; and so are the entropies, but for rounding (biases, or positions head by head, may tell heads apart)."""
+    roles = ("query",) if layer.of("key", "fan_out") == layer.d_head else ("query", "key")
+    alike = all(layer.weights.get(role, {}).get("heads_alike") and not layer.is_zero(role) for role in roles)
+    entropies = [row["entropy"] for row in layer.rows if not math.isnan(row["entropy"])]
+    if alike and max(entropies, default=0.0) - min(entropies, default=0.0) <= apart * math.log(layer.n_key):
         yield hit(1, expected=len(layer.rows))
 
 
@@ -42,6 +64,15 @@ def query_equals_key(layer: Layer, facts: Facts) -> Iterator[Hit]:
         yield hit(layer.mean("self"), expected=1 / layer.n_key)
 
 
+def _are_adapters(facts: Facts) -> bool:
+    """Whether all clones are adapters'."""
+    return all(record["role"].startswith("adapter") for record in facts.weights if record.get("clone_of"))
+
+
+def _is_learned(facts: Facts) -> bool:
+    return any(layer.is_drawn is False for layer in facts.layers)
+
+
 @fault(
     "layers cloned",
     WARNING,
@@ -49,17 +80,26 @@ def query_equals_key(layer: Layer, facts: Facts) -> Iterator[Hit]:
     source="independent draws never agree; nn.TransformerEncoder copies one layer with deepcopy",
     text="{roles}: the same numbers as in {origin}.",
     remedies=(
-        'Draw each layer anew: initialize_(model, "xavier_uniform"). nn.Transformer does so by itself, '
-        "nn.TransformerEncoder does not.",
+        Remedy("Draw each adapter anew, and nothing else.", lambda facts, model: _are_adapters(facts)),
+        Remedy(
+            "Some layers are not as drawn: a deeper model may be copied from a shallower one on purpose.",
+            lambda facts, model: not _are_adapters(facts) and _is_learned(facts),
+        ),
+        Remedy(
+            'Draw each layer anew: initialize_(model, "xavier_uniform"). nn.Transformer does so by itself, '
+            "nn.TransformerEncoder does not.",
+            lambda facts, model: not _are_adapters(facts) and not _is_learned(facts),
+        ),
     ),
     chapter=RANDOM + "#what-frameworks-do",
     over="model",
 )
 def layers_cloned(model: Facts, facts: Facts) -> Iterator[Hit]:
-    """A matrix of any role, adapters too, equals an earlier one of its role, exactly, and they share no memory."""
+    """A matrix of any role, adapters too, equals an earlier one of its role, exactly; they share no memory, and it is
+    not frozen (as that of a teacher is, which follows its student)."""
     clones: dict[tuple[str, int], list[Record]] = {}
     for record in facts.weights:
-        if record.get("clone_of"):
+        if record.get("clone_of") and record.get("trainable") is not False:
             clones.setdefault(facts.layer_of(record), []).append(record)
     for (layer, order), records in clones.items():
         roles = ", ".join(dict.fromkeys(record["role"] for record in records))
@@ -104,28 +144,30 @@ def _parts_in_common(one: str, other: str) -> int:
     NOTE,
     quantity="std of the read-out's logits, for features of unit variance",
     source="σ√d; beyond √(2 ln V), V = {classes} classes, a handful of them holds all probability (as for n keys)",
-    text="One matrix is table and read-out; σ = {std} gives tokens of that scale, but logits of {logits}.",
+    text="One matrix is table and read-out; σ = {std} gives tokens of that scale, but logits of {logits}, unless what "
+    "comes in is scaled, which cannot be seen from the weights.",
     remedies=(
         "Draw it with σ = 1/√d = {fitting} and multiply the tokens by √d, or multiply the read-out's input by 1/√d, as "
-        "T5 does (which cannot be seen from the weights).",
+        "T5 does.",
     ),
     chapter=SIGMA + "#which-standard-deviation-then",
     over="model",
 )
-def tied_for_one_use(model: Facts, facts: Facts) -> Iterator[Hit]:
-    r"""A parameter is embedding and read-out, σ√d > √(2 ln V), and the read-out is not known to be scaled."""
-    queries = [record for record in facts.weights if record["role"] == "query"]
-    scaled = facts.traits.get("readout_scale") not in (None, 1) or (queries and "t5" in facts.explained(queries))
-    tables = {record.get("parameter") for record in facts.weights if record["role"] == "embedding"} - {None}
+def tied_for_one_use(
+    model: Facts, facts: Facts, *, t5_within: Annotated[float, "a round margin around 1/√d_head"] = 0.1
+) -> Iterator[Hit]:
+    r"""A parameter is embedding and read-out, σ√d > √(2 ln V), no layer is known to be trained, and the read-out is not
+    known to be scaled (as it is in T5, whose queries are drawn smaller than keys by 1/√d_head)."""
+    over_t5 = [layer.std("query") * layer.d_head**0.5 / (layer.std("key") or math.nan) for layer in facts.layers]
+    scaled = facts.traits.get("readout_scale") not in (None, 1) or all(abs(r - 1) < t5_within for r in over_t5)
     for record in facts.weights:
-        if record["role"] != "readout" or record.get("parameter") not in tables or scaled:
+        if not record.get("reads_out") or scaled or _is_learned(facts):
             continue
-        classes, width = record["shape"]
+        width, classes = record["shape"]
         logits, most = record["std"] * math.sqrt(width), math.sqrt(2 * math.log(classes))
         if logits > most:
-            words = dict(
-                std=f"{record['std']:.2g}", logits=f"{logits:.2g}", fitting=f"{width**-0.5:.2g}", classes=classes
-            )
+            numbers = dict(std=record["std"], logits=logits, fitting=width**-0.5)
+            words: Hit = {name: f"{number:.2g}" for name, number in numbers.items()} | dict(classes=classes)
             yield hit(logits, expected=1.0, threshold=most, at=record["layer"], **words)
 
 
