@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attntut._checks import check_choice, check_int, check_number, check_tensor
+from attntut.parts import IN_ATTENTION, Part, by_slot
 
 
 def attention_logits(query: Tensor, key: Tensor, *, scale: float | None = None) -> Tensor:
@@ -184,9 +185,10 @@ class MultiHeadAttention(nn.Module):
         scale: the factor before the softmax; :math:`1/\sqrt{d_\text{head}}` by default.
         inner_norm: LayerNorm before the output projection, as Sub-LN has it (Wang et al. 2022, Magneto).
         weight_multiplier: ``"fan_in"`` makes every projection a :class:`ScaledLinear`.
+        parts: what it has beside these, from :mod:`attntut.parts`: rotary positions, QK-norm, grouped queries …
 
     Raises:
-        ValueError: ``n_heads`` does not divide ``d_model``, a size is not positive, or a name is unknown.
+        ValueError: ``n_heads`` does not divide ``d_model``, a size is not positive, a name is unknown, or parts clash.
 
     Example:
         >>> attention = MultiHeadAttention(d_model=8, n_heads=2)
@@ -209,20 +211,29 @@ class MultiHeadAttention(nn.Module):
         scale: float | None = None,
         inner_norm: bool = False,
         weight_multiplier: str = "none",
+        parts: Iterable[Part] = (),
     ) -> None:
         super().__init__()
         check_heads(d_model, n_heads)
+        of_slot = by_slot(parts)
         self.d_model, self.n_heads, self.d_head = d_model, n_heads, d_model // n_heads
         self.packed, self.is_causal, self.scale = packed, is_causal, _scale(scale, self.d_head)
         linear = LINEARS[check_choice("weight_multiplier", weight_multiplier, LINEARS)]
+        self.n_kv_heads = of_slot["heads"].n_kv_heads if "heads" in of_slot else n_heads
+        if n_heads % self.n_kv_heads:
+            raise ValueError(f"n_kv_heads must divide n_heads={n_heads}: got n_kv_heads={self.n_kv_heads}.")
+        width = self.n_kv_heads * self.d_head
         if packed:
-            self.in_proj = linear(d_model, 3 * d_model, bias=bias)
+            self.in_proj = linear(d_model, d_model + 2 * width, bias=bias)
         else:
             self.query = linear(d_model, d_model, bias=bias)
-            self.key = linear(d_model, d_model, bias=bias)
-            self.value = linear(d_model, d_model, bias=bias)
+            self.key = linear(d_model, width, bias=bias)
+            self.value = linear(d_model, width, bias=bias)
+        self._widths = (d_model, width, width)
         self.output = linear(d_model, d_model, bias=bias)
         self.inner_norm = nn.LayerNorm(d_model) if inner_norm else nn.Identity()
+        inside = [slot for slot in IN_ATTENTION if slot in of_slot and slot != "heads"]
+        self.parts = nn.ModuleDict({slot: of_slot[slot].make(d_model, n_heads) for slot in inside})
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of every head, each ``(B, n_heads, T, d_head)``.
@@ -236,19 +247,25 @@ class MultiHeadAttention(nn.Module):
         if not self.packed:
             parts = self.query(x), self.key(context), self.value(context)
         elif context is x:
-            parts = self.in_proj(x).chunk(3, dim=-1)
+            parts = self.in_proj(x).split(self._widths, dim=-1)
         else:
-            biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.chunk(3)
+            biases = (None,) * 3 if self.in_proj.bias is None else self.in_proj.bias.split(self._widths)
             if isinstance(self.in_proj, ScaledLinear):
                 x, context = x * self.in_proj.multiplier, context * self.in_proj.multiplier
-            parts = map(F.linear, (x, context, context), self.in_proj.weight.chunk(3), biases)
+            parts = map(F.linear, (x, context, context), self.in_proj.weight.split(self._widths), biases)
         query, key, value = (self._split(part) for part in parts)
+        for part in self.parts.values():
+            query, key = part.heads(query, key)
         return query, key, value
 
     def logits(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """What the softmax receives before any mask: ``(B, n_heads, T, S)``."""
+        """What the softmax receives before any mask: ``(B, n_heads, T, S)``; of differential attention both, one after
+        the other, ``(B, 2·n_heads, T, S)``."""
         query, key, _ = self.project(x, context)
-        return attention_logits(query, key, scale=self.scale)
+        if "difference" not in self.parts:
+            return attention_logits(query, key, scale=self.scale)
+        halves = (torch.cat(each.chunk(2, dim=-1), dim=1) for each in (query, key))
+        return attention_logits(*halves, scale=self.scale * math.sqrt(2))
 
     def forward(
         self,
@@ -276,30 +293,60 @@ class MultiHeadAttention(nn.Module):
                     f"{name} must have shape (batch, tokens, d_model={self.d_model}): got {tuple(tokens.shape)}."
                 )
         query, key, value = self.project(x, context)
+        if "difference" in self.parts:
+            (q1, q2), (k1, k2) = query.chunk(2, dim=-1), key.chunk(2, dim=-1)
+            (first, a1), (second, a2) = (
+                self._attend(q, k, value, mask, self.scale * math.sqrt(2), return_weights)
+                for q, k in ((q1, k1), (q2, k2))
+            )
+            difference = self.parts["difference"]
+            heads = difference.combine(first, second)
+            weights = None if a1 is None or a2 is None else a1 - difference.factor * a2
+        else:
+            heads, weights = self._attend(query, key, value, mask, self.scale, return_weights)
+        merged = self._merge(heads, x)
+        return merged if weights is None else (merged, weights)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, return_weights: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The heads' results, and the weights if they are wanted."""
+        is_causal, S = self.is_causal, key.shape[2]
+        has_sink = "sink" in self.parts
+        if mask is not None:
+            _check_mask(mask, torch.Size([*query.shape[:3], S]))
+        if is_causal and (has_sink or (mask is not None and not return_weights)):  # the fused kernel takes one of them
+            visible = causal_mask(query.shape[2], S, device=query.device)
+            if mask is None:
+                mask = visible
+            else:
+                mask = mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -math.inf)
+            is_causal = False
+        if has_sink:
+            key, value, mask = self.parts["sink"].extend(query, key, value, mask)
         if return_weights:
             heads, weights = scaled_dot_product_attention(
-                query, key, value, mask=mask, is_causal=self.is_causal, scale=self.scale
+                query, key, value, mask=mask, is_causal=is_causal, scale=scale
             )
-            return self._merge(heads), weights
-        if mask is not None:
-            _check_mask(mask, torch.Size([*query.shape[:3], key.shape[2]]))
-            if self.is_causal:  # the fused kernel takes one or the other
-                visible = causal_mask(query.shape[2], key.shape[2], device=mask.device)
-                mask = mask & visible if mask.dtype == torch.bool else mask.masked_fill(~visible, -math.inf)
+            return heads, weights[..., :S]
         heads = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=self.is_causal and mask is None, scale=self.scale
+            query, key, value, attn_mask=mask, is_causal=is_causal and mask is None, scale=scale
         )
-        return self._merge(heads)
+        return heads, None
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, n_heads={self.n_heads}, packed={self.packed}, is_causal={self.is_causal}"
 
     def _split(self, part: Tensor) -> Tensor:
-        B, T, _ = part.shape  # batch, tokens, d_model
-        return part.view(B, T, self.n_heads, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
+        B, T, _ = part.shape  # batch, tokens, d_model (keys and values of grouped queries: less)
+        heads = part.view(B, T, -1, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
+        return heads if heads.shape[1] == self.n_heads else heads.repeat_interleave(self.n_heads // heads.shape[1], 1)
 
-    def _merge(self, heads: Tensor) -> Tensor:
-        return self.output(self.inner_norm(heads.transpose(1, 2).flatten(2)))  # (B, T, d_model)
+    def _merge(self, heads: Tensor, x: Tensor) -> Tensor:
+        merged = heads.transpose(1, 2).flatten(2)  # (B, T, d_model)
+        for part in self.parts.values():
+            merged = part.merged(merged, x)
+        return self.output(self.inner_norm(merged))
 
 
 def check_heads(d_model: int, n_heads: int) -> None:

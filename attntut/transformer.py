@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from attntut._checks import check_choice, check_int, check_number
 from attntut.attention import LINEARS, MultiHeadAttention, check_heads
 from attntut.device import own_randomness
+from attntut.parts import Part, by_slot
 
 NORMS = ("pre", "post", "none", "sub")
 PRE_NORMS = ("pre", "sub")
@@ -49,9 +51,13 @@ class TransformerConfig:
         positions: ``"learned"``, ``"sinusoidal"`` (Vaswani et al. 2017) or ``"none"``.
         pooling: ``"mean"`` over the tokens (one output an input) or ``"none"`` (one output a token).
         is_causal, packed, bias, scale: as in :class:`~attntut.MultiHeadAttention`.
+        parts: what stands in place of LayerNorm, of the feed-forward network or of the sum with the stream, and what
+            attention has beside the plain one's, from :mod:`attntut.parts`.
 
     Raises:
-        ValueError: a size is not positive, a name unknown, or both or none of ``d_input`` and ``vocab_size`` given.
+        TypeError: ``parts`` holds something else.
+        ValueError: a size is not positive, a name unknown, both or none of ``d_input`` and ``vocab_size`` given, or two
+            parts of one kind.
 
     Example:
         >>> TransformerConfig(n_classes=10, d_input=4, seq_len=16, d_model=32, n_heads=4).d_ff
@@ -82,8 +88,10 @@ class TransformerConfig:
     packed: bool = False
     bias: bool = True
     scale: float | None = None
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(by_slot(self.parts).values()))
         if (self.d_input is None) == (self.vocab_size is None):
             raise ValueError(
                 "Exactly one of d_input (real-valued tokens) and vocab_size (integer tokens) must be given: "
@@ -95,6 +103,8 @@ class TransformerConfig:
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         check_int("d_ff", self.d_ff, low=0)
+        if self.norm == "sub" and "feed_forward" in by_slot(self.parts):
+            raise ValueError(f"norm must not be 'sub' with a feed-forward network of its own: got parts={self.parts}.")
         check_choice("norm", self.norm, NORMS)
         check_choice("positions", self.positions, POSITIONS)
         check_choice("pooling", self.pooling, POOLINGS)
@@ -104,6 +114,11 @@ class TransformerConfig:
             check_number(name, getattr(self, name))
         if self.branch_gain is not None:
             check_number("branch_gain", self.branch_gain)
+
+    @property
+    def traits(self) -> dict[str, Any]:
+        """The settings by name, and what the parts add."""
+        return vars(self) | {name: value for part in self.parts for name, value in part.traits.items()}
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,7 @@ class TransformerBlock(nn.Module):
 
     Args:
         config: the shape.
+        layer: its number, from 1, for the parts that depend on it.
 
     Example:
         >>> config = TransformerConfig(n_classes=2, d_input=4, d_model=8, n_heads=2, norm="post")
@@ -141,10 +157,13 @@ class TransformerBlock(nn.Module):
         torch.Size([5, 3, 8])
     """
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: TransformerConfig, layer: int = 1) -> None:
         super().__init__()
         c = config
         self.config = c
+        of_slot = by_slot(c.parts)
+        if "difference" in of_slot:
+            of_slot = of_slot | {"difference": replace(of_slot["difference"], layer=layer)}
         self.attention = MultiHeadAttention(
             c.d_model,
             c.n_heads,
@@ -154,17 +173,25 @@ class TransformerBlock(nn.Module):
             scale=c.scale,
             inner_norm=c.norm == "sub",
             weight_multiplier=c.weight_multiplier,
+            parts=of_slot.values(),
         )
-        self.attention_norm = _norm(c)
+        self.attention_norm = _norm(c, layer)
         self._make_gains("attention")
+        if "residual" in of_slot:
+            self.attention_residual = of_slot["residual"].make(c.d_model, number=2 * layer)
+            self.feed_forward_residual = of_slot["residual"].make(c.d_model, number=2 * layer + 1)
         if c.d_ff:
             linear, activation = LINEARS[c.weight_multiplier], ACTIVATIONS[c.activation]()
-            self.feed_forward = nn.Sequential(
-                linear(c.d_model, c.d_ff, bias=c.bias),
-                nn.Sequential(activation, nn.LayerNorm(c.d_ff)) if c.norm == "sub" else activation,
-                linear(c.d_ff, c.d_model, bias=c.bias),
-            )
-            self.feed_forward_norm = _norm(c)
+            self.feed_forward: nn.Module
+            if "feed_forward" in of_slot:
+                self.feed_forward = of_slot["feed_forward"].make(c.d_model, c.d_ff, linear, bias=c.bias)
+            else:
+                self.feed_forward = nn.Sequential(
+                    linear(c.d_model, c.d_ff, bias=c.bias),
+                    nn.Sequential(activation, nn.LayerNorm(c.d_ff)) if c.norm == "sub" else activation,
+                    linear(c.d_ff, c.d_model, bias=c.bias),
+                )
+            self.feed_forward_norm = _norm(c, layer)
             self._make_gains("feed_forward")
 
     def forward(self, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
@@ -198,7 +225,10 @@ class TransformerBlock(nn.Module):
     def _add(self, x: Tensor, branch: Tensor, name: str) -> Tensor:
         c = self.config
         branch = _times(c.residual_scale, _times(getattr(self, f"{name}_gain"), branch))
-        x = _times(c.skip_scale, _times(getattr(self, f"{name}_skip"), x)) + branch if c.residual else branch
+        if c.residual and (residual := getattr(self, f"{name}_residual", None)) is not None:
+            x = residual(x, branch)
+        else:
+            x = _times(c.skip_scale, _times(getattr(self, f"{name}_skip"), x)) + branch if c.residual else branch
         return getattr(self, f"{name}_norm")(x) if c.norm == "post" else x
 
 
@@ -248,7 +278,7 @@ class Transformer(nn.Module):
             self.positions = nn.Parameter(torch.randn(c.seq_len, c.d_model) * 0.02)
         elif c.positions == "sinusoidal":
             self.register_buffer("positions", sinusoidal_positions(c.seq_len, c.d_model), persistent=False)
-        self.blocks = nn.ModuleList(TransformerBlock(c) for _ in range(c.n_layers))
+        self.blocks = nn.ModuleList(TransformerBlock(c, layer) for layer in range(1, c.n_layers + 1))
         self.final_norm = _norm(c) if c.norm in PRE_NORMS else nn.Identity()
         self.readout = LINEARS[c.weight_multiplier](c.d_model, c.n_classes, bias=c.bias)
 
@@ -329,8 +359,11 @@ def sinusoidal_positions(seq_len: int, d_model: int) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :d_model]
 
 
-def _norm(config: TransformerConfig) -> nn.Module:
-    return nn.Identity() if config.norm == "none" else nn.LayerNorm(config.d_model)
+def _norm(config: TransformerConfig, layer: int = 1) -> nn.Module:
+    if config.norm == "none":
+        return nn.Identity()
+    part = by_slot(config.parts).get("norm")
+    return nn.LayerNorm(config.d_model) if part is None else part.make(config.d_model, layer)
 
 
 def _gain(start: float | None, shape: tuple[int, ...]) -> nn.Parameter | None:

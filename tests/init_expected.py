@@ -35,8 +35,9 @@ class Expected:
         query, key, value, output, feed_forward_in, feed_forward_out: standard deviation of the entries.
         logits: row-wise standard deviation of the logits for uncorrelated inputs of unit variance, with the scale that
             the scheme requires, else 1/√d_head = 1/4.
-        kind: the family of the law: ``"normal"``, ``"uniform"``, ``"truncated"`` (at 2σ), ``"orthogonal"``,
-            ``"identity"``, or ``"constant"``. A standard deviation of 0 is always constant.
+        kind: the family of the law: ``"normal"``, ``"uniform"``, ``"truncated"`` (at 2σ) or ``"truncated at 3σ"``,
+            ``"orthogonal"``, ``"identity"`` or ``"-identity"``, or ``"constant"``. A standard deviation of 0 is always
+            constant.
         kinds: roles whose law is of another family.
         mean: of the entries of a constant matrix.
         final: False where ``finish`` puts something else in the place of what the law draws.
@@ -101,6 +102,9 @@ EXPECTED: dict[str, Expected] = {
     # 1/√(64·16) = 1/32; logits 1 · √16 · 64 · 1/32 · 1/8
     "t5": Expected(0.03125, 0.125, 0.125, 0.125, 0.125, 0.0625, 1),
     "vit_jax": of(0.125, 0.125, 0.0790569, 0.0790569, 1, "uniform"),
+    # √(1 − 6 φ(3) / (2 Φ(3) − 1)) = 0.9865788; logits its square
+    "fan_in": of(0.1233224, 0.1233224, 0.1233224, 0.0616612, 0.9733377, "truncated at 3σ"),
+    "nanochat": of(0.125, 0, 0.05, 0, 1, "uniform"),  # 1/√64, 0.4/√64
     # --- structured ---
     "orthogonal": of(0.125, 0.125, 0.0625, 0.0625, 1, "orthogonal"),  # 1/√64, 1/√max(64, 256)
     # √2/8, √(2/6)/8, √2/16, √(2/6)/16; logits g²
@@ -111,6 +115,19 @@ EXPECTED: dict[str, Expected] = {
     # The singular values of Z + I: mean 5/4; of the largest quarter, mean 2.11847 and root mean square 2.12931.
     # √(0.7 · 2.11847 / 64), √(0.4 · 1.25 / 64); logits 0.7 · √16 · 2.12931 / 4
     "mimetic": Expected(0.152220, 0.152220, 0.0883883, 0.0883883, 0.02, 0.02, 1.490514, final=False),
+    # queries, keys, W₁: ½/√64, logits 64/256; √(0.05/64 + 0.0001)
+    "negative_identity": Expected(
+        0.0625,
+        0.0625,
+        0.0296859,
+        0.0296859,
+        0.0625,
+        0,
+        0.25,
+        "uniform",
+        final=False,
+        kinds={"value": "identity", "output": "-identity"},
+    ),
     # --- data ---
     "lsuv": dataclasses.replace(
         of(0.125, 0.125, 0.125, 0.0625, 1, "orthogonal"), final=False
@@ -130,10 +147,22 @@ EXPECTED: dict[str, Expected] = {
     "skip_init": of(0.125, 0.125, 0.125, 0.0625, 1),
     "layer_scale": alike(0.02, 0.0256),
     "depth_scaled": of(0.125, 0.125, 0.0790569, 0.0790569, 1),
+    "depth_index": of(0.02, 0.0081650, 0.02, 0.0081650, 0.0256),  # 0.02 / √6
+    "normalized_residual": of(0.125, 0.125, 0.125, 0.0625, 1),
+    "completep": of(0.125, 0.125, 0.125, 0.0625, 0.25),
+    "ln_scale": alike(0.02, 0.0256),
     # --- width ---
     "mup": of(0.125, 0.125, 0.125, 0.0625, 0.25),  # logits 1/16 · √16 · 64 / 64
     "unit_scaling": alike(1, 1),
     "spectral": of(0.0625, 0.0625, 0.0833333, 0.0208333, 0.25),  # 1 / (8 + 8), 2 / (16 + 8), ½ / (16 + 8)
+    "ngpt": dataclasses.replace(alike(0.125, 1), final=False),  # 64 numbers of length 1; cosines 1/√16 times √16
+    # --- parts ---
+    "qk_gain": alike(0.02, 1.44),
+    "attention_sink": alike(0.02, 0.0256),
+    "output_gate": alike(0.02, 0.0256),
+    "differential": alike(0.02, 0.0256),  # √2/4 · √8 · 64 · 0.0004
+    "zero_centred_gain": alike(0.02, 0.0256),
+    "dyt": alike(0.02, 0.0256),
 }
 
 
@@ -250,6 +279,15 @@ WRONG_VARIANTS: list[tuple[str, str, Callable[[Weight], Law]]] = [
     ("t5", "1/d_head for 1/√d_head", where(("query",), Normal(1 / 128), lecun)),
     ("t5", "n_heads for d_head", where(("query",), Normal(1 / 16), lecun)),
     ("vit_jax", "packed fan", where(QKV, packed, xavier)),
+    ("fan_in", "not cut", lecun),
+    ("fan_in", "cut at 2σ", lambda w: TruncNormal(w.fan_in**-0.5, cut=2)),
+    ("fan_in", "corrected for the cut", lambda w: TruncNormal.of_std(w.fan_in**-0.5, cut=3)),
+    ("fan_in", "d_model for fan-in", lambda w: TruncNormal(w.d_model**-0.5, cut=3)),
+    ("nanochat", "√3 missed", where(OUT, ZERO, lambda w: Uniform(w.fan_in**-0.5))),
+    ("nanochat", "Gaussian", where(OUT, ZERO, where(QKV, Normal(0.125), Normal(0.05)))),
+    ("nanochat", "0.4 missed", where(OUT, ZERO, lambda w: Uniform.of_std(w.fan_in**-0.5))),
+    ("nanochat", "attention's output only",
+     where(("output",), ZERO, where(QKV, Uniform.of_std(0.125), Uniform.of_std(0.05)))),
     # --- structured ---
     ("orthogonal", "Gaussian of the same std", lambda w: Normal(max(w.shape) ** -0.5)),
     ("orthogonal", "gain √2", lambda w: Orthogonal(math.sqrt(2))),
@@ -263,6 +301,12 @@ WRONG_VARIANTS: list[tuple[str, str, Callable[[Weight], Law]]] = [
     ("identity", "any orthogonal", where(("query",), ZERO, where(VO, Orthogonal(), lecun))),
     ("mimetic", "0.7 and 0.4 swapped", where(QK, Normal(0.115), where(VO, Normal(0.117), Normal(0.02)))),
     ("mimetic", "rank d_model", where(QK, Normal(0.117), where(VO, Normal(0.0884), Normal(0.02)))),
+    ("negative_identity", "β for √β",
+     where(VO, Identity(0.05), where(("feed_forward_out",), ZERO, Uniform.of_std(0.0625)))),
+    ("negative_identity", "½ missed",
+     where(VO, Identity(0.2374872), where(("feed_forward_out",), ZERO, Uniform.of_std(0.125)))),
+    ("negative_identity", "queries and keys instead",
+     where(QK, Identity(0.2374872), where(("feed_forward_out",), ZERO, Uniform.of_std(0.0625)))),
     # --- data ---
     ("lsuv", "Xavier, not corrected", xavier_normal),
     ("lsuv", "orthogonal, not corrected", lambda w: Orthogonal()),
@@ -308,6 +352,16 @@ WRONG_VARIANTS: list[tuple[str, str, Callable[[Weight], Law]]] = [
     ("layer_scale", "gain on the weights", where(OUT, Normal(0.02 * 1e-4), Normal(0.02))),
     ("layer_scale", "cut at 2σ", lambda w: TruncNormal(0.02, cut=2)),
     ("depth_scaled", "factor on the weights", where(OUT, scaled(xavier_normal, 6**-0.5), xavier_normal)),
+    ("depth_index", "L for l", where(OUT, Normal(0.02 / 12**0.5), Normal(0.02))),
+    ("depth_index", "l counted from 0", where(OUT, Normal(0.02 / 2), Normal(0.02))),
+    ("depth_index", "l for 2l", where(OUT, Normal(0.02 / 3**0.5), Normal(0.02))),
+    ("depth_index", "the first matrices of a branch", where(("feed_forward_in",), Normal(0.02 / 6**0.5), Normal(0.02))),
+    ("normalized_residual", "the factor in the weights", where(OUT, scaled(lecun, 13**-0.5), lecun)),
+    ("normalized_residual", "Xavier", xavier_normal),
+    ("completep", "1/L in the weights", where(OUT, scaled(lecun, 1 / 3), lecun)),
+    ("completep", "variance as the std", lambda w: Normal(1 / w.fan_in)),
+    ("ln_scale", "1/√l in the weights", lambda w: Normal(0.02 / 3**0.5)),
+    ("ln_scale", "depth-scaled too", where(OUT, Normal(0.02 / 12**0.5), Normal(0.02))),
     # --- width ---
     ("mup", "variance as the std", lambda w: Normal(1 / w.fan_in)),
     ("mup", "fan-out for fan-in", lambda w: Normal(w.fan_out**-0.5)),
@@ -319,6 +373,15 @@ WRONG_VARIANTS: list[tuple[str, str, Callable[[Weight], Law]]] = [
     ("spectral", "fans swapped", lambda w: Normal((w.fan_in / w.fan_out) ** 0.5 / (w.fan_out**0.5 + w.fan_in**0.5))),
     ("spectral", "Frobenius norm", lambda w: Normal(1 / w.fan_in)),
     ("spectral", "LeCun", lecun),
+    ("ngpt", "fan-in for d", lecun),
+    ("ngpt", "1/√(2L) left in", where(OUT, Normal(0.125 / 12**0.5), Normal(0.125))),
+    # --- parts ---
+    ("qk_gain", "gain in the weights", where(("query",), Normal(0.02 * 1.44), Normal(0.02))),
+    ("attention_sink", "cut at 2σ", lambda w: TruncNormal(0.02, cut=2)),
+    ("output_gate", "made up for in the output", where(("output",), Normal(0.04), Normal(0.02))),
+    ("differential", "1/√2 in queries and keys", where(QK, Normal(0.02 / 2**0.25), Normal(0.02))),
+    ("zero_centred_gain", "weights 0 too", where(QKV, ZERO, Normal(0.02))),
+    ("dyt", "α in the weights", where((*QKV, "feed_forward_in"), Normal(0.01), Normal(0.02))),
 ]  # fmt: skip
 
 
@@ -340,6 +403,7 @@ SHAPES: dict[str, Callable[[float], scipy.stats.rv_continuous]] = {
     "normal": lambda std: scipy.stats.norm(scale=std),
     "uniform": lambda std: scipy.stats.uniform(-math.sqrt(3) * std, 2 * math.sqrt(3) * std),
     "truncated": lambda std: scipy.stats.truncnorm(-2, 2, scale=std / CUT_2),
+    "truncated at 3σ": lambda std: scipy.stats.truncnorm(-3, 3, scale=std / 0.9865784),
 }
 
 
@@ -347,8 +411,9 @@ def disagreement(drawn: Tensor, kind: str, std: float, mean: float = 0.0) -> str
     """What of draws ``(n, fan_out, fan_in)`` does not fit a law; None if all does."""
     if kind == "constant":
         return None if (drawn == torch.tensor(mean, dtype=drawn.dtype)).all() else f"not {mean} everywhere"
-    if kind in ("orthogonal", "identity"):
-        return structured_disagreement(drawn, std * math.sqrt(max(drawn.shape[-2:])), is_identity=kind == "identity")
+    if kind in ("orthogonal", "identity", "-identity"):
+        gain = std * math.sqrt(max(drawn.shape[-2:])) * (-1 if kind.startswith("-") else 1)
+        return structured_disagreement(drawn, gain, is_identity=kind.endswith("identity"))
     return independent_disagreement(drawn, SHAPES[kind](std))
 
 

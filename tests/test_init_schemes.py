@@ -79,7 +79,8 @@ def test_the_law_of_every_role_is_the_one_worked_out_by_hand(name):
     def law(weight: Weight) -> Law:
         """With the scale that it ends at, where something is done after the drawing."""
         begun = scheme.law(weight)
-        return begun if scheme.predicts is None else begun * (scheme.std(weight) / begun.std(*weight.shape))
+        std = begun.std(*weight.shape)
+        return begun if scheme.predicts is None or not std else begun * (scheme.std(weight) / std)
 
     wrong = mismatch(expected(name), law)
     assert wrong is None, f"{name}, {wrong}"
@@ -125,7 +126,9 @@ def test_a_model_gets_the_law_of_each_of_its_weights(name):
             assert (wrong := misfit(entry.bias, law)) is None, f"{place}, bias: {wrong}"
     for role in BRANCH:
         one, other = seen.by_role(role)
-        deterministic = isinstance(scheme.law(one.weight), Constant | Identity)
+        deterministic = isinstance(law := scheme.law(one.weight), Constant | Identity) and (
+            scheme.std(one.weight) == law.std(*one.weight.shape)
+        )
         assert torch.equal(one.view, other.view) == deterministic, f"The two layers' {role} are clones."
 
 

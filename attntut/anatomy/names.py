@@ -61,6 +61,9 @@ TABLE: tuple[tuple[str, str], ...] = (
     # attntut
     ("query key value", "MultiHeadAttention.in_proj.weight"),
     *((role, f"MultiHeadAttention.{role}.weight") for role in ("query", "key", "value", "output")),
+    ("gate", "Gate.gate.weight"),
+    *(("feed_forward_in", f"GatedFeedForward.{name}.weight") for name in ("gate", "up")),
+    ("feed_forward_out", "GatedFeedForward.down.weight"),
     ("feed_forward_in", "TransformerBlock.feed_forward.0.weight"),
     ("feed_forward_out", "TransformerBlock.feed_forward.2.weight"),
     ("embedding", "Transformer.embedding.weight"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -140,8 +139,8 @@ class Places:
         )
         for _, module in ancestors(self.module, f"{name}."):
             config = getattr(module, "config", None)
-            if _is_a(module, "TransformerBlock") and dataclasses.is_dataclass(config):
-                return dataclasses.asdict(config) | {"scale": scale}  # type: ignore[arg-type]
+            if _is_a(module, "TransformerBlock") and hasattr(config, "traits"):
+                return config.traits | {"scale": scale}
             norm = next((norm for block, norm in NORM_OF_BLOCK.items() if _is_a(module, block)), None)
             if isinstance(getattr(module, "norm_first", None), bool):
                 norm = "pre" if module.norm_first else "post"

@@ -225,7 +225,9 @@ def look(
         drawers.guessed,
         drawers.unknown,
         tuple(places.unsure),
-        frozenset(heard.zero_centred),
+        frozenset(heard.zero_centred).union(
+            f"{name}.weight" for name, each in module.named_modules() if getattr(each, "zero_centred", False) is True
+        ),
     )
 
 

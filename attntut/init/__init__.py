@@ -2,7 +2,7 @@
 
 from attntut.anatomy.view import view
 from attntut.anatomy.weight import Weight, weights
-from attntut.init import data, depth, fan, plain, structured, symmetric, width  # noqa: F401  (each registers its schemes)
+from attntut.init import data, depth, fan, parts, plain, structured, symmetric, width  # noqa: F401  (they register)
 from attntut.init.apply import initialize_
 from attntut.init.registry import scheme, schemes
 from attntut.init.scheme import Scheme

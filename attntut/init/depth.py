@@ -10,10 +10,11 @@ import torch
 
 from attntut._checks import check_choice, check_number
 from attntut.anatomy.view import ModelView
-from attntut.anatomy.weight import BRANCH_OUT, Weight
+from attntut.anatomy.weight import BRANCH, BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal, xavier_normal, xavier_uniform
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import law_outside_blocks, scheme
+from attntut.init.width import mup
 
 LINEAR_PATH = ("value", "output", "feed_forward_in", "feed_forward_out")  # what a branch's output is proportional to
 GAINS = ("attention_gain", "feed_forward_gain")
@@ -401,3 +402,111 @@ def depth_scaled(weight: Weight) -> Law:
         {'residual_scale': 0.25}
     """
     return law_outside_blocks(weight) or xavier_normal(weight)
+
+
+@scheme(
+    family="depth",
+    formula=r"\sigma_o = \sigma_2 = \frac{0.02}{\sqrt{2 l}}, \qquad \sigma = 0.02 \text{ elsewhere}",
+    cite="liang2024torchtitan",
+    source="pytorch/torchtitan, models/common/param_init.py; allenai/OLMo-core, InitMethod.llama_depth; as of 2025",
+    year=2025,
+    why="A branch is as large as its share of what has come before it: block l adds the 2l-th part.",
+    requires=("pre-LN",),
+)
+def depth_index(weight: Weight, *, std: float = 0.02) -> Law:
+    r"""The last matrix of each branch is divided by the root of the number of branches so far.
+
+    Here l counts blocks from 1 (the code counts from 0 and adds 1). :func:`gpt2` divides all blocks alike, so that the
+    stream grows by a constant in all; here block l adds 1/l of a branch, and the variance grows like ln L. torchtitan
+    divides both matrices that come second in its list, W₂ and W₃ of a SwiGLU, although only W₂ writes to the stream;
+    it cuts at ±2, which at 0.02 cuts nothing; OLMo cuts at 3σ. Neither is done here. Tables are N(0, 1).
+
+    Args:
+        std: the standard deviation of all other matrices.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> scheme = schemes()["depth_index"]
+        >>> [scheme.predict(768, 12, n_layers=12, layer=layer).std["output"] for layer in (1, 2, 12)]
+        [0.0141, 0.01, 0.0041]
+    """
+    if weight.role not in BRANCH:
+        return Normal(1.0 if weight.is_table else weight.fan_in**-0.5)
+    return Normal(std) * ((2 * weight.layer) ** -0.5 if weight.role in BRANCH_OUT else 1)
+
+
+@scheme(
+    family="depth",
+    formula=r"x \leftarrow \sqrt{\tfrac{k-1}{k}}\,x + \tfrac{1}{\sqrt k} f(x), \qquad "
+    r"\sigma^2 = \frac{1}{\text{fan\_in}}",
+    cite="wolf2020transformers",
+    source="huggingface/transformers, models/beam/modeling_beam.py, depth_scaled_residual_add, as of 2026",
+    year=2026,
+    why="Each branch is an equal share of the stream, whose variance stays 1 at any depth, with no norm to thank.",
+    requires=("normalized residual",),
+)
+def normalized_residual(weight: Weight) -> Law:
+    r"""A sum of stream and branch whose squared factors add up to 1.
+
+    Branch k of 2L (counted from 2, for the embedding is the first share) gets 1/√k, and the stream √((k−1)/k). Then
+    every share ends with the factor 1/√(2L + 1): it is :func:`depth_scaled`, with the stream divided as it grows.
+    Matrices are LeCun's, so that a branch of unit variance stays one; tables are N(0, 1).
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> schemes()["normalized_residual"].architecture()
+        {'parts': (NormalizedResidual(),)}
+    """
+    return Normal(1.0) if weight.is_table else lecun_normal(weight)
+
+
+@scheme(
+    family="depth",
+    formula=r"x + \frac{L_0}{L} f(x), \quad \sigma^2 = \frac{1}{\text{fan\_in}}, \quad s = \frac{q^\top k}{d_h}, \quad "
+    r"\eta \propto \frac{1}{\text{fan\_in}}",
+    cite="dey2025dont",
+    source="Dey et al. (2025), table 1; EleutherAI/nanoGPT-mup, branch completep",
+    why="Branches shrink like 1/L, so that what one step changes in a layer is the same at every depth: rates found "
+    "on a small model hold for a deep one.",
+    requires=("residual scale", "1/d_head logits", "learning rates by role"),
+    architecture=lambda n_layers: {"residual_scale": 2 / n_layers},
+)
+def completep(weight: Weight, *, zero_readout: bool = True) -> Law:
+    r"""The maximal update parametrization, with branches multiplied by L₀/L, L₀ = 2.
+
+    1/√L keeps the stream's variance; 1/L keeps every layer learning features that are not linear in its weights, says
+    the paper. Weights are those of :func:`~attntut.init.width.mup`, and so are the rates
+    (:func:`~attntut.init.width.learning_rates`); the paper also scales Adam's ε and the weight decay.
+
+    Args:
+        zero_readout: as in :func:`~attntut.init.width.mup`.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> schemes()["completep"].architecture(n_layers=8, d_head=16)
+        {'scale': 0.0625, 'residual_scale': 0.25}
+    """
+    return mup(weight, zero_readout=zero_readout)
+
+
+@scheme(
+    family="depth",
+    formula=r"\operatorname{LN}(x) / \sqrt{l}, \qquad \sigma = 0.02",
+    cite="sun2025curse",
+    source="Sun et al. (2025), LayerNorm Scaling; lmsdss/LayerNorm-Scaling, peft_pretraining/modeling_llama.py",
+    why="Deep pre-LN blocks are nearly the identity; if they read less, the stream grows slower, and they count.",
+    requires=("pre-LN", "LN/√l"),
+)
+def ln_scale(weight: Weight) -> Law:
+    r"""One Gaussian for all; what each branch reads is divided by the root of its block's number.
+
+    The factor belongs to the architecture and is never learned. Its authors advise against depth-scaled weights beside
+    it, which would shrink branches twice. Queries and keys read less too: the logits of block l have 1/l of the first's
+    spread.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> schemes()["ln_scale"].architecture()
+        {'norm': 'pre', 'parts': (DepthDividedNorm(),)}
+    """
+    return Normal(0.02)

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from attntut.anatomy.weight import ATTENTION, FEED_FORWARD, Weight
-from attntut.init.laws import Constant, Law, Normal, Uniform
+from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, FEED_FORWARD, Weight
+from attntut.init.laws import Constant, Law, Normal, TruncNormal, Uniform
 from attntut.init.registry import law_outside_blocks, scheme
 
 
@@ -375,3 +375,59 @@ def vit_jax(weight: Weight) -> Law:
         (1.0, 0.0)
     """
     return Constant(0.0) if weight.role == "readout" else xavier_uniform(weight)
+
+
+@scheme(
+    family="fan",
+    formula=r"\sigma = \frac{1}{\sqrt{\text{fan\_in}}}, \text{ cut at } 3\sigma, \qquad E \sim \mathcal{N}(0, 1)",
+    cite="olmo2024furious",
+    source="allenai/OLMo-core, nn/transformer/init.py, InitMethod.fan_in, as of 2025",
+    year=2025,
+    why="Every matrix keeps the variance of what it reads, from embeddings of variance 1 to the readout.",
+)
+def fan_in(weight: Weight) -> Law:
+    r"""LeCun's rule with a cut, and tables of unit variance.
+
+    OLMo-core also has ``llama_depth``, which is :func:`~attntut.init.depth.depth_index`. The cut at 3σ takes 1.3 % off
+    the standard deviation and is not corrected for.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> std = schemes()["fan_in"].predict(d_model=256, n_heads=4).std
+        >>> std["query"], std["feed_forward_out"], std["embedding"]
+        (0.0617, 0.0308, 1.0)
+    """
+    return Normal(1.0) if weight.is_table else TruncNormal(weight.fan_in**-0.5, cut=3.0)
+
+
+@scheme(
+    family="fan",
+    formula=r"\sigma_{q,k,v} = \frac{1}{\sqrt d}, \quad \sigma_1 = \frac{0.4}{\sqrt d}, \text{ uniform,} "
+    r"\quad W_o = W_2 = 0",
+    cite="karpathy2025nanochat",
+    source="karpathy/nanochat, nanochat/gpt.py, init_weights, as of 2026",
+    year=2026,
+    why="Branches start at 0, what they read keeps its variance, and the readout starts as a guess.",
+    requires=("pre-LN",),
+)
+def nanochat(weight: Weight) -> Law:
+    r"""Uniform readers, writers of 0, embeddings N(0, 0.8²) and a readout N(0, 0.001²).
+
+    A uniform law has no outliers; its bound is √3 σ. The first matrix of the feed-forward network was 1/√d until early
+    2026. The model has RMSNorm without gains and QK-norm with the gain 1.2² = 1.44, as
+    :func:`~attntut.init.parts.qk_gain`, so the scale of query and key weights does not reach the logits there; in a
+    model without QK-norm it does. The port in transformers draws N(0, 0.02²) instead, with 1/√(2L) at the output.
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> std = schemes()["nanochat"].predict(d_model=256, n_heads=4).std
+        >>> std["query"], std["feed_forward_in"], std["output"], std["embedding"]
+        (0.0625, 0.025, 0.0, 0.8)
+    """
+    if weight.role in (*BRANCH_OUT, "position"):
+        return Constant(0.0) if weight.role in BRANCH_OUT else Normal(0.02)
+    if weight.role == "embedding":
+        return Normal(0.8) if weight.is_table else Normal(weight.fan_in**-0.5)
+    if weight.role == "readout":
+        return Normal(0.001)
+    return Uniform.of_std((0.4 if weight.role == "feed_forward_in" else 1.0) * weight.fan_in**-0.5)

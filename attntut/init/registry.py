@@ -30,7 +30,7 @@ from attntut.init import requirements
 from attntut.init.laws import Law, Normal
 from attntut.init.scheme import Scheme
 
-FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width")
+FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width", "parts")
 
 Function = TypeVar("Function", bound=Callable[..., Law])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from attntut import parts
 from attntut._checks import check_choice
 
 Traits = Mapping[str, Any]
@@ -22,11 +23,17 @@ class Requirement:
         wants: the settings of :class:`~attntut.TransformerConfig` that satisfy it; a function takes the width of a
             head, and ``...`` is what the scheme itself says.
         holds: ``(value that a model has, value that the scheme wants) -> bool``; by default, equality.
+        part: the part of the architecture that satisfies it.
     """
 
     reason: str
     wants: Mapping[str, Any] = field(default_factory=dict)
     holds: Callable[[Any, Any], bool] = lambda value, wanted: _equal(value, wanted)
+    part: parts.Part | None = None
+
+
+def _part(reason: str, part: parts.Part, wants: Mapping[str, Any] | None = None) -> Requirement:
+    return Requirement(reason, part.traits if wants is None else wants, part=part)
 
 
 REQUIREMENTS: Mapping[str, Requirement] = {
@@ -76,17 +83,38 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "its scale goes with learning rates that fall with the fan-in of each matrix; no model can tell whether "
         "yours will, so confirm it"
     ),
+    "QK-norm": _part("it sets the gain of the norms that queries and keys pass", parts.QKNorm()),
+    "sink": _part("it draws the logit that each head has beside those of the keys", parts.Sink()),
+    "output gate": _part("it draws a gate on what the heads found", parts.OutputGate()),
+    "differential attention": _part("it draws the share of the second attention", parts.Differential()),
+    "zero-centred gains": _part(
+        "it stores the gains of norms as their distance from 1",
+        parts.RMSNorm(is_zero_centred=True),
+        {"zero_centred": True},
+    ),
+    "DyT": _part("it sets the slope of the squashing function that stands in place of a norm", parts.DyT()),
+    "LN/√l": _part("it leaves the weights as they are, and lets later blocks read less", parts.DepthDividedNorm()),
+    "normalized residual": _part(
+        "it counts on a sum that keeps the variance; in a plain one, branches of this size make the stream grow",
+        parts.NormalizedResidual(),
+    ),
+    "sphere": _part(
+        "its matrices have rows of length 1, and nothing but the sphere keeps the stream's scale", parts.Hypersphere()
+    ),
 }
 
 
 def architecture(requires: Collection[str], d_head: int) -> dict[str, Any]:
     """The settings of :class:`~attntut.TransformerConfig` that satisfy the requirements.
 
-    >>> architecture(["post-LN", "unscaled logits"], d_head=16)
-    {'norm': 'post', 'scale': 1.0}
+    >>> architecture(["post-LN", "unscaled logits", "QK-norm"], d_head=16)
+    {'norm': 'post', 'scale': 1.0, 'parts': (QKNorm(gain=1.0),)}
     """
-    wants = {name: value for each in requires for name, value in REQUIREMENTS[each].wants.items() if value is not ...}
-    return {name: value(d_head) if callable(value) else value for name, value in wants.items()}
+    needed = [REQUIREMENTS[each] for each in requires]
+    wants = {name: value for each in needed if each.part is None for name, value in each.wants.items()}
+    settings = {name: value(d_head) if callable(value) else value for name, value in wants.items() if value is not ...}
+    found = tuple(each.part for each in needed if each.part is not None)
+    return settings | ({"parts": found} if found else {})
 
 
 def unmet(
@@ -114,8 +142,9 @@ def unmet(
         elif not requirement.wants:
             lacking[name] = "nothing that would tell"
         else:
-            settings = [name for name in requirement.wants if name in wanted] or list(requirement.wants)
-            pairs = {setting: (traits.get(setting), wanted.get(setting)) for setting in settings}
+            wants = wanted if requirement.part is None else requirement.wants
+            settings = [name for name in requirement.wants if name in wants] or list(requirement.wants)
+            pairs = {setting: (traits.get(setting), wants.get(setting)) for setting in settings}
             if not all(requirement.holds(*pair) for pair in pairs.values()):
                 lacking[name] = ", ".join(_describe(setting, *pair) for setting, pair in pairs.items())
     return lacking

@@ -13,7 +13,7 @@ from attntut._checks import check_number
 from attntut.anatomy.view import ModelView
 from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal
-from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal
+from attntut.init.laws import Constant, Identity, Law, Normal, Orthogonal, Uniform
 from attntut.init.plain import vit
 from attntut.init.registry import law_outside_blocks, scheme
 
@@ -210,3 +210,54 @@ def mimetic(weight: Weight, *, query_key: float = 0.7, value_output: float = 0.4
     pair = query_key if weight.role in ("query", "key") else value_output
     share = weight.d_head / weight.d_model if weight.role in ("query", "key") else 1.0
     return Normal(math.sqrt(pair * _spectrum(share)[0] / weight.d_model))
+
+
+def _add_noise(view: ModelView, generator: torch.Generator | None, *, noise: float = 0.01) -> None:
+    """Add independent entries to every value and output matrix."""
+    for entry in view.by_role("value", "output"):
+        drawn = torch.empty_like(entry.view, memory_format=torch.contiguous_format)
+        entry.matrix.write_(entry.view + drawn.normal_(0, noise, generator=generator))
+
+
+@scheme(
+    family="structured",
+    formula=r"W_v = \sqrt{\beta}\,I + Z, \quad W_o = -\sqrt{\beta}\,I + Z', \quad \beta = 0.05, \qquad "
+    r"\sigma_{q,k,1} = \frac{1}{2\sqrt d}, \quad W_2 = 0",
+    cite="jordan2024moddednanogpt",
+    source="KellerJordan/modded-nanogpt, pull request 214, mimetic value-output initialization, as of 2026",
+    year=2026,
+    why="What trained attention looks like to its authors: each head subtracts a little of what it attends to.",
+    requires=("pre-LN",),
+    finish=_add_noise,
+    predicts=lambda weight, *, beta=0.05, noise=0.01: _negative_identity_std(weight, beta, noise),
+)
+def negative_identity(weight: Weight, *, beta: float = 0.05) -> Law:
+    r"""Value and output matrices whose product is :math:`-\beta I`, and noise on both.
+
+    The idea is that of :func:`mimetic`, without its factors: the product of value and output is the negative identity
+    by construction. It took the timed training run of that repository from 1575 to 1555 steps in January 2026 and was
+    replaced soon after. In a language model the sign is disputed in the same thread.
+
+    Args:
+        beta: what a head takes away of a token that it attends to.
+        noise: standard deviation of what is added to each entry.
+
+    Example:
+        >>> from attntut import Transformer, TransformerConfig
+        >>> from attntut.init import initialize_, view
+        >>> config = TransformerConfig(n_classes=2, d_input=4, d_model=64, n_layers=1)
+        >>> model = initialize_(Transformer(config), "negative_identity", noise=0.0)
+        >>> value, output = view(model).by_role("value", "output")
+        >>> (output.view @ value.view).diagonal()[:3]
+        tensor([-0.0500, -0.0500, -0.0500])
+    """
+    if weight.role in ("value", "output"):
+        return Identity(math.sqrt(beta) * (1 if weight.role == "value" else -1))
+    if weight.role == "feed_forward_out":
+        return Constant(0.0)
+    return law_outside_blocks(weight) or Uniform.of_std(0.5 * weight.d_model**-0.5)
+
+
+def _negative_identity_std(weight: Weight, beta: float, noise: float) -> float:
+    std = negative_identity(weight, beta=beta).std(*weight.shape)
+    return math.hypot(std, noise) if weight.role in ("value", "output") else std

@@ -10,7 +10,7 @@ from torch import nn
 
 from attntut._checks import check_int, check_number
 from attntut.anatomy.view import ModelView, view
-from attntut.anatomy.weight import BRANCH, Weight
+from attntut.anatomy.weight import BRANCH, BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal
 from attntut.init.laws import Constant, Law, Normal
 from attntut.init.registry import scheme
@@ -179,3 +179,42 @@ def spectral(weight: Weight, *, exact: bool = False) -> Law:
         (0.0313, 0.0104, 0.25)
     """
     return Normal(1.0 if weight.is_table else spectral_std(weight.fan_out, weight.fan_in))
+
+
+def _put_on_sphere(view: ModelView, generator: Any) -> None:
+    """Give what each channel of the stream meets the length 1: rows of readers, columns of writers and tables."""
+    writers = (*BRANCH_OUT, "embedding", "position")
+    for entry in view.entries:
+        entry.matrix.write_(torch.nn.functional.normalize(entry.view, dim=0 if entry.role in writers else 1))
+
+
+def _unit_cosines(query: Weight, key: Weight, scale: float) -> float:
+    return abs(scale) * math.sqrt(query.d_head)  # vectors of length √d_head at random angles
+
+
+@scheme(
+    family="width",
+    formula=r"\lVert w \rVert_2 = 1, \qquad x \leftarrow \operatorname{norm}(\hat x + \alpha (\hat f - \hat x)), \quad "
+    r"\alpha = 0.05",
+    cite="loshchilov2024ngpt",
+    source="Loshchilov et al. (2024), section 2; NVIDIA/ngpt, model.py",
+    why="Tokens and the vectors that meet them have length 1: every product is a cosine, at every width and step.",
+    requires=("no norm", "sphere", "QK-norm"),
+    finish=_put_on_sphere,
+    predicts=lambda weight: weight.d_model**-0.5,
+    predicts_logits=_unit_cosines,
+)
+def ngpt(weight: Weight) -> Law:
+    r"""Directions are random, lengths are 1: N(0, 1/d), then normalized along the stream's dimension.
+
+    The code draws N(0, 1/1024), and the writers 1/√(2L) smaller, which the normalization takes out again. It normalizes
+    after every step as well, which is for the training loop to do. There the sphere has radius 1 and factors √d follow;
+    here it has radius √d, and they are not needed (:class:`~attntut.parts.Hypersphere`).
+
+    Example:
+        >>> from attntut.init import schemes
+        >>> prediction = schemes()["ngpt"].predict(d_model=256, n_heads=4)
+        >>> prediction.std["query"], prediction.std["output"], prediction.logit_std
+        (0.0625, 0.0625, 1.0)
+    """
+    return Normal(weight.d_model**-0.5)

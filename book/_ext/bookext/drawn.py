@@ -98,7 +98,7 @@ def _attention(scheme: Scheme, model: Transformer, problems: list[str]) -> tuple
     entropy = attention_entropy(logits.softmax(-1)).mean(-1).double()
     sizes = dict(d_model=SHAPE["d_model"], n_heads=SHAPE["n_heads"], n_layers=N_LAYERS)
     stds = [scheme.predict(**sizes, layer=layer).logit_std for layer in range(1, N_LAYERS + 1)]
-    entropies = [gaussian_entropy(std) for std in stds]
+    entropies = [gaussian_entropy(std, on_sphere="QK-norm" in scheme.requires) for std in stds]
     squared = torch.tensor(stds).double().square()[:, None]
     ratio = torch.where(variance == squared, 1.0, variance / squared)
     deficit = entropy - torch.tensor(entropies).double()[:, None]
@@ -126,18 +126,22 @@ def _compare(what: str, ratio: float, error: float, problems: list[str]) -> bool
 
 
 @functools.cache
-def _unit_logits() -> Tensor:
-    query, key = torch.randn(2, 32, N_KEYS, D_HEAD, generator=seeded(3))
+def _unit_logits(on_sphere: bool) -> Tensor:
+    vectors = torch.randn(2, 32, N_KEYS, D_HEAD, generator=seeded(3))
+    query, key = torch.nn.functional.rms_norm(vectors, (D_HEAD,)) if on_sphere else vectors
     return query @ key.mT / math.sqrt(D_HEAD)
 
 
 @functools.cache
-def gaussian_entropy(logit_std: float) -> float:
+def gaussian_entropy(logit_std: float, *, on_sphere: bool = False) -> float:
     r"""Mean entropy of attention over 64 keys, for Gaussian queries and keys whose logits have this spread.
 
-    :math:`\ln n - \sigma^2/2` for small σ, and right for large ones too.
+    :math:`\ln n - \sigma^2/2` for small σ, and right for large ones too. On a sphere (QK-norm) all vectors have one
+    length: no query is loud by itself, and the entropy is larger.
 
     >>> round(gaussian_entropy(0.0), 3), round(gaussian_entropy(0.5), 2), round(gaussian_entropy(2.0), 1)
     (4.159, 4.04, 2.7)
+    >>> round(gaussian_entropy(2.0, on_sphere=True), 1)
+    2.8
     """
-    return attention_entropy((logit_std * _unit_logits()).softmax(-1)).mean().item()
+    return attention_entropy((logit_std * _unit_logits(on_sphere)).softmax(-1)).mean().item()
