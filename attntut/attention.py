@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -233,7 +234,7 @@ class MultiHeadAttention(nn.Module):
         self.output = linear(d_model, d_model, bias=bias)
         self.inner_norm = nn.LayerNorm(d_model) if inner_norm else nn.Identity()
         inside = [slot for slot in IN_ATTENTION if slot in of_slot and slot != "heads"]
-        self.parts = nn.ModuleDict({slot: of_slot[slot].make(d_model, n_heads) for slot in inside})
+        self.parts: Any = nn.ModuleDict({slot: of_slot[slot].make(d_model, n_heads) for slot in inside})
 
     def project(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value of every head, each ``(B, n_heads, T, d_head)``.

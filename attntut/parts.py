@@ -503,6 +503,11 @@ class Differential(Part):
 class Difference(AttentionPart):
     """λ, and the norm of what is left."""
 
+    lambda_q1: nn.Parameter
+    lambda_k1: nn.Parameter
+    lambda_q2: nn.Parameter
+    lambda_k2: nn.Parameter
+
     def __init__(self, d_head: int, start: float) -> None:
         super().__init__()
         self.start = start

@@ -163,7 +163,7 @@ class TransformerBlock(nn.Module):
         self.config = c
         of_slot = by_slot(c.parts)
         if "difference" in of_slot:
-            of_slot = of_slot | {"difference": replace(of_slot["difference"], layer=layer)}
+            of_slot = {**of_slot, "difference": replace(of_slot["difference"], layer=layer)}
         self.attention = MultiHeadAttention(
             c.d_model,
             c.n_heads,

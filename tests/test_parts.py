@@ -194,6 +194,7 @@ def test_all_parts_together_train_alone_and_in_an_ensemble():
     alone = [train(model, data, steps=5, lr=0.01, seed=seed) for seed, model in enumerate(others)]
     for one, other in zip(together, alone, strict=True):
         assert one.losses[-1].item() == pytest.approx(other.losses[-1].item(), rel=1e-4)
+    F.cross_entropy(others[0](data.train_inputs[:8]), data.train_targets[:8]).backward()
     for name, parameter in others[0].named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 

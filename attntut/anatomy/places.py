@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -138,9 +138,9 @@ class Places:
             (s for each in ("scale", "scaling") if isinstance(s := getattr(attention, each, None), float)), own
         )
         for _, module in ancestors(self.module, f"{name}."):
-            config = getattr(module, "config", None)
-            if _is_a(module, "TransformerBlock") and hasattr(config, "traits"):
-                return config.traits | {"scale": scale}
+            traits = getattr(getattr(module, "config", None), "traits", None)
+            if _is_a(module, "TransformerBlock") and isinstance(traits, Mapping):
+                return {**traits, "scale": scale}
             norm = next((norm for block, norm in NORM_OF_BLOCK.items() if _is_a(module, block)), None)
             if isinstance(getattr(module, "norm_first", None), bool):
                 norm = "pre" if module.norm_first else "post"

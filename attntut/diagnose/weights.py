@@ -315,11 +315,11 @@ def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[in
 
 def _agrees(entry: Entry, measured: Statistics, scheme: Scheme) -> bool:
     weight, law = entry.weight, scheme.law(entry.weight)
-    if isinstance(law, Constant | Identity) and scheme.predicts is None:
+    predicted = scheme.std(weight)
+    if isinstance(law, Constant | Identity) and predicted == law.std(*weight.shape):
         if measured.std > 0 and isinstance(law, Constant):
             return False
         return torch.equal(law.fill_(torch.empty_like(entry.view)), entry.view)
-    predicted = law.std(weight.fan_out, weight.fan_in) if scheme.predicts is None else scheme.std(weight)
     if not measured.std > 0 or not predicted > 0:
         return False
     close = abs(measured.std - predicted)
