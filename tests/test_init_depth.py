@@ -557,6 +557,7 @@ FAMILIES = ("data", "depth", "width")
 DEMANDING = [name for name, scheme in schemes().items() if scheme.family in FAMILIES and scheme.requires]
 LACKS = {  # a model without what the scheme needs
     "gpt2": dict(norm="post"),
+    "depth_index": dict(norm="post"),
     "layer_scale": dict(norm="pre"),
     "sub_ln": dict(norm="pre"),
     "depth_scaled": dict(residual_scale=0.9),
