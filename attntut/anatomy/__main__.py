@@ -85,8 +85,8 @@ def remarks(seen: ModelView) -> Iterator[str]:
     yield f"Architecture: {known or 'nothing known'}"
     for described in seen.unknown.values():
         yield f"No role known: {described}"
-    for name, role in seen.guessed.items():
-        yield f"Not reached by the inputs, and taken for {role} by place and shape: {name}"
+    for described in seen.left.values():
+        yield f"No scheme speaks of it: {described}"
     yield from seen.unsure
 
 

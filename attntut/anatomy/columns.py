@@ -74,22 +74,25 @@ class Columns:
             ) from error
         return self._known[key]
 
-    def halves(self, product: Product) -> Heads | None:
-        """The columns of the two matrices of a gated feed-forward network that are packed into one; else None."""
+    def pieces(self, product: Product) -> Heads | None:
+        """The columns of the matrices that a gated feed-forward network packs into one; None if there is one only."""
         width = product.result.shape[product.channels]
-        key = ("halves", width, *(self.siblings[name] for name in product.parameters))
+        key = ("pieces", width, *(self.siblings[name] for name in product.parameters))
         if key not in self._known:
             self._known[key] = None
             for kind, out in self.graph.sinks(product.node):
-                if kind == "product" and out.reads is not None and width == 2 * out.reads.shape[-1]:
+                if kind == "product" and out.reads is not None:
                     weights = torch.zeros(out.reads.shape)
-                    weights[..., 0] = 1.0
+                    weights.select(out.summed, 0).fill_(1.0)
                     (gradient,) = gradients([out.reads], [product.result], [weights])
-                    pair = [] if gradient is None else self._touched(gradient, product)
-                    if pair == [0, width // 2]:
-                        self._known[key] = [[*range(width // 2)], [*range(width // 2, width)]]
-                    elif pair == [0, 1]:
-                        self._known[key] = [[*range(0, width, 2)], [*range(1, width, 2)]]
+                    first = [] if gradient is None else self._touched(gradient, product)
+                    n, size = len(first), out.reads.shape[out.summed]
+                    if n < 2 or width != n * size:
+                        continue
+                    if first == [*range(0, width, size)]:
+                        self._known[key] = [[*range(start, start + size)] for start in first]
+                    elif first == [*range(n)]:
+                        self._known[key] = [[*range(start, width, n)] for start in first]
         return self._known[key]
 
     def _find_heads(self, edge: Edge, product: Product) -> Heads:
@@ -128,11 +131,7 @@ class Columns:
             mask = torch.zeros(edge.shape)
             mask.select(dim, index).fill_(1.0)
             weights = weights * mask
-        between = [
-            each
-            for each in self.graph.sources(edge)
-            if not getattr(each, "is_depthwise", False) and product in self.graph.sources(_read_by(each))
-        ]
+        between = [each for each in self.graph.sources(edge) if product in self.graph.sources(_read_by(each))]
         silenced = [each.node.register_prehook(_silence) for each in between]  # what comes through them is not its own
         try:
             (gradient,) = gradients([edge], [product.result], [weights])

@@ -68,9 +68,9 @@ class Product:
     channels: int = -1
 
     @property
-    def is_depthwise(self) -> bool:
-        """Whether this is a convolution of each channel by itself."""
-        return self.channels == 1 and self.weight.shape[1] == 1 < self.weight.shape[0]
+    def summed(self) -> int:
+        """The dimension of what it reads that it sums over."""
+        return 1 if self.channels == 1 else -2 if self.weight_first else -1
 
     @property
     def result(self) -> Edge:
@@ -125,6 +125,7 @@ class Graph:
         self._sort()
         self.roots = {node: None for node in self.roots if node not in self.users}
         self.products: dict[Node, Product] = {}
+        self.filters: dict[Node, tuple[str, ...]] = {}  # convolutions of each channel by itself: no product is seen there
         self._weights: dict[Node, tuple[str, ...] | None] = {}  # parameters that a node is made of; None: of more
         self._made: dict[Node, tuple[str, ...]] = {}  # products of two parameters, and what is made of them
         for node in self.order:
@@ -230,6 +231,9 @@ class Graph:
 
     def _take(self, node: Node, kind: str, factors: list[Any], which: int, names: tuple[str, ...]) -> None:
         """Note a product of data with a parameter."""
+        if kind == "ConvolutionBackward0" and node._saved_groups == Edge(*factors[which]).shape[0] > 1:
+            self.filters[node] = names
+            return
         data = factors[1 - which]
         channels = 1 if kind == "ConvolutionBackward0" else -1 if which else -2
         reads = None if data[0] is None else Edge(*data)
@@ -268,6 +272,8 @@ class Graph:
                 edges = [None if each is None else Edge(each, output) for each, output in node.next_functions]
                 if len(edges) >= 3:
                     query, key, value = edges[:3]
+                    if self._asks_the_stream(query, key, value):
+                        continue
                     scale = getattr(node, "_saved_scale", None)
                     heard = Heard(node, node, None, query, key, value, scale=scale)
                     self.attentions.append(heard)
@@ -290,6 +296,8 @@ class Graph:
         value_operand = second if operand == first else first
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
         query, key = (left, right) if self._rows_are_queries(softmax, scores) else (right, left)
+        if self._asks_the_stream(query, key, _edge(node, value_operand)):
+            return
         self._scored.add(scores)
         heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand))
         self.attentions.append(heard)
@@ -341,20 +349,35 @@ class Graph:
 
     def _read_behind(self, node: Node) -> frozenset[Node]:
         """What the nearest products behind a tensor read."""
-        found, seen, stack = set(), {node}, [node]
+        products = [self.products[each] for each in self._behind(node)]
+        return frozenset(
+            "table" if each.is_table else "data" if each.reads is None else self._origin(each.reads.node)
+            for each in products
+        )
+
+    def _behind(self, node: Node) -> set[Node]:
+        """The nearest products behind a tensor."""
+        found, seen, stack = set[Node](), {node}, [node]
         while stack:
             each = stack.pop()
             if each in self.products:
-                reads = self.products[each].reads
-                found.add(
-                    "table" if self.products[each].is_table else "data" if reads is None else self._origin(reads.node)
-                )
+                found.add(each)
                 continue
             for child, _ in each.next_functions if each is not None else ():
                 if child is not None and child not in seen:
                     seen.add(child)
                     stack.append(child)
-        return frozenset(found)
+        return found
+
+    def _asks_the_stream(self, query: Edge | None, key: Edge | None, value: Edge | None) -> bool:
+        """Whether parameters alone choose among what several layers wrote: no projection is in there."""
+        if not (query and key and value and (names := self.made_of(query.node))):
+            return False
+        made = self._behind(key.node)
+        if len(made) < 2 or made != self._behind(value.node):
+            return False
+        self.mixers.update(names)
+        return True
 
     def _origin(self, node: Node) -> Node:
         while LAYOUT.fullmatch(node.name()) and node.next_functions[0][0] is not None:

@@ -78,6 +78,7 @@ class Anatomy:
         layers: at which attention on the way of the stream a parameter stands, and of how many.
         called: names of the modules that ran.
         passes: how often the stream came through each parameter, where blocks share it.
+        left: parameters that no scheme speaks of, and why.
     """
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class Anatomy:
     around: dict[str, tuple[bool | None, int, int]] = field(default_factory=dict)
     zero_centred: set[str] = field(default_factory=set)
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
 
 
 class Ears:
@@ -228,7 +230,12 @@ class _Writer:
 
     def write(self) -> None:
         """Fill the anatomy."""
+        for names in self.graph.filters.values():
+            self.anatomy.left |= dict.fromkeys(names, "it filters each channel by itself")
         for product in self.roles.products:
+            if product in self.roles.left:
+                self.anatomy.left |= dict.fromkeys(product.parameters, self.roles.left[product])
+                continue
             self._tell(product)
             for name in product.parameters:
                 self.anatomy.times[name] = self.anatomy.times.get(name, 0) + 1
@@ -270,7 +277,7 @@ class _Writer:
                 self._add(_part(role, name, matrix, bias, rest, where))
             return
         role = self.roles.role[product]
-        pieces = self.columns.halves(product) if role == "feed_forward_in" else None
+        pieces = self.columns.pieces(product) if role == "feed_forward_in" else None
         if role.startswith("feed_forward") and product.channels == -1 and matrix is not None:
             data = self.columns.parameters[name].detach()
             if data.ndim == 3:  # of a stack of experts, each token uses a few: all are laid out alike
@@ -304,11 +311,10 @@ class _Writer:
             added.append(product.node.next_functions[0][0])
         elif product.channels == 1:
             added += [each for each, _ in product.node.next_functions[2:]]
-        node = product.node
-        while len(users := self.graph.users.get(node, [])) == 1 and LAYOUT.fullmatch(users[0][0].name()):
-            node = users[0][0]
-        if len(users) == 1 and users[0][0].name() == "AddBackward0":
-            added += [each for each, _ in users[0][0].next_functions if each is not node]
+        for user in self.roles.beyond_layout(product.node):
+            if user.name() == "AddBackward0":  # there may be several: Transformer-XL's u and v
+                added += [each for each, _ in user.next_functions]
+        found = None
         for each in added:
             names = self.graph.made_of(each)
             parameter = self.columns.parameters[names[0]] if len(names) == 1 else None
@@ -319,8 +325,8 @@ class _Writer:
             ):
                 if parameter.ndim > 1:
                     self.anatomy.biases.add(names[0])
-                return Matrix(parameter.detach().view(-1, 1))
-        return None
+                found = found or Matrix(parameter.detach().view(-1, 1))
+        return found
 
 
 def _part(

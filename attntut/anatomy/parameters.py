@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from attntut.anatomy.blocks import block_of, find_blocks, is_norm
+from attntut.anatomy.blocks import block_of, find_blocks, is_norm, prefixes
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Part, siblings
 from attntut.anatomy.names import KEEP, PACKED, CallerPatterns, Layout, known_roles
-from attntut.anatomy.weight import ATTENTION
+from attntut.anatomy.weight import ATTENTION, BRANCH
 
 TABLES = ("embedding", "position")
 
@@ -30,7 +30,7 @@ class Drawers:
         norms, biases, gains, kept: as in :class:`~attntut.anatomy.view.ModelView`.
         matrices: names of all parameters with two or more dimensions.
         foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
-        guessed: roles of matrices that the inputs did not reach, by their place and shape.
+        left: parameters that no scheme speaks of, each with a description and why.
         unknown: matrices without a role, or whose place in memory is not known, each with a description.
     """
 
@@ -44,7 +44,7 @@ class Drawers:
         self.matrices: list[str] = []
         self.unknown: dict[str, str] = {}
         self.foreign: dict[str, str] = {}
-        self.guessed: dict[str, str] = {}
+        self.left: dict[str, str] = {}
         self._vectors = [(each.data_ptr(), each.data_ptr() + each.nbytes, each) for each in _small(module)]
         self.blocks = find_blocks(module, self.heard.attention)
         self._done: set[int] = set()
@@ -67,8 +67,9 @@ class Drawers:
             if id(parameter) not in self._done and (is_norm(self._owner(name)) or parameter.ndim > 1):
                 self._sort(names[id(parameter)], given[name], parameter)
         self._learn_from_siblings(parameters)
-        if self.heard.attention:
-            self._guess_unheard(parameters)
+        for name in [*self.unknown] if self.heard.attention else ():
+            if self.unknown[name] == f"{name} {tuple(parameters[name].shape)}":
+                self._excuse_unheard(name)
         for name, parameter in parameters.items():
             if id(parameter) not in self._done:
                 if name.endswith("bias") or name in self.heard.biases:
@@ -87,6 +88,9 @@ class Drawers:
         if any(each in self.heard.biases or each in self.heard.gains for each in names):
             return
         self._take(parameter)
+        if given is None and (why := next((self.heard.left[each] for each in names if each in self.heard.left), "")):
+            self._leave(name, why)
+            return
         is_row = own_name.endswith("bias") and parameter.numel() == max(parameter.shape)
         if own_name in ("bias_k", "bias_v") or is_row:  # torch calls one more key and value for all to see biases too
             self.biases[name] = parameter.detach()
@@ -103,7 +107,9 @@ class Drawers:
         known = {each: known_roles(ancestors(self.module, each)) for each in names}
         name = next((each for each in names if known[each] == ("embedding",)), name)
         roles = known[name] or next(filter(None, known.values()), ())
-        if heard:
+        if heard and not any(part.role in BRANCH for part in heard):
+            self._leave(name, heard[0].why)
+        elif heard:
             self.unknown[name] = f"{name} {tuple(parameter.shape)}: {heard[0].role}, but {heard[0].why}"
         elif roles:
             self.parts += self._split(name, parameter, roles, Layout(name))
@@ -113,6 +119,11 @@ class Drawers:
             self.kept.append(name)  # positions that were computed, and looked up where no graph is recorded
         else:
             self.unknown[name] = f"{name} {tuple(parameter.shape)}"
+
+    def _leave(self, name: str, why: str) -> None:
+        """Leave a parameter as it is, and the bias that goes with it."""
+        self._take(getattr(self._owner(name), "bias", None))
+        self.left[name] = f"{name} {tuple(self.module.get_parameter(name).shape)}: {why}"
 
     def _only_chooses(self, name: str) -> bool:
         """Whether a layer ran in a block whose other matrices were heard, and no gradient leads through it.
@@ -146,38 +157,22 @@ class Drawers:
                         part._replace(parameter=name, matrix=Matrix(here, part.matrix.row_dims), bias=None)  # type: ignore[union-attr]
                     )
 
-    def _guess_unheard(self, parameters: dict[str, nn.Parameter]) -> None:
-        """Parts of a model that the inputs did not reach (a tower for images): by where they stand, and by shape.
-
-        Only what is drawn alike whatever it is: what a block of known attention has beside it, and single layers
-        outside any list of modules.
-        """
-        width = {part.attention: part.matrix.shape for part in self.parts if part.role == "query" and part.matrix}
-        lacks_output = {*width} - {part.attention for part in self.parts if part.role == "output"}
-        blocks = find_blocks(self.module, [name for name in width if name is not None])
-        for name in list(self.unknown):
-            parameter, owner, role = parameters[name], self._owner(name), ""
-            block = block_of(blocks, name).name
-            holder = name.rsplit(".", 2 if name.endswith(".weight") else 1)[0]
-            if not (block or holder) or any(each.startswith(f"{block or holder}.") for each in self.heard.times):
-                continue  # it was reached, and this is something else
-            inside = next((each for each in lacks_output if each and name.startswith(f"{each}.")), None)
-            if inside is not None and isinstance(owner, nn.Linear) and parameter.shape == width[inside][::-1]:
-                role = "output"
-                lacks_output.discard(inside)
-            elif block and isinstance(owner, nn.Linear) and parameter.shape[0] != parameter.shape[1]:
-                d_model = next((shape[1] for each, shape in width.items() if f"{each}.".startswith(f"{block}.")), 0)
-                role = {parameter.shape[1]: "feed_forward_in", parameter.shape[0]: "feed_forward_out"}.get(d_model, "")
-            elif not isinstance(owner, nn.RNNBase) and (isinstance(owner, nn.Embedding) or not self._is_listed(name)):
-                role = "position" if "position" in name else "embedding"
-            if role:
-                del self.unknown[name]
-                self.guessed[name] = role
-                self.parts += self._split(name, parameter, (role,), Layout(name))
-
-    def _is_listed(self, name: str) -> bool:
-        """Whether a parameter stands in a list of modules."""
-        return any(isinstance(each, nn.ModuleList | nn.ModuleDict) for _, each in ancestors(self.module, name))
+    def _excuse_unheard(self, name: str) -> None:
+        """Leave what no gradient came from, where nothing looks like attention; elsewhere it stays unknown."""
+        path, heard = prefixes(name)[1:], [each.split(".") for each in (*self.heard.parts, *self.heard.left)]
+        region = name
+        for each in path:
+            if any(".".join(parts[: each.count(".") + 1]) == each for parts in heard):
+                break
+            region = each
+        kinds = {type(self.module.get_submodule(each)) for each in self.heard.attention}
+        inside = [] if region == name else [*self.module.get_submodule(region).named_modules(prefix=region)]
+        is_attention = any(type(each) in kinds or "att" in f"{at} {type(each).__name__}".lower() for at, each in inside)
+        is_inside = isinstance(self._owner(name), nn.Linear) and not self.heard.attention.keys().isdisjoint(path)
+        if not (is_attention or is_inside):
+            why = "no gradient leads to it" if path and path[0] in self.heard.called else "the inputs do not reach it"
+            del self.unknown[name]
+            self._leave(name, why)
 
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:

@@ -6,14 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
-from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, is_leaf
+from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, gradients, is_leaf
 
 # Nodes that multiply with a matrix in a way that is not read.
 STRANGE = re.compile("^(IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
+ACTIVATION = re.compile("Sigmoid|Tanh|Silu|Softplus|Relu|Gelu|Hard|Elu|Softmax|LogSigmoid")
 OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
@@ -30,6 +32,7 @@ class Roles:
         makes: products that make operands: role to columns, a list a head.
         role: the role of each other product.
         place: of products that belong to an attention: the attention.
+        left: products that no scheme speaks of, and why.
     """
 
     def __init__(self, graph: Graph, columns: Columns, is_inside: Callable[[str, Heard], bool]) -> None:
@@ -39,12 +42,14 @@ class Roles:
         self.makes: dict[Product, dict[str, list[list[int]]]] = {}
         self.role: dict[Product, str] = {}
         self.place: dict[Product, Heard] = {}
+        self.left: dict[Product, str] = {}
         self._asked: dict[tuple[Product, str], int] = {}  # how often an operand has been made of a product
         self._reading: dict[frozenset[Any], list[Product]] = {}  # products, by what they read
         for product in self.products:
             self._reading.setdefault(graph.sources(product.reads), []).append(product)
         for heard in graph.attentions:
             self._find_operands(heard)
+        self._find_gates()
         self._find_adapters()
         self._find_latents()
         self._find_outputs()
@@ -56,7 +61,7 @@ class Roles:
         edges = [*((role, getattr(heard, role)) for role in OPERANDS)]
         edges += [each for pair in heard.more for each in zip(OPERANDS, pair, strict=False)]
         for role, edge in edges:
-            for product in self._sources_beyond_mixers(edge):
+            for product in self.graph.sources(edge):
                 if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
                     continue
                 asked = self._asked[product, role] = self._asked.get((product, role), -1) + 1
@@ -73,29 +78,15 @@ class Roles:
                 mine[product, role] = heads
                 self.place.setdefault(product, heard)
 
-    def _sources_beyond_mixers(self, edge: Any) -> frozenset[Any]:
-        """The products behind an operand; a convolution of each channel by itself projects nothing."""
-        found: set[Any] = set()
-        for each in self.graph.sources(edge):
-            if isinstance(each, Product) and each.is_depthwise:
-                self.role[each] = "gate"
-                found |= self._sources_beyond_mixers(each.reads)
-            else:
-                found.add(each)
-        return frozenset(found)
-
     def _is_projection(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
-        sinks = set(self.graph.sinks(product.node))
-        for kind, each in [*sinks]:
-            if kind == "product" and each.is_depthwise:
-                sinks |= self.graph.sinks(each.node)
+        sinks = self.graph.sinks(product.node)
         others = [each for kind, each in sinks if kind == "product"]
         return any(kind in INSIDE for kind, _ in sinks) and all(self._is_in_attention(each, heard) for each in others)
 
     def _is_in_attention(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes operands or logits, or reads heads and what only multiplies them."""
-        if self.is_inside(product.parameters[0], heard) or product.is_depthwise:
+        if self.is_inside(product.parameters[0], heard):
             return True
         reads = self.graph.sources(product.reads)
         if any(isinstance(each, Heard) for each in reads):
@@ -107,13 +98,36 @@ class Roles:
         """Whether, of all products, a result goes to one alone: a gate, if that reads heads."""
         return {each for kind, each in self.graph.sinks(product.node) if kind == "product"} <= {other}
 
+    def _find_gates(self) -> None:
+        """What multiplies an operand, bent or narrower than what it multiplies, is a gate of it."""
+        for product in [*self.makes]:
+            sides = self._multiplied(product.node)
+            if sides is None:
+                continue
+            others = self.graph.sources(sides[1]) & self.makes.keys()
+            is_narrow = any(self.columns.fan_out(product) < self.columns.fan_out(each) for each in others)
+            if is_narrow or (others and self._is_bent(sides[0], product) and not self._is_bent(sides[1])):
+                del self.makes[product]
+                self.role[product] = "gate"
+
+    def _is_bent(self, edge: Edge, end: Product | None = None) -> bool:
+        """Whether an activation function lies between a tensor and what it is made of."""
+        stack, seen = [edge.node], {None if end is None else end.node}
+        while stack:
+            node = stack.pop()
+            if node not in seen and node not in self.graph.products:
+                seen.add(node)
+                if ACTIVATION.match(node.name()):
+                    return True
+                stack += [each for each, _ in node.next_functions if each is not None]
+        return False
+
     def _find_latents(self) -> None:
         """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
         for product in self.products:
             readers = self._readers(product)
             if (
                 product in self.makes
-                or product.is_depthwise
                 or product.is_table
                 or not readers
                 or any(each not in self.makes for each in readers)
@@ -151,10 +165,10 @@ class Roles:
         """Whether two results of one width meet in a sum before anything but scaling is done to them."""
         if self.columns.fan_out(a) != self.columns.fan_out(b):
             return False
-        sums = [set(self._beyond_layout(each.node, "MulBackward", "NativeDropout")) for each in (a, b)]
+        sums = [set(self.beyond_layout(each.node, "MulBackward", "NativeDropout")) for each in (a, b)]
         return any(node.name() == "AddBackward0" for node in sums[0] & sums[1])
 
-    def _beyond_layout(self, node: Node, *also: str) -> Iterator[Node]:
+    def beyond_layout(self, node: Node, *also: str) -> Iterator[Node]:
         """What uses a result, moved about as it may be."""
         seen, stack = {node}, [node]
         while stack:
@@ -200,9 +214,16 @@ class Roles:
         rest = [each for each in self.products if each not in self.role and each not in self.makes]
         before, after = self._around_attention()
         inner = {each for each in rest if not each.is_table and self._stays_inside(each)}
+        self._find_mixers(inner)
+        of_tokens = self._logits_of_tokens(rest)
         for product in rest:
+            if product in self.left or (not product.is_table and product not in inner and self._modulates(product, inner)):
+                self.left.setdefault(product, "it modulates the stream")
+                continue
             kinds = {kind for kind, _ in self.graph.sinks(product.node)}
-            if product.is_table or (kinds and kinds <= {"logits"}):
+            if product in of_tokens:
+                self.left[product] = "it adds to the logits"
+            elif product.is_table or (kinds and kinds <= {"logits"}):
                 self.role[product] = "position" if self._is_by_place(product, kinds) else "embedding"
             elif self.block[product] or (product in after and (product in before or not blocks)):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
@@ -233,31 +254,78 @@ class Roles:
             return "feed_forward_in"
         if reads & inner or reads & self.makes.keys():  # a parallel block packs its first matrix with the queries
             return "feed_forward_out"
+        if self._multiplied(product.node):
+            return "gate"
         if may_be_last and all(kind == "end" for kind, _ in sinks):
             return "readout"
-        if self._multiplies(product):
-            return "gate"
         for kind, each in sinks:
             if kind == "product" and each.reads and each.reads.shape[-1] == product.result.shape[product.channels]:
                 # A result as wide as the stream is added to it, or is the stream from here on.
                 return "feed_forward_out" if reads & self.graph.sources(each.reads) else "embedding"
         return "gate"
 
-    def _multiplies(self, product: Product) -> bool:
-        """Whether a result is multiplied, entry by entry, with another before it is added to anything."""
-        stack, seen = [product.node], {product.node}
+    def _logits_of_tokens(self, rest: list[Product]) -> set[Product]:
+        """Products whose results go to logits alone, though they read tokens, not places."""
+        alone: dict[Product, bool] = {}  # and whether they read tokens
+        for product in reversed(rest):
+            if all(kind == "logits" or each in alone for kind, each in self.graph.sinks(product.node)):
+                alone[product] = False
+        for product in rest:
+            if product in alone and not product.is_table:
+                alone[product] = any(alone.get(each, True) for each in self.graph.sources(product.reads))
+        return {product for product, reads_tokens in alone.items() if reads_tokens}
+
+    def _find_mixers(self, inner: set[Product]) -> None:
+        """Branches that mix tokens otherwise than by softmax attention; a feed-forward network mixes none."""
+        mixing = {each for each in inner if self._mixes_tokens(each)}
+        for product in self.products:
+            sources = self.graph.sources(product.reads)
+            if sources & mixing:
+                self.left |= dict.fromkeys([product, *(sources & inner)], "it mixes tokens without a softmax")
+
+    def _mixes_tokens(self, product: Product) -> bool:
+        """Whether what one token of a next product reads is made of several tokens, a short filter aside."""
+        handles = [node.register_hook(_as_identity) for node in self.graph.filters]
+        try:
+            return any(self._touches(product, each) > 1 for each in self._readers(product))
+        except RuntimeError:  # it cannot be asked: something was changed in place
+            return False
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _touches(self, product: Product, reader: Product) -> int:
+        """How many tokens of a result go into the last token that another product reads."""
+        assert reader.reads is not None
+        weights = torch.zeros(reader.reads.shape)
+        weights.movedim(reader.summed, 0).flatten(1)[:, -1] = 1.0
+        (gradient,) = gradients([reader.reads], [product.result], [weights])
+        if gradient is None:
+            return 0
+        touched = (gradient != 0).any(product.channels)
+        return int((touched.any(0) if self.columns.batch(product) > 1 else touched).sum())
+
+    def _modulates(self, product: Product, inner: set[Product]) -> bool:
+        """Whether each feature of a result multiplies one of the stream."""
+        sides = None if self.graph.sources(product.reads) & inner else self._multiplied(product.node)
+        return sides is not None and sides[0].shape[product.channels] > 1
+
+    def _multiplied(self, node: Node) -> tuple[Edge, Edge] | None:
+        """Where a result is multiplied, entry by entry, before it is added to anything else: itself, and with what."""
+        stack, seen = [node], {node}
         while stack:
             for user, index in self.graph.users.get(stack.pop(), ()):
                 if user in seen or user in self.graph.products or (user, index) in self.graph.by_operand:
                     continue
                 seen.add(user)
-                made = [self.graph._sources[each] for each, _ in user.next_functions if each is not None]
+                sides = [Edge(*each) for each in user.next_functions if each[0] is not None]
+                made = [self.graph.sources(each) for each in sides]
                 if len(made) == 2 and all(made) and made[0] != made[1]:
                     if user.name().startswith("Mul"):
-                        return True
+                        return sides[index], sides[1 - index]
                     continue
                 stack.append(user)
-        return False
+        return None
 
     def _around_attention(self) -> tuple[set[Product], set[Product]]:
         """Products that an attention comes after, and products that come after one."""
@@ -290,7 +358,7 @@ class Roles:
             name = self.graph.names.get(id(node.variable)) if is_leaf(node) else None
             if name is None or node.variable.ndim > 1:
                 continue
-            for user in self._beyond_layout(node):
+            for user in self.beyond_layout(node):
                 is_shift = (
                     user.name() == "AddBackward0" and sum(each is not None for each, _ in user.next_functions) == 1
                 )
@@ -305,17 +373,37 @@ class Roles:
             if name is None or name in multiplied or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
-            users = set(self._beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh"))
+            users = set(self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh"))
             names = {user.name() for user in users}
             only_logits = bool(kinds) and kinds <= {"logits"}
             is_added = any(name.startswith(("Add", "Sub")) for name in names) and node.variable.shape[-2] > 1
             is_vector = max(node.variable.shape) == node.variable.numel()
-            if any(user.name() == "MulBackward0" and self._is_computed(user) for user in users) or (
+            if self._is_no_token(node) or any(user.name() == "MulBackward0" and self._is_computed(user) for user in users) or (
                 is_vector and only_logits
             ):
                 yield name, "gain"
             elif all(_is_known(each) for each in names):
                 yield name, "position" if is_added or only_logits else "embedding"
+
+
+    def _is_no_token(self, node: Node) -> bool:
+        """Whether a matrix is none of tokens: no product that reads it is as wide, or an operand is multiplied with it."""
+        sinks, shape = self.graph.sinks(node), node.variable.shape
+        widths = {each.reads.shape[each.summed] for kind, each in sinks if kind == "product" and each.reads}
+        if widths:
+            return widths.isdisjoint(shape)
+        return {kind for kind, _ in sinks} <= {*OPERANDS} and self._multiplied(node) is not None
+
+
+def _as_identity(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> Any:
+    """As if a convolution were none, in a backward pass."""
+    (before, *rest), (after, *_) = inputs, outputs
+    if before is None or after is None or before.shape[:2] != after.shape[:2]:
+        return None
+    made = torch.zeros_like(before)
+    part = tuple(slice(min(a, b)) for a, b in zip(before.shape, after.shape, strict=True))
+    made[part] = after[part]
+    return (made, *rest)
 
 
 def _is_known(kind: str) -> bool:

@@ -76,7 +76,7 @@ class ModelView:
         kept: parameters that the caller wants left alone, by name.
         traits: what is known of the architecture, by the names of :class:`~attntut.TransformerConfig`.
         foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
-        guessed: roles of matrices that the inputs did not reach, by their place and shape.
+        left: parameters that no scheme speaks of and that stay as they are, each with a description and why.
         zero_centred: weights of norms that are 0 where they do nothing, because 1 is added to them.
         unknown: parameters of two or more dimensions without a role or a known place, each with a description.
         unsure: what else could not be found out, in words.
@@ -91,8 +91,8 @@ class ModelView:
     kept: tuple[str, ...]
     traits: Mapping[str, Any]
     foreign: Mapping[str, str] = field(default_factory=dict)
-    guessed: Mapping[str, str] = field(default_factory=dict)
     unknown: Mapping[str, str] = field(default_factory=dict)
+    left: Mapping[str, str] = field(default_factory=dict)
     unsure: tuple[str, ...] = ()
     zero_centred: frozenset[str] = frozenset()
 
@@ -113,9 +113,11 @@ def view(
 
     Args:
         module: any model that contains attention.
-        inputs: what it is called with (a tuple: its arguments; a mapping: its keyword arguments): it is then run once,
-            and roles are found by listening. A Hugging Face model brings inputs of its own. Without inputs, roles are
-            found by name, in ``attntut``'s and torch's modules and the families of BERT, GPT-2, T5, Llama and ViT.
+        inputs: what it is called with (a tuple: its arguments; a mapping: its keyword arguments), or a function that
+            calls it, and so reaches more than one call does: ``lambda model: (model(ids), model.tower(pixels))``. It is
+            then run once, and roles are found by listening. A Hugging Face model brings inputs of its own. Without
+            inputs, roles are found by name, in ``attntut``'s and torch's modules and the families of BERT, GPT-2, T5,
+            Llama and ViT.
         roles: for what is not found: role to pattern or patterns of parameter names, as in :mod:`fnmatch`. A tuple of
             roles means that they are packed into one matrix in that order; a :class:`~attntut.anatomy.Layout` says how.
             ``"keep"`` leaves parameters alone.
@@ -167,7 +169,8 @@ def view(
     if seen.unknown:
         raise ValueError(
             f"Every matrix must have a role, and none is known for {listing(seen.unknown.values())}. Give what the "
-            f'model is called with, inputs=…, or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or '
+            "model is called with, inputs=… (a function reaches several parts: lambda model: (model(ids), "
+            f'model.tower(pixels))), or a pattern, roles={{"readout": "{next(iter(seen.unknown))}"}}, or '
             'leave it alone, roles={"keep": …}.'
         )
     if seen.unsure:
@@ -222,8 +225,8 @@ def look(
         tuple(drawers.kept),
         places.traits() if places.heads else {},
         drawers.foreign,
-        drawers.guessed,
         drawers.unknown,
+        drawers.left,
         tuple(places.unsure),
         frozenset(heard.zero_centred).union(
             f"{name}.weight" for name, each in module.named_modules() if getattr(each, "zero_centred", False) is True
@@ -290,7 +293,9 @@ def _audible(module: nn.Module) -> Iterator[None]:
 
 
 def call(module: Callable[..., Any], inputs: Any) -> Any:
-    """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments."""
+    """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments, or let a function call it."""
+    if callable(inputs) and not isinstance(inputs, Tensor):
+        return inputs(module)
     if isinstance(inputs, Mapping):
         return module(**inputs)
     return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)

@@ -79,9 +79,8 @@ def initialize_(
     first = next(entry.weight for entry in seen.entries if entry.attention is not None)
     wanted = found.architecture(first.n_layers, first.d_head)
     check_requirements(found.name, found.requires, seen.traits, wanted, options, force=force)
-    if seen.guessed:
-        shown = listing([f"{name} ({role})" for name, role in seen.guessed.items()])
-        warnings.warn(f"The inputs did not reach {shown}: drawn by place and shape.", stacklevel=2)
+    if seen.left:
+        warnings.warn(f"Left as they are, with their biases: {listing(seen.left.values())}.", stacklevel=2)
     plan = list(_plan(found, seen, options))
     with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
         for target, law in plan:
@@ -144,7 +143,7 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
     for entry in seen.entries:
         written.setdefault(entry.parameter, []).append(entry.matrix.view)
     for name, parameter in seen.module.named_parameters():
-        if name in seen.kept or name in seen.gains:
+        if name in seen.kept or name in seen.gains or name in seen.left:
             continue
         if parameter.is_meta:
             raise ValueError(
@@ -163,7 +162,9 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
                 f"{name} must hold its projections in its own memory, and a part of it is a copy. {_INSTEAD}"
             )
     for name, module in seen.module.named_modules():
-        if torch.nn.utils.parametrize.is_parametrized(module):
+        computed = (getattr(module, "parametrizations", nn.Module()) if torch.nn.utils.parametrize.is_parametrized(module) else nn.Module()).named_parameters()
+        prefix = f"{name}.parametrizations." if name else "parametrizations."
+        if any(prefix + each not in {**seen.left, **seen.gains} and prefix + each not in seen.kept for each, _ in computed):
             parts = ", ".join(getattr(module, "parametrizations", {}))
             raise ValueError(
                 f"{name or type(module).__name__} must hold plain parameters, and {parts} is computed from others "

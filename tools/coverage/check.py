@@ -175,9 +175,10 @@ def initialized(model: nn.Module, inputs: Row, layers: set[str]) -> Row:
     """What ``initialize_`` does to a copy: drawn, with the right deviations; or refused, and left as it was."""
     model = copy.deepcopy(model)
     values = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    reached = tiny.with_towers(model, inputs)
     before = Traces(model)
     try:
-        attntut.initialize_(model, "xavier_normal", inputs=inputs, generator=torch.Generator().manual_seed(0))
+        attntut.initialize_(model, "xavier_normal", inputs=reached, generator=torch.Generator().manual_seed(0))
     except Exception as error:
         said: Row = {"initialize": "refused" if isinstance(error, ValueError) else "crashed", "refused": reason(error)}
         allowed = set[str]()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -274,6 +275,37 @@ def inputs_of(model: nn.Module, extras: Sequence[str]) -> dict[str, Any]:
         if "mm_token_type_ids" in takes:
             inputs["mm_token_type_ids"] = (inputs["input_ids"] == token).long()
     return inputs | ({"use_cache": False} if "use_cache" in takes else {})
+
+
+def with_towers(model: nn.Module, inputs: dict[str, Any]) -> Callable[[nn.Module], Any]:
+    """What calls a model, and each model inside it that its inputs did not reach (a tower for images) on its own."""
+    from transformers import PreTrainedModel
+
+    reached, towers = _called(model, model, inputs), dict[str, dict[str, Any]]()
+    for name, tower in model.named_modules():
+        if isinstance(tower, PreTrainedModel) and name not in reached:
+            for extras in EXTRAS:
+                with suppress(Exception):
+                    mine = inputs_of(tower, extras)
+                    reached |= _called(model, tower, mine)
+                    towers[name] = mine
+                    break
+    return lambda model: (model(**inputs), [model.get_submodule(name)(**each) for name, each in towers.items()])
+
+
+def _called(model: nn.Module, part: nn.Module, inputs: dict[str, Any]) -> set[str]:
+    """The modules of a model that run while a part of it does."""
+    called: set[str] = set()
+    handles = [
+        each.register_forward_pre_hook(lambda *_, name=name: called.add(name)) for name, each in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            part(**inputs)
+    finally:
+        for each in handles:
+            each.remove()
+    return called
 
 
 def _update(entries: dict[str, Any], changes: dict[str, Any]) -> None:
