@@ -414,7 +414,7 @@ def test_talking_heads_are_heard_through():
 
     seen = found(Talking())
     assert {entry.role for entry in seen.entries} == {"query", "key", "value", "output"}
-    assert list(seen.gains) == ["mix"], "What mixes heads is left as it is."
+    assert list(seen.left) == ["mix"], "What mixes heads is left as it is."
 
 
 def test_a_softmax_that_is_no_attention_gives_no_roles():

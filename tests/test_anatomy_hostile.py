@@ -306,12 +306,15 @@ def test_what_is_changed_in_place_behind_a_norm_is_refused_by_name():
         view(model, inputs=X)
 
 
-def test_what_the_inputs_do_not_reach_is_refused_and_not_drawn():
+def test_what_the_inputs_do_not_reach_stays_as_it_is_and_a_warning_says_so():
     model = Wired(lambda m, *xs: [tower(x) for tower, x in zip((m.p, m.q), xs, strict=False)], p=stacked(), q=stacked())
     before = {name: each.clone() for name, each in model.state_dict().items()}
-    with pytest.raises(ValueError, match=r"none is known for q\..*roles="):
+    with pytest.warns(UserWarning, match=r"as they are.*: q \(\d+ parameters\): the inputs do not reach it\.$"):
         initialize_(model, "xavier_normal", inputs=IDS)
-    assert all(torch.equal(before[name], each) for name, each in model.state_dict().items())
+    assert all(torch.equal(before[name], each) for name, each in model.q.state_dict(prefix="q.").items())
+    assert not any(
+        torch.equal(before[name], each) for name, each in model.named_parameters() if name[:2] == "p." and each.ndim > 1
+    )
     assert whole(model, (IDS, IDS)) == roles_of("p.") | roles_of("q."), "Both inputs reach both."
 
 

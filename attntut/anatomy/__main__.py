@@ -85,7 +85,7 @@ def remarks(seen: ModelView) -> Iterator[str]:
     yield f"Architecture: {known or 'nothing known'}"
     for described in seen.unknown.values():
         yield f"No role known: {described}"
-    for described in seen.left.values():
+    for described in dict.fromkeys(seen.left.values()):
         yield f"No scheme speaks of it: {described}"
     yield from seen.unsure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -83,21 +83,16 @@ class Architecture:
 
     def layers(self) -> dict[str, tuple[int, int]]:
         """Which attention of its kind each parameter stands at on the way of the stream, and of how many."""
-        up: dict[Any, frozenset[Heard]] = {}
+        up = self._upstream("query")
         count: dict[Heard, int] = {}
         total: dict[Heard, int] = {}
         found: dict[str, tuple[int, int]] = {}
         kind = {heard: self.is_cross(heard) is True for heard in self.graph.attentions}
-        calls: list[Product | Heard] = [*self.roles.products, *self.graph.attentions]
-        for each in sorted(calls, key=lambda each: each.node._sequence_nr()):
-            edge = each.query if isinstance(each, Heard) else each.reads
-            up[each] = frozenset().union(*(up.get(source, frozenset()) for source in self.graph.sources(edge)))
-            if isinstance(each, Heard):
-                before = [other for other in up[each] if kind[other] == kind[each]]
-                count[each] = 1 + max((count[other] for other in before), default=0)
-                for other in (*before, each):
-                    total[other] = max(total.get(other, 0), count[each])
-                up[each] |= {each}
+        for each in sorted(kind, key=lambda each: each.node._sequence_nr()):
+            before = [other for other in up[each] if kind[other] == kind[each]]
+            count[each] = 1 + max((count[other] for other in before), default=0)
+            for other in (*before, each):
+                total[other] = max(total.get(other, 0), count[each])
         for product in self.roles.products:
             at = self.roles.place.get(product) or max(up[product], key=lambda each: count[each], default=None)
             if at is None:
@@ -106,6 +101,24 @@ class Architecture:
                 if at is not None:
                     found.setdefault(name, (count[at], total[at]))
         return found
+
+    def apart(self, stack: Mapping[Heard, str]) -> set[str]:
+        """Stacks of two or more attentions none of which another follows on."""
+        up = self._upstream("query", "key", "value")
+        several = {name for name, times in Counter(stack.values()).items() if name and times > 1}
+        return several - {stack[each] for each in stack if any(stack[other] == stack[each] for other in up[each])}
+
+    def _upstream(self, *roles: str) -> dict[Any, frozenset[Heard]]:
+        """The attentions that each product and attention comes after, on the way of these operands."""
+        up: dict[Any, frozenset[Heard]] = {}
+        calls: list[Product | Heard] = [*self.roles.products, *self.graph.attentions]
+        for each in sorted(calls, key=lambda each: each.node._sequence_nr()):
+            edges = [getattr(each, role) for role in roles] if isinstance(each, Heard) else [each.reads]
+            sources = {source for edge in edges for source in self.graph.sources(edge)}
+            up[each] = frozenset(each for each in sources if isinstance(each, Heard)).union(
+                *(up.get(source, frozenset()) for source in sources)
+            )
+        return up
 
     def _maker(self, heard: Heard, role: str) -> Product | None:
         sources = self.graph.sources(getattr(heard, role))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,12 +28,15 @@ class Block:
     n_layers: int = 1
 
 
-def find_blocks(module: nn.Module, attention: Iterable[str]) -> dict[str, Block]:
+def find_blocks(module: nn.Module, attention: Iterable[str], apart: Collection[str] = ()) -> dict[str, Block]:
     """The blocks of every stack of a model, by name: at least two of one class in a list, one of which holds attention.
+
+    Beside them, two or more of another class that has parts count too: layers that mix tokens without attention.
 
     Args:
         module: the model.
         attention: names of the modules that attention runs in.
+        apart: lists whose elements do not follow on each other (heads), which are no stacks.
 
     Example:
         >>> encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2), 3, enable_nested_tensor=False)
@@ -43,13 +46,16 @@ def find_blocks(module: nn.Module, attention: Iterable[str]) -> dict[str, Block]
     inside = {prefix for name in attention for prefix in prefixes(name)}
     blocks: dict[str, Block] = {}
     for name, container in module.named_modules():
-        if not isinstance(container, LISTS):
+        if not isinstance(container, LISTS) or name in apart:
             continue
         of_class: dict[type, list[str]] = defaultdict(list)
         for key, child in container.named_children():
             of_class[type(child)].append(f"{name}.{key}" if name else key)
-        for members in of_class.values():
-            if len(members) > 1 and not inside.isdisjoint(members):
+        several = [members for members in of_class.values() if len(members) > 1]
+        of_attention = [members for members in several if not inside.isdisjoint(members)]
+        for members in several if of_attention else ():
+            has_parts = isinstance(container, nn.ModuleList) and any(module.get_submodule(members[0]).children())
+            if members in of_attention or has_parts:
                 blocks |= {path: Block(path, name, i, len(members)) for i, path in enumerate(members, start=1)}
     return blocks
 

@@ -21,9 +21,9 @@ from torch.nn.parameter import is_lazy
 
 from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
-from attntut.anatomy.blocks import LISTS, find_blocks, is_norm
+from attntut.anatomy.blocks import LISTS, block_of, find_blocks, is_norm
 from attntut.anatomy.columns import Columns
-from attntut.anatomy.graph import LAYOUT, Graph, Heard, Node, Product
+from attntut.anatomy.graph import Graph, Heard, Node, Product
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.roles import Roles
 
@@ -79,6 +79,7 @@ class Anatomy:
         called: names of the modules that ran.
         passes: how often the stream came through each parameter, where blocks share it.
         left: parameters that no scheme speaks of, and why.
+        apart: lists of modules with attention that do not follow on each other.
     """
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class Anatomy:
     zero_centred: set[str] = field(default_factory=set)
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    apart: set[str] = field(default_factory=set)
 
 
 class Ears:
@@ -187,14 +189,16 @@ class Ears:
             last = bisect.bisect_right(starts, number) - 1
             return last >= 0 and number < spans[last][1]
 
-        anatomy = Anatomy(gains=set(graph.mixers), called={name for name, _, _ in self.calls} if graph.order else set())
+        anatomy = Anatomy(called={name for name, _, _ in self.calls} if graph.order else set())
         for heard in sorted(graph.attentions, key=lambda each: each.entry._sequence_nr()):
             name = where[heard]
             anatomy.attention[name] = anatomy.attention.get(name, 0) + 1
             if isinstance(heard.scale, float):
                 anatomy.scale[name] = heard.scale
-        roles.find_rest(find_blocks(self.module, anatomy.attention))
         architecture = Architecture(graph, roles, in_norm)
+        blocks = find_blocks(self.module, anatomy.attention)
+        anatomy.apart = architecture.apart({heard: block_of(blocks, name).stack for heard, name in where.items()})
+        roles.find_rest(find_blocks(self.module, anatomy.attention, anatomy.apart))
         anatomy.passes, anatomy.layers = architecture.passes(), architecture.layers()
         for heard in graph.attentions:
             anatomy.traits.setdefault(where[heard], {}).update(architecture.traits(heard))
@@ -230,6 +234,7 @@ class _Writer:
 
     def write(self) -> None:
         """Fill the anatomy."""
+        self.anatomy.left |= dict.fromkeys(self.graph.mixers, "it mixes heads, or layers")
         for names in self.graph.filters.values():
             self.anatomy.left |= dict.fromkeys(names, "it filters each channel by itself")
         for product in self.roles.products:
@@ -241,8 +246,8 @@ class _Writer:
                 self.anatomy.times[name] = self.anatomy.times.get(name, 0) + 1
         self.anatomy.zero_centred.update(self.roles.zero_centred())
         for name, role in self.roles.leaves():
-            if role == "gain":
-                self.anatomy.gains.add(name)
+            if role in ("gain", "bias"):
+                (self.anatomy.gains if role == "gain" else self.anatomy.biases).add(name)
             elif name not in self.anatomy.biases:
                 data = self.columns.parameters[name].detach()
                 table = Matrix(data.reshape(-1, data.shape[-1]).mT) if data.is_contiguous() else None
@@ -258,6 +263,9 @@ class _Writer:
                 self._add(Part(role, name, None, attention=where, why=why))
             return
         name, matrix, bias = product.parameters[0], self.columns.matrix(product), self._bias(product)
+        if product in self.roles.absorbed:
+            self._add(Part("key", name, None, attention=where, why="it was absorbed into the queries"))
+            return
         if product in self.roles.makes:
             used: set[int] = set()
             for role, heads in self.roles.makes[product].items():

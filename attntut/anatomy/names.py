@@ -84,7 +84,7 @@ TABLE: tuple[tuple[str, str], ...] = (
     ("position", "GPT2Model.wpe.weight"),
     # T5
     *((role, f"T5Attention.{role[0]}.weight") for role in ("query", "key", "value", "output")),
-    ("position", "T5Attention.relative_attention_bias.weight"),
+    ("position", "*.relative_attention_bias.weight"),
     ("feed_forward_in", "T5Dense*.wi*.weight"),
     ("feed_forward_out", "T5Dense*.wo.weight"),
     ("embedding", "T5*.shared.weight"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -14,6 +16,7 @@ from attntut.anatomy.listen import Anatomy, Part, siblings
 from attntut.anatomy.names import KEEP, PACKED, CallerPatterns, Layout, known_roles
 from attntut.anatomy.weight import ATTENTION, BRANCH
 
+ATTENTION_LIKE = re.compile(r"(?i)att(entio)?n")
 TABLES = ("embedding", "position")
 
 
@@ -46,7 +49,8 @@ class Drawers:
         self.foreign: dict[str, str] = {}
         self.left: dict[str, str] = {}
         self._vectors = [(each.data_ptr(), each.data_ptr() + each.nbytes, each) for each in _small(module)]
-        self.blocks = find_blocks(module, self.heard.attention)
+        self.blocks = find_blocks(module, self.heard.attention, self.heard.apart)
+        self._ran = {each for name in self.heard.called for each in prefixes(name)}
         self._done: set[int] = set()
         names: dict[int, list[str]] = {}  # a tied parameter has several
         for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -68,7 +72,7 @@ class Drawers:
                 self._sort(names[id(parameter)], given[name], parameter)
         self._learn_from_siblings(parameters)
         for name in [*self.unknown] if self.heard.attention else ():
-            if self.unknown[name] == f"{name} {tuple(parameters[name].shape)}":
+            if self.unknown.get(name) == f"{name} {tuple(parameters[name].shape)}":
                 self._excuse_unheard(name)
         for name, parameter in parameters.items():
             if id(parameter) not in self._done:
@@ -158,21 +162,42 @@ class Drawers:
                     )
 
     def _excuse_unheard(self, name: str) -> None:
-        """Leave what no gradient came from, where nothing looks like attention; elsewhere it stays unknown."""
-        path, heard = prefixes(name)[1:], [each.split(".") for each in (*self.heard.parts, *self.heard.left)]
-        region = name
-        for each in path:
-            if any(".".join(parts[: each.count(".") + 1]) == each for parts in heard):
-                break
-            region = each
-        kinds = {type(self.module.get_submodule(each)) for each in self.heard.attention}
-        inside = [] if region == name else [*self.module.get_submodule(region).named_modules(prefix=region)]
-        is_attention = any(type(each) in kinds or "att" in f"{at} {type(each).__name__}".lower() for at, each in inside)
-        is_inside = isinstance(self._owner(name), nn.Linear) and not self.heard.attention.keys().isdisjoint(path)
-        if not (is_attention or is_inside):
-            why = "no gradient leads to it" if path and path[0] in self.heard.called else "the inputs do not reach it"
+        """Leave what did not run, and what no gradient came from, unless it looks like attention: that is unknown."""
+        path = prefixes(name)[1:]
+        idle = next((each for each in reversed(path) if each not in self._ran), "")
+        is_tower = any(self.module.get_submodule(idle).children()) if idle else False
+        is_skipped = idle in self.blocks and self.blocks[idle].stack in self._ran  # the blocks beside it did run
+        if is_tower and not is_skipped:
+            self._leave_tower(idle)
+        elif not is_skipped and self._is_no_attention(name, path):
             del self.unknown[name]
-            self._leave(name, why)
+            self._leave(name, "the inputs do not reach it" if idle else "no gradient leads to it")
+
+    def _leave_tower(self, tower: str) -> None:
+        """Leave a whole module, what is known of it by name too."""
+        mine = {name: each for name, each in self.module.named_parameters() if name.startswith(f"{tower}.")}
+        mine = {name: each for name, each in mine.items() if name not in self.heard.parts and name not in self.kept}
+        for drawer in (self.unknown, self.left, self.norms):
+            for name in [each for each in drawer if each.startswith(f"{tower}.")]:
+                del drawer[name]
+        self.parts = [part for part in self.parts if part.parameter not in mine]
+        for each in mine.values():
+            self._take(each)
+        self.left |= dict.fromkeys(mine, f"{tower} ({len(mine)} parameters): the inputs do not reach it")
+
+    def _is_no_attention(self, name: str, path: Sequence[str]) -> bool:
+        """Whether neither a matrix nor what was not heard around it looks like attention."""
+        known = {*self.heard.parts, *self.heard.left, *(part.parameter for part in self.parts)}
+        known = {each for parameter in known for each in prefixes(parameter)}
+        region = [*itertools.takewhile(lambda each: each not in known, path)]
+        if not region and isinstance(self._owner(name), nn.Linear):
+            return self.heard.attention.keys().isdisjoint(path)
+        kinds = {type(self.module.get_submodule(each)) for each in self.heard.attention}
+        own = region[-1].rpartition(".")[2] if region else ""
+        inside = self.module.get_submodule(region[-1]).named_modules(prefix=own) if region else ()
+        return not any(
+            type(each) in kinds or ATTENTION_LIKE.search(f"{at} {type(each).__name__}") for at, each in inside
+        )
 
     def _take_bias(self, part: Part) -> None:
         if part.bias is not None:

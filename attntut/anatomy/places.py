@@ -58,7 +58,7 @@ class Places:
             from_latent = narrow is not None and narrow.matrix.shape[0] == part.matrix.shape[1]  # type: ignore[union-attr]
             self.width[name] = (narrow if from_latent else part).matrix.shape[1]  # type: ignore[union-attr]
             self.d_head[name] = part.matrix.shape[0] // self.heads[name]
-        self.blocks = find_blocks(module, names)
+        self.blocks = find_blocks(module, names, heard.apart)
         fed = {block_of(self.blocks, each.parameter).name for each in parts if each.role in FEED_FORWARD}
         both = fed & {block_of(self.blocks, each).name for each in names}
         stacks = {self.blocks[each].stack for each in both if each}  # some of whose blocks hold both branches

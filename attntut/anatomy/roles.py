@@ -16,6 +16,7 @@ from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, gra
 # Nodes that multiply with a matrix in a way that is not read.
 STRANGE = re.compile("^(IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
 ACTIVATION = re.compile("Sigmoid|Tanh|Silu|Softplus|Relu|Gelu|Hard|Elu|Softmax|LogSigmoid")
+NORM = re.compile("Native.*Norm|FusedRmsNorm|Rsqrt|Sqrt|LinalgVectorNorm|NormBackward|Std|Var")
 OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
@@ -33,6 +34,7 @@ class Roles:
         role: the role of each other product.
         place: of products that belong to an attention: the attention.
         left: products that no scheme speaks of, and why.
+        absorbed: products that turn queries into what latents are compared with: keys' matrices, transposed.
     """
 
     def __init__(self, graph: Graph, columns: Columns, is_inside: Callable[[str, Heard], bool]) -> None:
@@ -43,6 +45,7 @@ class Roles:
         self.role: dict[Product, str] = {}
         self.place: dict[Product, Heard] = {}
         self.left: dict[Product, str] = {}
+        self.absorbed: set[Product] = set()
         self._asked: dict[tuple[Product, str], int] = {}  # how often an operand has been made of a product
         self._reading: dict[frozenset[Any], list[Product]] = {}  # products, by what they read
         for product in self.products:
@@ -77,6 +80,16 @@ class Roles:
                     self.makes.setdefault(product, {})[role] = known + heads
                 mine[product, role] = heads
                 self.place.setdefault(product, heard)
+        same = [each for each, role in mine if role == "key" and self._is_shared(self.makes[each])]
+        for product in [each for each, role in mine if role == "query" and same]:
+            reads = self.graph.sources(product.reads)
+            if all(isinstance(each, Product) and self._readers(each) == [product] for each in reads):
+                self.absorbed.add(product)
+
+    def _is_shared(self, made: dict[str, list[list[int]]]) -> bool:
+        """Whether some columns are both key and value."""
+        key, value = ({column for head in made.get(role, ()) for column in head} for role in ("key", "value"))
+        return not key.isdisjoint(value)
 
     def _is_projection(self, product: Product, heard: Heard) -> bool:
         """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
@@ -110,14 +123,17 @@ class Roles:
                 del self.makes[product]
                 self.role[product] = "gate"
 
-    def _is_bent(self, edge: Edge, end: Product | None = None) -> bool:
+    def _is_normed(self, edge: Edge, end: Product) -> bool:
+        return self._is_bent(edge, end, NORM)
+
+    def _is_bent(self, edge: Edge, end: Product | None = None, kinds: re.Pattern[str] = ACTIVATION) -> bool:
         """Whether an activation function lies between a tensor and what it is made of."""
         stack, seen = [edge.node], {None if end is None else end.node}
         while stack:
             node = stack.pop()
             if node not in seen and node not in self.graph.products:
                 seen.add(node)
-                if ACTIVATION.match(node.name()):
+                if kinds.match(node.name()):
                     return True
                 stack += [each for each, _ in node.next_functions if each is not None]
         return False
@@ -125,13 +141,11 @@ class Roles:
     def _find_latents(self) -> None:
         """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
         for product in self.products:
-            readers = self._readers(product)
-            if (
-                product in self.makes
-                or product.is_table
-                or not readers
-                or any(each not in self.makes for each in readers)
-            ):
+            sinks = self.graph.sinks(product.node)
+            readers = [each for kind, each in sinks if kind == "product"]
+            if product in self.makes or product.is_table or any(kind in ("end", "logits") for kind, _ in sinks):
+                continue
+            if not readers or any(each not in self.makes for each in readers):
                 continue
             made = {role for each in readers for role in self.makes[each]}
             reads_it_alone = all(self.graph.sources(each.reads) == {product} for each in readers)
@@ -217,7 +231,9 @@ class Roles:
         self._find_mixers(inner)
         of_tokens = self._logits_of_tokens(rest)
         for product in rest:
-            if product in self.left or (not product.is_table and product not in inner and self._modulates(product, inner)):
+            if product in self.left or (
+                not product.is_table and product not in inner and self._modulates(product, inner)
+            ):
                 self.left.setdefault(product, "it modulates the stream")
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(product.node)}
@@ -225,10 +241,25 @@ class Roles:
                 self.left[product] = "it adds to the logits"
             elif product.is_table or (kinds and kinds <= {"logits"}):
                 self.role[product] = "position" if self._is_by_place(product, kinds) else "embedding"
-            elif self.block[product] or (product in after and (product in before or not blocks)):
+            elif self.block[product] or (
+                product in after and (product in before or not blocks or self._is_branch(product, inner))
+            ):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
             else:
                 self.role[product] = "readout" if product in after - before else "embedding"
+
+    def _is_branch(self, product: Product, inner: set[Product]) -> bool:
+        """Whether what is made of something is added to it: the matrices of a branch in a tower of one block."""
+        if product in inner:
+            return any(self._is_branch(each, inner) for each in self._readers(product))
+        first = self.graph.sources(product.reads) & inner
+        reads = {self.graph.sources(each.reads) for each in first}
+        return any(
+            user.name() == "AddBackward0" and self.graph.sources(Edge(side, 0)) in reads
+            for user in self.beyond_layout(product.node, "Mul", "NativeDropout")
+            for side, _ in user.next_functions
+            if side is not None
+        )
 
     def _stays_inside(self, product: Product) -> bool:
         """Whether a result goes to products of its own block only, none of which reads the stream."""
@@ -243,8 +274,11 @@ class Roles:
             isinstance(source, Product)
             and not source.is_table
             and self.role.get(source) != "output"
-            and bool(readers := self._readers(source))
-            and all(self.block.get(each) == block for each in (source, *readers))
+            and self.block.get(source) == block
+            and (
+                (bool(readers := self._readers(source)) and all(self.block.get(each) == block for each in readers))
+                or self._is_narrow(self._multiplied(source.node), source)  # a router that weighs experts
+            )
             for source in self.graph.sources(product.reads)
         )
 
@@ -282,6 +316,9 @@ class Roles:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
                 self.left |= dict.fromkeys([product, *(sources & inner)], "it mixes tokens without a softmax")
+        for product in reversed(self.products):
+            if product in inner and all(each in self.left for each in self._readers(product)):
+                self.left.setdefault(product, "it mixes tokens without a softmax")
 
     def _mixes_tokens(self, product: Product) -> bool:
         """Whether what one token of a next product reads is made of several tokens, a short filter aside."""
@@ -308,7 +345,11 @@ class Roles:
     def _modulates(self, product: Product, inner: set[Product]) -> bool:
         """Whether each feature of a result multiplies one of the stream."""
         sides = None if self.graph.sources(product.reads) & inner else self._multiplied(product.node)
-        return sides is not None and sides[0].shape[product.channels] > 1
+        return sides is not None and not self._is_narrow(sides, product) and not self._is_normed(sides[0], product)
+
+    def _is_narrow(self, sides: tuple[Edge, Edge] | None, product: Product) -> bool:
+        """Whether one number of a result multiplies all features of something."""
+        return sides is not None and sides[0].shape[product.channels] == 1
 
     def _multiplied(self, node: Node) -> tuple[Edge, Edge] | None:
         """Where a result is multiplied, entry by entry, before it is added to anything else: itself, and with what."""
@@ -378,16 +419,25 @@ class Roles:
             only_logits = bool(kinds) and kinds <= {"logits"}
             is_added = any(name.startswith(("Add", "Sub")) for name in names) and node.variable.shape[-2] > 1
             is_vector = max(node.variable.shape) == node.variable.numel()
-            if self._is_no_token(node) or any(user.name() == "MulBackward0" and self._is_computed(user) for user in users) or (
-                is_vector and only_logits
+            if (
+                self._is_no_token(node)
+                or any(user.name() == "MulBackward0" and self._is_computed(user) for user in users)
+                or (is_vector and only_logits)
             ):
                 yield name, "gain"
+            elif self._is_bias(node, users):
+                yield name, "bias"
             elif all(_is_known(each) for each in names):
                 yield name, "position" if is_added or only_logits else "embedding"
 
+    def _is_bias(self, node: Node, users: set[Node]) -> bool:
+        """Whether it is added to an operand and has a number for each of its features, in all heads."""
+        sums = [user for user in users if user.name() == "AddBackward0"]
+        made = [self.makes.get(each, {}) for user in sums for each in self.graph.sources(Edge(user, 0))]
+        return any(sum(map(len, heads)) == node.variable.numel() for roles in made for heads in roles.values())
 
     def _is_no_token(self, node: Node) -> bool:
-        """Whether a matrix is none of tokens: no product that reads it is as wide, or an operand is multiplied with it."""
+        """Whether a matrix is none of tokens: no product reads its width, or an operand is multiplied with it."""
         sinks, shape = self.graph.sinks(node), node.variable.shape
         widths = {each.reads.shape[each.summed] for kind, each in sinks if kind == "product" and each.reads}
         if widths:

@@ -8,7 +8,6 @@ from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.utils.parametrize
 from torch import Tensor, nn
 
 from attntut.anatomy.names import RolePatterns
@@ -42,7 +41,9 @@ def initialize_(
     once, as an embedding). Unless the scheme says otherwise, biases become 0 and norms the identity; learnable gains
     stay. The row of an embedding that stands for padding becomes 0. Frozen matrices are initialized too; frozen tables
     and sinusoidal ones stay as they are. Gates and the narrow matrices of latent attention are drawn like the matrix
-    that a branch begins with; of an adapter, the first matrix is N(0, 1/fan_in) and the second 0 (Hu et al. 2021).
+    that a branch begins with; of an adapter, the first matrix is N(0, 1/fan_in) and the second 0 (Hu et al. 2021). What
+    no scheme speaks of (filters of single channels, modulation, mixing without a softmax, weights computed from
+    others) and what ``inputs`` do not reach stays as it is, and a warning says so.
 
     Args:
         module: as in :func:`view`.
@@ -80,7 +81,9 @@ def initialize_(
     wanted = found.architecture(first.n_layers, first.d_head)
     check_requirements(found.name, found.requires, seen.traits, wanted, options, force=force)
     if seen.left:
-        warnings.warn(f"Left as they are, with their biases: {listing(seen.left.values())}.", stacklevel=2)
+        warnings.warn(
+            f"Left as they are, with their biases: {listing(dict.fromkeys(seen.left.values()))}.", stacklevel=2
+        )
     plan = list(_plan(found, seen, options))
     with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
         for target, law in plan:
@@ -145,6 +148,13 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
     for name, parameter in seen.module.named_parameters():
         if name in seen.kept or name in seen.gains or name in seen.left:
             continue
+        owner, is_computed, part = f".{name}".rpartition(".parametrizations.")
+        if is_computed:
+            raise ValueError(
+                f"{owner[1:] or type(seen.module).__name__} must hold plain parameters, and {part.partition('.')[0]} "
+                "is computed from others (torch.nn.utils.parametrize). Initialize first and parametrize then, or leave "
+                f'it alone: roles={{"keep": "{owner[1:] + "." if owner else ""}*"}}.'
+            )
         if parameter.is_meta:
             raise ValueError(
                 f"{name} must have memory to be filled: it is on the meta device. Call module.to_empty(device=…) first."
@@ -160,16 +170,6 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
         if any(view.untyped_storage().data_ptr() != own for view in written.get(name, ())):
             raise ValueError(
                 f"{name} must hold its projections in its own memory, and a part of it is a copy. {_INSTEAD}"
-            )
-    for name, module in seen.module.named_modules():
-        computed = (getattr(module, "parametrizations", nn.Module()) if torch.nn.utils.parametrize.is_parametrized(module) else nn.Module()).named_parameters()
-        prefix = f"{name}.parametrizations." if name else "parametrizations."
-        if any(prefix + each not in {**seen.left, **seen.gains} and prefix + each not in seen.kept for each, _ in computed):
-            parts = ", ".join(getattr(module, "parametrizations", {}))
-            raise ValueError(
-                f"{name or type(module).__name__} must hold plain parameters, and {parts} is computed from others "
-                "(torch.nn.utils.parametrize). Initialize first and parametrize then, or leave it alone: "
-                f'roles={{"keep": "{name + "." if name else ""}*"}}.'
             )
     unfilled = [name for name, buffer in seen.module.named_buffers() if buffer.is_meta]
     if unfilled:

@@ -35,14 +35,14 @@ IMPLEMENTATIONS = ("eager", "sdpa")
 LIMIT = 60.0  # seconds for a type and implementation
 COLUMNS = (
     "type implementation status reason layers exact wrong unseen maps_exact maps_wrong maps_other roles gradients "
-    "initialize refused drawn_right drawn_wrong findings left left_drawing seconds"
+    "initialize refused drawn_right drawn_wrong drawn_left findings left left_drawing seconds"
 ).split()
 LEGEND = """\
 status: ran; not built (reason); crashed (in attntut); died, timeout (the process)
 layers: with attention, as diagnosed; exact: with the entropies of Python's softmaxes; wrong, unseen: the others
 maps: the same for what output_attentions returns; other: the result of no softmax
 roles, gradients: layers with query, key, value and output; initialize: done, refused (why) or crashed
-drawn_right, drawn_wrong: matrices known by name, with Xavier's deviation or not
+drawn_right, drawn_wrong: matrices known by name, with Xavier's deviation or not; drawn_left: said to be left
 left, left_drawing: what diagnose, or initialize_, left behind"""
 LINES: dict[str, tuple[Callable[[Row], bool], ...]] = {
     "ran / not built / crashed, died or late": (

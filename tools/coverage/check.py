@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -178,14 +179,23 @@ def initialized(model: nn.Module, inputs: Row, layers: set[str]) -> Row:
     reached = tiny.with_towers(model, inputs)
     before = Traces(model)
     try:
-        attntut.initialize_(model, "xavier_normal", inputs=reached, generator=torch.Generator().manual_seed(0))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            left = attntut.anatomy.view(model, inputs=reached).left
+            attntut.initialize_(model, "xavier_normal", inputs=reached, generator=torch.Generator().manual_seed(0))
     except Exception as error:
         said: Row = {"initialize": "refused" if isinstance(error, ValueError) else "crashed", "refused": reason(error)}
         allowed = set[str]()
     else:
         verdicts = xavier.verdicts(model, layers, values)
-        wrong = " ".join(name for name, right in verdicts.items() if not right)
-        said = {"initialize": "done", "drawn_right": sum(verdicts.values()), "drawn_wrong": wrong}
+        said = {
+            "initialize": "done",
+            "drawn_right": sum(verdicts.values()),
+            "drawn_wrong": " ".join(name for name, right in verdicts.items() if not right and name not in left),
+            "drawn_left": sum(
+                name in left and torch.equal(values[name], model.get_parameter(name)) for name in verdicts
+            ),
+        }
         allowed = {"weights"}
     return said | {"left_drawing": " ".join(part for part in before.left(model) if part not in allowed)}
 

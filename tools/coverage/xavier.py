@@ -40,7 +40,8 @@ def verdicts(model: nn.Module, layers: Iterable[str], before: dict[str, Tensor])
         own = name.removesuffix(".weight").rpartition(".")[2]
         kind = next((kind for kind, names in KINDS.items() if re.fullmatch(names, own)), None)
         is_inside = name.startswith(places) or re.search(r"(?i)att(entio)?n", name)
-        if kind is None or parameter.ndim < 2 or parameter[0, 0].numel() > 1 or not is_inside:
+        is_vector = parameter.numel() == max(parameter.shape, default=1)
+        if kind is None or is_vector or parameter[0, 0].numel() > 1 or not is_inside:
             continue
         owner = model.get_submodule(name.rpartition(".")[0])
         weight = parameter.detach().flatten(1)
