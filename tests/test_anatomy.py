@@ -482,9 +482,21 @@ def test_a_plain_tuple_does_not_overrule_what_was_heard():
     assert torch.equal(seen.entries[0].view, W["query"]), "The tuple names the roles; how they lie was heard."
 
 
-def test_parametrized_weights_are_refused_before_anything_is_written():
-    model = Model()
+def test_weights_of_weight_norm_are_drawn_through_what_they_are_computed_from():
+    model, plain = Model(), Model()
     torch.nn.utils.parametrizations.weight_norm(model.deep[1].w)
+    originals = [*model.deep[1].w.parametrizations.parameters()]
+    for each in (model, plain):
+        initialize_(each, "xavier_normal", inputs=IDS, generator=seeded(0))
+    torch.testing.assert_close(model.deep[1].w.weight, plain.deep[1].w.weight)
+    assert all(a is b for a, b in zip(originals, model.deep[1].w.parametrizations.parameters(), strict=True))
+    initialize_(model, "orthogonal", inputs=IDS, roles={"keep": "deep.1.w.parametrizations.*"})
+    torch.testing.assert_close(model.deep[1].w.weight, plain.deep[1].w.weight)
+
+
+def test_computed_weights_that_cannot_be_set_are_refused_before_anything_is_written():
+    model = Model()
+    torch.nn.utils.parametrizations.spectral_norm(model.deep[1].w)
     before = {name: each.clone() for name, each in model.state_dict().items()}
     with pytest.raises(ValueError, match=r"deep\.1\.w"):
         initialize_(model, "xavier_normal", inputs=IDS)

@@ -366,3 +366,74 @@ def test_a_packed_matrix_may_be_multiplied_once_for_each_role():
     roles = [(entry.role, entry.rows) for entry in found(Thrice(), X).entries if entry.parameter == "a.weight"]
     expected = [("query", f"0 … {D - 1}"), ("key", f"{D} … {2 * D - 1}"), ("value", f"{2 * D} … {3 * D - 1}")]
     assert sorted(roles) == sorted(expected), "Are rows that another call uses taken for something else?"
+
+
+def test_a_tower_of_one_block_beside_a_stack():
+    model = Wired(lambda m, ids, x: (m.p(ids), m.q(x)), p=stacked(), q=block())
+    one = {f"q.u.{name}": role for name, role in ROLES.items()} | {f"q.{name}": role for name, role in BRANCH.items()}
+    assert whole(model, (IDS, X)) == roles_of("p.") | one
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_heads_in_a_list_are_no_stack(depth):
+    def head():
+        return Wired(lambda m, x: softmax(m.a(x), m.b(x), m.c(x)), **{name: linear(DH) for name in "abc"})
+
+    def attention():
+        heads = nn.ModuleList(head() for _ in range(H))
+        return Wired(lambda m, x: m.d(torch.cat([head(x) for head in m.h], -1)), h=heads, d=linear())
+
+    seen = found(stacked(*(attention() for _ in range(depth))), IDS)
+    inside = seen.by_role("query", *BRANCH.values())
+    places = {(entry.parameter[5], entry.weight.layer, entry.weight.n_layers) for entry in inside}
+    assert places == {(str(i), i + 1, depth) for i in range(depth)}, "Heads stand side by side."
+    assert {entry.role for entry in seen.entries} == {*roles_of().values()}
+
+
+def test_blocks_that_mix_tokens_without_a_softmax_among_those_of_attention():
+    model = stacked()
+    model.deep.extend(block(plain(lambda q, k, v: q.exp() @ (k.exp().mT @ v)), Other) for _ in range(2))
+    linear_ones = {f"deep.{i}.u.{name}" for i in (2, 3) for name in ROLES}
+    branches = {f"deep.{i}.{name}": role for i in (2, 3) for name, role in BRANCH.items()}
+    assert whole(model, IDS) == roles_of() | branches
+    seen = found(model, IDS)
+    assert seen.left.keys() == linear_ones and all("without a softmax" in why for why in seen.left.values())
+
+
+def test_what_is_added_to_all_heads_of_a_query_is_a_bias():
+    bias = nn.Parameter(torch.ones(H, DH))
+    model = stacked(packed(attend=lambda q, k, v: softmax(q + bias[:, None], k, v)), plain())
+    model.deep[0].u.t = bias
+    assert list(found(model, IDS).biases) == ["deep.0.u.t"]
+    initialize_(model, "xavier_normal", inputs=IDS)
+    assert (bias == 0).all()
+
+
+def test_keys_that_were_absorbed_into_the_queries_are_refused_by_name():
+    def run(m, x):
+        latent = m.b(x)[:, None]
+        mix = (by_heads(m.a(x), H) @ m.c @ latent.mT).softmax(-1) @ latent
+        return m.d((mix @ m.e).transpose(1, 2).flatten(2))
+
+    stacks = {name: nn.Parameter(torch.randn(H, *shape)) for name, shape in (("c", (DH, 3)), ("e", (3, DH)))}
+    model = Wired(run, a=linear(), b=linear(3), d=linear(), **stacks)
+    with pytest.raises(ValueError, match=r"c \(\d+, \d+, 3\): key, but it was absorbed into the queries"):
+        initialize_(model, "xavier_normal", inputs=X)
+
+
+def test_what_modulates_the_stream_is_left_and_what_makes_it_is_drawn():
+    def modulated(m, x, c):
+        scale, shift, gate = m.t(c)[:, None].chunk(3, -1)
+        return x + gate * m.u(F.layer_norm(x, (D,)) * (1 + scale) + shift)
+
+    def run(m, x, c):
+        x = m.p(x) + m.spots
+        for each in m.deep:
+            x = each(x, c)
+        return m.q(x)
+
+    deep = nn.ModuleList(Wired(modulated, t=linear(3 * D, 2), u=plain()) for _ in range(2))
+    model = Wired(run, p=linear(), q=linear(3), deep=deep, spots=nn.Parameter(torch.randn(T, D)))
+    told = whole(model, (X, torch.randn(2, 2)))
+    assert told["p.weight"] == "embedding" and told["q.weight"] == "readout"
+    assert found(model, (X, torch.randn(2, 2))).left.keys() == {"deep.0.t.weight", "deep.1.t.weight"}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import warnings
 from collections.abc import Collection, Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.names import CallerPatterns, RolePatterns
 from attntut.anatomy.parameters import listing
 from attntut.anatomy.view import Entry, ModelView, view
 from attntut.init.laws import Constant, IndependentLaw, Law, Normal
@@ -75,26 +77,27 @@ def initialize_(
     found = find_scheme(scheme)
     found.check_options(options)
     _check_generator(generator)
-    seen = view(module, inputs=inputs, roles=roles, n_heads=n_heads)
-    _check_parameters(seen, generator)
-    first = next(entry.weight for entry in seen.entries if entry.attention is not None)
-    wanted = found.architecture(first.n_layers, first.d_head)
-    check_requirements(found.name, found.requires, seen.traits, wanted, options, force=force)
-    if seen.left:
-        warnings.warn(
-            f"Left as they are, with their biases: {listing(dict.fromkeys(seen.left.values()))}.", stacklevel=2
-        )
-    plan = list(_plan(found, seen, options))
-    with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
-        for target, law in plan:
-            _draw(target, law, generator)
-        for entry in seen.entries:
-            if entry.padding is not None:
-                entry.view[:, entry.padding] = 0
-        if found.finish:
-            devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
-            with torch.random.fork_rng(devices, enabled=generator is not None), torch.enable_grad():
-                found.finish_(seen, generator, **options)
+    with _computed_set_through(module, CallerPatterns(roles)):
+        seen = view(module, inputs=inputs, roles=roles, n_heads=n_heads)
+        _check_parameters(seen, generator)
+        first = next(entry.weight for entry in seen.entries if entry.attention is not None)
+        wanted = found.architecture(first.n_layers, first.d_head)
+        check_requirements(found.name, found.requires, seen.traits, wanted, options, force=force)
+        if seen.left:
+            warnings.warn(
+                f"Left as they are, with their biases: {listing(dict.fromkeys(seen.left.values()))}.", stacklevel=2
+            )
+        plan = list(_plan(found, seen, options))
+        with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
+            for target, law in plan:
+                _draw(target, law, generator)
+            for entry in seen.entries:
+                if entry.padding is not None:
+                    entry.view[:, entry.padding] = 0
+            if found.finish:
+                devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+                with torch.random.fork_rng(devices, enabled=generator is not None), torch.enable_grad():
+                    found.finish_(seen, generator, **options)
     return module
 
 
@@ -176,6 +179,50 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
         raise ValueError(
             f"Buffers must have values, and no scheme can give them: {listing(unfilled)} on the meta device."
         )
+
+
+@contextlib.contextmanager
+def _computed_set_through(module: nn.Module, patterns: CallerPatterns) -> Iterator[None]:
+    """Meanwhile, weights that are computed (weight norm) are plain; then what they are computed from is set."""
+    plain: list[tuple[nn.Module, type[nn.Module], dict[str, Any], dict[str, Tensor]]] = []
+    for path, owner in [*module.named_modules()] if isinstance(module, nn.Module) else ():
+        if not parametrize.is_parametrized(owner):
+            continue
+        lists: Any = owner.parametrizations
+        names = [f"{path}.parametrizations.{name}".lstrip(".") for name, _ in lists.named_parameters()]
+        if patterns.match(names) or not all(map(_can_be_set, lists.values())):
+            continue
+        values = {name: each().detach() for name, each in lists.items()}
+        plain.append((owner, type(owner), dict(owner._modules), values))
+        del owner._modules["parametrizations"]
+        owner.__class__ = type(owner).__bases__[0]
+        for name, each in lists.items():
+            is_free = all(original.requires_grad for original in each.parameters())
+            owner.register_parameter(name, nn.Parameter(values[name].clone(), requires_grad=is_free))
+    done = False
+    try:
+        yield
+        done = True
+    finally:
+        for owner, kind, modules, values in plain:
+            drawn = {name: owner._parameters.pop(name) for name in values}
+            owner.__class__, owner._modules = kind, modules
+            for name, value in drawn.items():
+                if done and value is not None and not torch.equal(value, values[name]):
+                    setattr(owner, name, value.detach())
+
+
+def _can_be_set(computed: Any) -> bool:
+    """Whether a computed tensor can be given any value."""
+    probe = copy.deepcopy(computed).eval()
+    try:
+        with torch.no_grad():
+            value = probe()
+            wanted = torch.linspace(-1, 2, value.numel(), dtype=value.dtype, device=value.device).view_as(value)
+            probe.right_inverse(wanted)
+            return torch.allclose(probe(), wanted, rtol=1e-2, atol=1e-2)
+    except Exception:  # it has no inverse
+        return False
 
 
 @contextlib.contextmanager
