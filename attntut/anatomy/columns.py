@@ -132,12 +132,7 @@ class Columns:
             mask.select(dim, index).fill_(1.0)
             weights = weights * mask
         between = [each for each in self.graph.sources(edge) if product in self.graph.sources(_read_by(each))]
-        silenced = [each.node.register_prehook(_silence) for each in between]  # what comes through them is not its own
-        try:
-            (gradient,) = gradients([edge], [product.result], [weights])
-        finally:
-            for handle in silenced:
-                handle.remove()
+        (gradient,) = gradients([edge], [product.result], [weights], silent=between)
         return [] if gradient is None else self._touched(gradient, product)
 
     def _random(self, shape: torch.Size) -> Tensor:
@@ -209,10 +204,6 @@ class Columns:
 
 def _read_by(source: object) -> Edge | None:
     return source.reads if isinstance(source, Product) else None
-
-
-def _silence(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    return tuple(None if each is None else torch.zeros_like(each) for each in gradients)
 
 
 def _leaf_below(node: Node, parameter: nn.Parameter) -> Edge:

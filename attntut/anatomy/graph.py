@@ -457,22 +457,34 @@ class Graph:
         return frozenset(found)
 
 
-def gradients(outputs: list[Edge], inputs: list[Edge], weights: list[Tensor]) -> tuple[Tensor | None, ...]:
+def gradients(
+    outputs: list[Edge], inputs: list[Edge], weights: list[Tensor], silent: Iterable[Any] = ()
+) -> tuple[Tensor | None, ...]:
     """Gradients between tensors of the graph, which stays usable; None where there is no path.
 
     Args:
         outputs, inputs: from where to where.
         weights: the gradient at each of ``outputs``.
+        silent: products and attentions that nothing shall come through.
     """
     like = [_metadata(edge) for edge in outputs]
     given = [each.to(dtype=dtype, device=device) for each, (dtype, device) in zip(weights, like, strict=True)]
-    return torch.autograd.grad(
-        [_gradient_edge(edge) for edge in outputs],  # type: ignore[arg-type]
-        [_gradient_edge(edge) for edge in inputs],  # type: ignore[arg-type]
-        grad_outputs=given,
-        allow_unused=True,
-        retain_graph=True,
-    )
+    handles = [each.node.register_prehook(_silence) for each in silent]
+    try:
+        return torch.autograd.grad(
+            [_gradient_edge(edge) for edge in outputs],  # type: ignore[arg-type]
+            [_gradient_edge(edge) for edge in inputs],  # type: ignore[arg-type]
+            grad_outputs=given,
+            allow_unused=True,
+            retain_graph=True,
+        )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _silence(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return tuple(None if each is None else torch.zeros_like(each) for each in gradients)
 
 
 def _gradient_edge(edge: Edge) -> GradientEdge | Tensor:

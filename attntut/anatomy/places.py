@@ -67,7 +67,7 @@ class Places:
         self.stack = {name: self._stack(name) for name in names}
         depth: dict[str, int] = {"encoder": 0, "decoder": 0}
         for name, stack in self.stack.items():
-            depth[stack] = max(depth[stack], self._depth(name))
+            depth[stack] = max(depth[stack], self._depth(name, parts))
         self.depth = depth
         self.has_both = all(depth.values())
 
@@ -75,8 +75,15 @@ class Places:
         """How often the stream comes through an attention: blocks that share their weights count each time."""
         return max((self.heard.passes.get(part.parameter, 1) for part in parts if part.attention == name), default=1)
 
-    def _depth(self, name: str) -> int:
-        return block_of(self.blocks, name).n_layers * self.passes[name]
+    def _depth(self, name: str, parts: Sequence[Part]) -> int:
+        """How many blocks deep the stack of an attention is."""
+        block = block_of(self.blocks, name)
+        chain = [
+            self.heard.layers[part.parameter][1]
+            for part in parts
+            if part.attention == name and part.parameter in self.heard.layers
+        ]
+        return chain[0] if chain and block.stack not in self._whole else block.n_layers * self.passes[name]
 
     def weight(
         self, parameter: str, role: str, shape: tuple[int, int], attention: str | None, is_table: bool

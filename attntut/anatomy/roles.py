@@ -336,7 +336,8 @@ class Roles:
         assert reader.reads is not None
         weights = torch.zeros(reader.reads.shape)
         weights.movedim(reader.summed, 0).flatten(1)[:, -1] = 1.0
-        (gradient,) = gradients([reader.reads], [product.result], [weights])
+        between = self.graph.sources(reader.reads) - {product}
+        (gradient,) = gradients([reader.reads], [product.result], [weights], silent=between)
         if gradient is None:
             return 0
         touched = (gradient != 0).any(product.channels)
