@@ -397,7 +397,7 @@ def test_blocks_that_mix_tokens_without_a_softmax_among_those_of_attention():
     branches = {f"deep.{i}.{name}": role for i in (2, 3) for name, role in BRANCH.items()}
     assert whole(model, IDS) == roles_of() | branches
     seen = found(model, IDS)
-    assert seen.left.keys() == linear_ones and all("without a softmax" in why for why in seen.left.values())
+    assert seen.left.keys() == linear_ones and all("otherwise than by softmax" in why for why in seen.left.values())
 
 
 def test_what_is_added_to_all_heads_of_a_query_is_a_bias():

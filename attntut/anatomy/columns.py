@@ -31,7 +31,6 @@ class Columns:
         self.graph, self.parameters, self.siblings = graph, parameters, siblings
         self._known: dict[Any, Any] = {}
         self._drawn: dict[torch.Size, Tensor] = {}
-        self._asked: dict[Any, int] = {}
 
     def batch(self, product: Product) -> int:
         """How many matrices a product holds: one a head, or one an expert; 1 as a rule."""

@@ -70,28 +70,17 @@ class Matrix:
 
     def rows(self, numbers: Sequence[int]) -> Matrix | None:
         """Some of the rows, in this order; None where they do not lie evenly in memory."""
-        return self._part(numbers, of_rows=True)
-
-    def columns(self, numbers: Sequence[int]) -> Matrix | None:
-        """Some of the columns, in this order; None where they do not lie evenly in memory."""
-        return self._part(numbers, of_rows=False)
-
-    def _part(self, numbers: Sequence[int], *, of_rows: bool) -> Matrix | None:
         view, split = self.view, self.row_dims
-        chosen = slice(None, split) if of_rows else slice(split, None)
         offsets = [0]
-        for size, stride in zip(view.shape[chosen], view.stride()[chosen], strict=True):
+        for size, stride in zip(view.shape[:split], view.stride(), strict=False):
             offsets = [offset + i * stride for offset in offsets for i in range(size)]
         levels = nested([offsets[number] for number in numbers])
         if levels is None:
             return None
-        sizes, steps = [level[0] for level in levels], [level[1] for level in levels]
-        if of_rows:
-            shape, strides = [*sizes, *view.shape[split:]], [*steps, *view.stride()[split:]]
-        else:
-            shape, strides = [*view.shape[:split], *sizes], [*view.stride()[:split], *steps]
+        sizes, steps = zip(*levels, strict=True)
+        shape, strides = (*sizes, *view.shape[split:]), (*steps, *view.stride()[split:])
         start = view.storage_offset() + offsets[numbers[0]]
-        return Matrix(view.as_strided(shape, strides, start), len(sizes) if of_rows else split)
+        return Matrix(view.as_strided(shape, strides, start), len(levels))
 
 
 def nested(offsets: Sequence[int]) -> Levels | None:

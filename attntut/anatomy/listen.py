@@ -204,18 +204,11 @@ class Ears:
             anatomy.traits.setdefault(where[heard], {}).update(architecture.traits(heard))
             if (is_cross := architecture.is_cross(heard)) is not None:
                 anatomy.cross[where[heard]] = is_cross
+        asking = {roles.place[each]: made["query"] for each, made in reversed(roles.makes.items()) if "query" in made}
         for product, heard in roles.place.items():
-            query = next(
-                (
-                    makes["query"]
-                    for each, makes in roles.makes.items()
-                    if "query" in makes and roles.place[each] is heard
-                ),
-                None,
-            )
-            if query and len(query) > 1:
-                for name in product.parameters:
-                    anatomy.around.setdefault(name, (architecture.is_cross(heard), len(query), len(query[0])))
+            query = asking.get(heard, [])
+            for name in product.parameters if len(query) > 1 else ():
+                anatomy.around.setdefault(name, (architecture.is_cross(heard), len(query), len(query[0])))
         _Writer(graph, columns, roles, where, anatomy).write()
         return anatomy
 
@@ -276,12 +269,9 @@ class _Writer:
             used |= self._made_elsewhere(product)
             rest = [column for column in range(self.columns.fan_out(product)) if column not in used]
             if rest:
-                goes_to = {
-                    self.roles.role.get(each) for kind, each in self.graph.sinks(product.node) if kind == "product"
-                }
-                role = (
-                    "feed_forward_in" if "feed_forward_out" in goes_to else "gate" if "output" in goes_to else "latent"
-                )
+                goes_to = {self.roles.role.get(each) for _, each in self.graph.sinks(product.node)}
+                kinds = {"feed_forward_out": "feed_forward_in", "output": "gate"}
+                role = next((kinds[each] for each in kinds if each in goes_to), "latent")
                 self._add(_part(role, name, matrix, bias, rest, where))
             return
         role = self.roles.role[product]
@@ -352,14 +342,8 @@ def _part(
     is_all = matrix is not None and columns == list(range(matrix.shape[0]))
     rows = matrix if matrix is None or is_all else matrix.rows(columns)
     shift = bias if bias is None or is_all else bias.rows(columns)
-    why = (
-        ""
-        if rows
-        else "what is multiplied with is no rearrangement of it"
-        if matrix is None
-        else "its rows are scattered"
-    )
-    return Part(role, name, rows, shift, where, n_heads, is_table, why)
+    why = "what is multiplied with is no rearrangement of it" if matrix is None else "its rows are scattered"
+    return Part(role, name, rows, shift, where, n_heads, is_table, "" if rows else why)
 
 
 def siblings(module: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -123,11 +123,8 @@ class Roles:
                 del self.makes[product]
                 self.role[product] = "gate"
 
-    def _is_normed(self, edge: Edge, end: Product) -> bool:
-        return self._is_bent(edge, end, NORM)
-
     def _is_bent(self, edge: Edge, end: Product | None = None, kinds: re.Pattern[str] = ACTIVATION) -> bool:
-        """Whether an activation function lies between a tensor and what it is made of."""
+        """Whether a function of some kind lies between a tensor and what it is made of."""
         stack, seen = [edge.node], {None if end is None else end.node}
         while stack:
             node = stack.pop()
@@ -315,10 +312,12 @@ class Roles:
         for product in self.products:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
-                self.left |= dict.fromkeys([product, *(sources & inner)], "it mixes tokens without a softmax")
+                self.left |= dict.fromkeys(
+                    [product, *(sources & inner)], "it mixes tokens otherwise than by softmax attention"
+                )
         for product in reversed(self.products):
             if product in inner and all(each in self.left for each in self._readers(product)):
-                self.left.setdefault(product, "it mixes tokens without a softmax")
+                self.left.setdefault(product, "it mixes tokens otherwise than by softmax attention")
 
     def _mixes_tokens(self, product: Product) -> bool:
         """Whether what one token of a next product reads is made of several tokens, a short filter aside."""
@@ -346,7 +345,7 @@ class Roles:
     def _modulates(self, product: Product, inner: set[Product]) -> bool:
         """Whether each feature of a result multiplies one of the stream."""
         sides = None if self.graph.sources(product.reads) & inner else self._multiplied(product.node)
-        return sides is not None and not self._is_narrow(sides, product) and not self._is_normed(sides[0], product)
+        return sides is not None and not self._is_narrow(sides, product) and not self._is_bent(sides[0], product, NORM)
 
     def _is_narrow(self, sides: tuple[Edge, Edge] | None, product: Product) -> bool:
         """Whether one number of a result multiplies all features of something."""
