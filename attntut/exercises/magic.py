@@ -1,0 +1,46 @@
+"""``%%exercise 2.4``: run a cell, and check its answer at once against the public case."""
+
+from __future__ import annotations
+
+from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+
+from attntut.exercises.public import check, record, variant_of
+
+
+@magics_class
+class Exercises(Magics):
+    """The two magics; the student's name decides which parameters an exercise has."""
+
+    student = ""
+
+    @line_magic("student")
+    def name(self, line: str) -> None:
+        """``%student ada``: whose parameters the exercises take."""
+        self.student = line.strip()
+        print(f"The exercises with numbers take the parameters of {self.student or 'the page'}.")
+
+    @cell_magic
+    def exercise(self, line: str, cell: str) -> None:
+        """``%%exercise 2.4``: run the cell here, then alone, and ask a question if its answer is wrong."""
+        number = line.strip()
+        try:
+            shipped = record(number)
+        except ValueError as error:
+            print(error)
+            return
+        given = shipped.get("given", [])
+        mine = given[variant_of(self.student, number) % len(given)] if given else ""
+        if mine:
+            print(f"Exercise {number}: {mine}")
+        if self.shell.run_cell(cell).error_in_exec:
+            return
+        try:
+            check(number, cell, self.student)
+        except AssertionError as question:
+            print(f"Exercise {number}: {question}")
+        except NameError as error:
+            print(f"Exercise {number}: this cell needs another one: {error}. What it uses must stand in it.")
+        except Exception as error:
+            print(f"Exercise {number}: {type(error).__name__}: {error}")
+        else:
+            print(f"Exercise {number}: right, by the public check.")
