@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import functools
 import inspect
 import json
 import textwrap
@@ -24,7 +25,6 @@ from attntut.exercises.wire import pack
 
 Case = Any
 Parameters = dict[str, Any]
-FORBIDDEN_ALWAYS = frozenset({"exercises", "grading"})  # no answer imports these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,11 @@ class Exercise:
         statement: Markdown; ``<<name>>`` stands for a parameter.
         hint: Markdown.
         starter: what stands in the answer's cell when it is handed out.
+        setup: what an answer may use besides ``math`` and ``torch``: import lines, and classes and functions of this
+            chapter's file, which use nothing else; their source is shown.
+        forbidden: names that the answer must do without.
+        seconds: how long the answer may run.
+        manual: points that a person gives.
     """
 
     kind: ClassVar[str]
@@ -52,7 +57,7 @@ class Exercise:
     needs: tuple[str, ...] = ()
     name: str = "answer"
     starter: str = "answer = ..."
-    setup: str = ""
+    setup: tuple[Any, ...] = ()
     forbidden: frozenset[str] = frozenset()
     seconds: float = 10
     manual: int = 0
@@ -76,7 +81,17 @@ class Exercise:
     def public(self) -> dict[str, Any]:
         """What is shipped for the check in a notebook and on the page: no solution."""
         shared = {"kind": self.kind, "name": self.name, "points": self.points, "seconds": self.seconds}
-        return {**shared, "setup": self.setup, "forbidden": sorted(self.forbidden)}
+        return {**shared, "setup": self.prelude(), "forbidden": sorted(self.forbidden)}
+
+    def prelude(self) -> str:
+        """The source of ``setup``."""
+        parts = [part if isinstance(part, str) else textwrap.dedent(inspect.getsource(part)) for part in self.setup]
+        return "\n\n".join(part.strip("\n") for part in parts)
+
+
+def rounded(answer: Any) -> list[float]:
+    """Numbers to seven digits, which is more than any answer is checked to."""
+    return [float(f"{x:.7g}") for x in numbers(answer)]
 
 
 def encode(check: Mapping[str, Any]) -> str:
@@ -120,21 +135,23 @@ class Number(Exercise):
         return [seed % VARIANTS]
 
     def want(self, seed: int) -> list[Any]:
-        return [numbers(self.solve(**self.given(case))) for case in self.cases(seed)]
+        return [self.check["right"][case % len(self.check["right"])] for case in self.cases(seed)]
 
-    def check(self, variant: int) -> dict[str, Any]:
-        """The right answer, the traps and their questions, for one variant."""
-        given = self.given(variant)
-        traps = [[numbers(trap(**given)), question] for question, trap in self.traps.items()]
-        return {"right": numbers(self.solve(**given)), "rtol": self.rtol, "traps": traps, "ask": self.ask}
+    @functools.cached_property
+    def check(self) -> dict[str, Any]:
+        """The right answers and the traps of every variant, and the questions."""
+        variants = [self.given(k) for k in range(VARIANTS if self.parameters else 1)]
+        right, *traps = (
+            [rounded(solve(**given)) for given in variants] for solve in [self.solve, *self.traps.values()]
+        )
+        return {"right": right, "rtol": self.rtol, "traps": traps, "questions": list(self.traps), "ask": self.ask}
 
     def judge(self, case: Case, got: Any, want: Any) -> None:
-        judge_encoded(self.check(case), got)
+        judge_encoded(self.check, case, got)
 
     def public(self) -> dict[str, Any]:
-        texts = [", ".join(f"{name} = {value}" for name, value in self.given(k).items()) for k in range(VARIANTS)]
-        checks = [encode(self.check(k)) for k in range(VARIANTS if self.parameters else 1)]
-        return {**super().public(), "given": texts[: len(checks)], "checks": checks}
+        given = [", ".join(f"{k} = {v}" for k, v in self.given(n).items()) for n in range(len(self.check["right"]))]
+        return {**super().public(), "given": given, "check": encode(self.check)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,23 +170,25 @@ class Choice(Exercise):
         """Letter → (text, question)."""
         return dict(zip("abcdefgh", self.options.items(), strict=False))
 
-    def check(self, variant: int = 0) -> dict[str, Any]:
+    @property
+    def check(self) -> dict[str, Any]:
         """The right letter, and the others with their questions."""
         right = [letter for letter, (_, question) in self.letters().items() if not question]
-        traps = [[letter, question] for letter, (_, question) in self.letters().items() if question]
-        return {"right": right[0], "traps": traps, "ask": f"Which letter do you choose, of {', '.join(self.letters())}?"}
+        wrong = {letter: question for letter, (_, question) in self.letters().items() if question}
+        ask = f"Which letter do you choose, of {', '.join(self.letters())}?"
+        return {"right": right, "traps": [[w] for w in wrong], "questions": list(wrong.values()), "ask": ask}
 
     def cases(self, seed: int) -> list[Case]:
         return [0]
 
     def want(self, seed: int) -> list[Any]:
-        return [self.check()["right"]]
+        return self.check["right"]
 
     def judge(self, case: Case, got: Any, want: Any) -> None:
-        judge_encoded(self.check(), got)
+        judge_encoded(self.check, case, got)
 
     def public(self) -> dict[str, Any]:
-        return {**super().public(), "given": [""], "checks": [encode(self.check())]}
+        return {**super().public(), "given": [""], "check": encode(self.check)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +204,7 @@ class Explain(Number):
     rubric: str = ""
 
     def judge(self, case: Case, got: Any, want: Any) -> None:
-        judge_explanation(self.check(case), got)
+        judge_explanation(self.check, case, got)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +218,7 @@ class Code(Exercise):
         compare: ``compare(case, got, want)`` raises a question. Its source is shipped too, under the same rule.
         solution: a function that stands alone, as a student would write it.
         wrong: what the mistake is → (a wrong function, a part of the question that it must be asked).
+        equivalent: pieces of code that the mutation test may put into the solution, because they change no result.
     """
 
     kind: ClassVar[str] = "code"
@@ -207,6 +227,7 @@ class Code(Exercise):
     compare: Callable[[Case, Any, Any], None]
     solution: Callable[..., Any]
     wrong: Mapping[str, tuple[Callable[..., Any], str]]
+    equivalent: tuple[str, ...] = ()
 
     def cases(self, seed: int) -> list[Case]:
         return self.make(seed)

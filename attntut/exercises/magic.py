@@ -11,13 +11,13 @@ from attntut.exercises.public import check, record, variant_of
 class Exercises(Magics):
     """The two magics; the student's name decides which parameters an exercise has."""
 
-    student = ""
+    _student = ""  # name or number
 
-    @line_magic("student")
-    def name(self, line: str) -> None:
+    @line_magic
+    def student(self, line: str) -> None:
         """``%student ada``: whose parameters the exercises take."""
-        self.student = line.strip()
-        print(f"The exercises with numbers take the parameters of {self.student or 'the page'}.")
+        self._student = line.strip()
+        print(f"The exercises with numbers take the parameters of {self._student or 'the page'}.")
 
     @cell_magic
     def exercise(self, line: str, cell: str) -> None:
@@ -29,13 +29,15 @@ class Exercises(Magics):
             print(error)
             return
         given = shipped.get("given", [])
-        mine = given[variant_of(self.student, number) % len(given)] if given else ""
+        mine = given[variant_of(self._student, number) % len(given)] if given else ""
         if mine:
             print(f"Exercise {number}: {mine}")
+        assert self.shell is not None  # IPython made this object
+        exec(shipped["setup"], self.shell.user_ns)
         if self.shell.run_cell(cell).error_in_exec:
             return
         try:
-            check(number, cell, self.student)
+            check(number, cell, self._student)
         except AssertionError as question:
             print(f"Exercise {number}: {question}")
         except NameError as error:

@@ -1,4 +1,4 @@
-"""Check an answer against the public case of an exercise: what a notebook does at once, and a grader with other cases."""
+"""Check an answer against the public case of an exercise, as a grader does with other cases."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 import math
+import operator
 import re
 from collections.abc import Mapping
 from importlib import resources
@@ -36,33 +37,31 @@ def same(got: list[float], want: list[float], rtol: float) -> bool:
     )
 
 
-def judge_encoded(check: Mapping[str, Any], got: Any) -> None:
-    """Raise a question unless ``got`` is the check's right answer: numbers, or one letter."""
-    right = check["right"]
+def judge_encoded(check: Mapping[str, Any], variant: int, got: Any) -> None:
+    """Raise a question unless ``got`` is the right answer of a variant: numbers, or one letter."""
+    right = check["right"][variant % len(check["right"])]
+    traps = [values[variant % len(values)] for values in check["traps"]]
     if isinstance(right, str):
-        letter = got.strip().lower() if isinstance(got, str) else None
-        if letter == right:
-            return
-        raise AssertionError({trap: question for trap, question in check["traps"]}.get(letter, check["ask"]))
-    try:
-        got = numbers(got)
-    except TypeError:
-        raise AssertionError(f"Is your answer {_how_many(right)}?") from None
-    if len(got) != len(right):
-        raise AssertionError(f"Is your answer {_how_many(right)}?")
-    if same(got, right, check["rtol"]):
+        got = got.strip().lower() if isinstance(got, str) else None
+        is_same = functools.partial(operator.eq, got)
+    else:
+        try:
+            got = numbers(got)
+        except TypeError:
+            got = []
+        if len(got) != len(right):
+            many = "a number" if len(right) == 1 else f"{len(right)} numbers, as a tuple"
+            raise AssertionError(f"Is your answer {many}?")
+        is_same = functools.partial(same, got, rtol=check["rtol"])
+    if is_same(right):
         return
-    for trap, question in check["traps"]:
-        if same(got, trap, check["rtol"]):
+    for trap, question in zip(traps, check["questions"], strict=True):
+        if is_same(trap):
             raise AssertionError(question)
     raise AssertionError(check["ask"])
 
 
-def _how_many(right: list[float]) -> str:
-    return "a number" if len(right) == 1 else f"{len(right)} numbers, as a tuple"
-
-
-def judge_explanation(check: Mapping[str, Any], got: Any) -> None:
+def judge_explanation(check: Mapping[str, Any], variant: int, got: Any) -> None:
     """Raise a question unless ``got`` has a prediction, the right measured number and a reason of some words."""
     got = got if isinstance(got, dict) else {}
     if set(got) != {"prediction", "measured", "because"}:
@@ -71,7 +70,7 @@ def judge_explanation(check: Mapping[str, Any], got: Any) -> None:
         numbers(got["prediction"])
     except TypeError:
         raise AssertionError("What did you expect before you ran it? Which number?") from None
-    judge_encoded(check, got["measured"])
+    judge_encoded(check, variant, got["measured"])
     if not isinstance(got["because"], str) or len(got["because"].split()) < FEWEST_WORDS:
         raise AssertionError("Why do prediction and measurement agree, or differ? Can you say it in a sentence or two?")
 
@@ -107,22 +106,25 @@ def record(number: str) -> dict[str, Any]:
         return records()[number]
     chapter = number.split(".")[0]
     near = ", ".join(key for key in records() if key.split(".")[0] == chapter)
-    what = f"Chapter {chapter} has {near}." if near else f"Chapters are {', '.join(dict.fromkeys(k.split('.')[0] for k in records()))}."
+    chapters = ", ".join(dict.fromkeys(key.split(".")[0] for key in records()))
+    what = f"Chapter {chapter} has {near}." if near else f"The chapters are {chapters}."
     raise ValueError(f"number must be that of an exercise: got {number!r}. {what}")
 
 
 def used_names(source: str) -> set[str]:
-    """Names that a cell reads: variables, attributes, imports and what they are renamed from.
+    """Names that a cell reads and does not define itself: variables, attributes, imports, and strings that are a name.
 
     Example:
         >>> sorted(used_names("from torch import softmax as f; f(x.mT)"))
         ['f', 'mT', 'softmax', 'torch', 'x']
     """
+    nodes = list(ast.walk(ast.parse(source)))
+    own = {node.name for node in nodes if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes:
         if isinstance(node, ast.Attribute):
             names.add(node.attr)
-        elif isinstance(node, ast.Name):
+        elif isinstance(node, ast.Name) and node.id not in own:
             names.add(node.id)
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             module = getattr(node, "module", None) or ""
@@ -136,7 +138,9 @@ def refuse_forbidden(number: str, source: str, forbidden: list[str]) -> None:
     """Raise a question if a cell calls what the exercise asks to do without."""
     called = sorted(used_names(source) & set(forbidden))
     if called:
-        raise AssertionError(f"Exercise {number} asks you to do without {', '.join(called)}. Which steps is it made of?")
+        raise AssertionError(
+            f"Exercise {number} asks you to do without {', '.join(called)}. Which steps is it made of?"
+        )
 
 
 def namespace(setup: str = "") -> dict[str, Any]:
@@ -163,10 +167,9 @@ def check(number: str, source: str, student: str = "") -> None:
     if shipped["name"] not in space:
         raise AssertionError(f"Your cell defines no {shipped['name']!r}. Under which name is the answer looked for?")
     answer = space[shipped["name"]]
-    if "checks" in shipped:
-        variant = variant_of(student, number) % len(shipped["checks"])
+    if "check" in shipped:
         judge = judge_explanation if shipped["kind"] == "explain" else judge_encoded
-        judge(json.loads(base64.b64decode(shipped["checks"][variant])), answer)
+        judge(json.loads(base64.b64decode(shipped["check"])), variant_of(student, number), answer)
         return
     tools = namespace(shipped["setup"])
     exec(shipped["probe"], tools)
