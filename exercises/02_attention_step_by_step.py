@@ -399,7 +399,7 @@ where_it_fails = Explain(
         "The prediction is the formula's number (1 point). The formula counts on many keys that share the weight (1); here "
         "the few largest take most of it, the sum of exponentials is no longer its mean, and an entropy is never below 0 (1)."
     ),
-    parameters={"n": (64, 128, 256), "sigma": (2.5, 3.0, 2.75, 3.5)},
+    parameters={"n": (64, 128, 256), "sigma": (2.5, 3.0, 2.25, 3.5)},
     solve=lambda n, sigma: entropies(n, sigma).mean().item(),
     traps={
         "That is the formula's number. What do 4096 rows give?": lambda n, sigma: math.log(n) - sigma**2 / 2,

@@ -69,7 +69,7 @@ def pack(x: Any, depth: int = 0) -> Any:
 
 
 def unpack(x: Any) -> Any:
-    """Turn what :func:`pack` made into data again; a ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
+    """Turn what :func:`pack` made into data again; ``ValueError``, ``KeyError`` or ``TypeError`` for anything else."""
     if isinstance(x, list):
         return [unpack(item) for item in x]
     if not isinstance(x, dict):
