@@ -114,6 +114,12 @@ def notebooks(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def exercises(session: nox.Session) -> None:
+    """Write what is made of the exercises: each chapter's section, and the checks that are shipped."""
+    run(session, "python", "tools/exercises.py", *prepare(session))
+
+
+@nox.session(venv_backend="none")
 def lab(session: nox.Session) -> None:
     """Open JupyterLab on the notebooks; its root is the repository, so that their links and drawings are found."""
     options = prepare(session)

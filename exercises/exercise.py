@@ -80,8 +80,8 @@ class Exercise:
 
     def public(self) -> dict[str, Any]:
         """What is shipped for the check in a notebook and on the page: no solution."""
-        shared = {"kind": self.kind, "name": self.name, "points": self.points, "seconds": self.seconds}
-        return {**shared, "setup": self.prelude(), "forbidden": sorted(self.forbidden)}
+        names = "kind title minutes difficulty points manual needs name seconds".split()
+        return {**{n: getattr(self, n) for n in names}, "setup": self.prelude(), "forbidden": sorted(self.forbidden)}
 
     def prelude(self) -> str:
         """The source of ``setup``."""

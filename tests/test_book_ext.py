@@ -17,6 +17,7 @@ pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 pytest.importorskip("math_core", reason="the extra `book` is not installed")
 
 import nbformat
+from bs4 import BeautifulSoup
 from small_book import Built, build_book
 from sphinx.errors import ConfigError
 
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT / "book" / "_ext"))
 from bookext import MODULES, address, claims, figures, mathfont, mathml, records, theme  # noqa: E402
 
 from attntut.evidence import MIME, Evidence, Records  # noqa: E402
+from attntut.exercises.public import records as shipped  # noqa: E402
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -74,6 +76,42 @@ def notebook(*outputs: dict, source: str = "x") -> str:
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Chapter"), cell])
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     return nbformat.writes(book)
+
+
+EXERCISES = """# Chapter
+
+**Exercise 2.1** (1 minute, easy). Which?
+
+- **a.** this
+- **b.** that
+
+**Exercise 2.2** (3 minutes, easy). How much?
+
+**Exercise 2.4** (10 minutes, medium). Write it.
+
+**Exercise 99.1** (1 minute, easy). There is none.
+"""
+
+
+def test_an_exercise_with_a_number_or_a_choice_can_be_answered_on_the_page(build):
+    page = BeautifulSoup(build({"page.md": EXERCISES}).page("page"), "html.parser")
+    assert [form.find_previous("p")["id"] for form in page.select("form.answer")] == ["exercise-2-1", "exercise-2-2"]
+    assert page.select_one("#exercise-2-4")
+    assert not page.select_one("#exercise-99-1")
+    labels = [label.get_text(" ", strip=True) for label in page.select("form label")]
+    assert labels == ["a. this", "b. that", "Your answer to exercise 2.2"]
+    assert len(page.select("fieldset > legend")) == 1
+
+
+def test_the_map_lists_every_exercise_with_a_link(build):
+    page = build({"page.md": "# Map\n\n```{exercise-map}\n```\n"}).page("page")
+    rows = [
+        [cell.get_text() for cell in row.select("td")] for row in BeautifulSoup(page, "html.parser").select("tbody tr")
+    ]
+    assert [row[0] for row in rows] == list(shipped())
+    assert all(
+        row[1:5] == [str(shipped()[row[0]][k]) for k in ("title", "kind", "minutes", "difficulty")] for row in rows
+    )
 
 
 def evidence(name: str, **values: object) -> dict:

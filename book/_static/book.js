@@ -101,6 +101,35 @@
     box.append(copy);
   });
 
+  // Answers to exercises: numbers or one letter, checked here.
+  const toNumber = (text) => text.replace("\u2212", "-").split("/").map((part) => (part ? +part : NaN)).reduce((a, b) => a / b);
+  all("form.answer").forEach((form) => {
+    const bytes = Uint8Array.from(atob(form.dataset.check), (letter) => letter.charCodeAt(0));
+    const { right, rtol, traps, questions, ask } = JSON.parse(new TextDecoder().decode(bytes));
+    const same = (got, want) => (typeof want === "string" ? got === want
+      : got.every((x, i) => Math.abs(x - want[i]) <= rtol * Math.abs(want[i]) + 1e-12));
+    const judge = (text) => {
+      if (typeof right === "string") {
+        if (!text) return "Choose one first.";
+      } else {
+        text = text.replace(/[()]/g, "").split(/[\s,;]+/).filter(Boolean).map(toNumber);
+        if (text.length !== right.length || text.some(Number.isNaN)) {
+          return `Give ${right.length === 1 ? "one number, as 0.5" : `${right.length} numbers, as 0.5, 2`}.`;
+        }
+      }
+      if (same(text, right)) return "Right.";
+      const trap = traps.findIndex((wrong) => same(text, wrong));
+      return trap < 0 ? ask : questions[trap];
+    };
+    form.querySelector("button").hidden = false;
+    form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      const said = judge(new FormData(form).get("answer") || "");
+      form.querySelector("output").textContent = said;
+      form.classList.toggle("right", said === "Right.");
+    });
+  });
+
   // Mark the section in sight.
   const entries = new Map(all(".page-toc a").map((link) => [link.hash.slice(1), link]));
   const headings = all("main section[id]").filter((section) => entries.has(section.id));

@@ -10,6 +10,11 @@ Each module is one concern with its own ``setup(app)``:
 * ``anchors``: links to a label on another page
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
+<<<<<<< HEAD
+=======
+* ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
+* ``exercises``: a place to answer them on the page, and their map
+>>>>>>> f03e564 (Exercises can be answered on the page; a map of all of them)
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
@@ -28,6 +33,7 @@ from . import (
     claims,
     diagrams,
     evidence,
+    exercises,
     figures,
     mathfont,
     mathml,
@@ -39,7 +45,7 @@ from . import (
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors,
-    records, claims, evidence, published,
+    records, claims, evidence, exercises, published,
 )  # fmt: skip
 
 
