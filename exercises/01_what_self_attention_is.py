@@ -74,7 +74,7 @@ ink_and_paper = Number(
     rtol=0.01,
     wrong={
         "even": lambda d, ink: 0.5,
-        "pixels not squared": lambda d, ink: 1 / (1 + math.exp(2.3 * math.sqrt(d) * ink)),
+        "pixels not squared": lambda d, ink: 1 / (1 + math.exp(2 * math.sqrt(d) * ink)),
     },
 )
 
@@ -211,7 +211,7 @@ others_only = Code(
     ),
     hint="A weight that must be zero has a logit of $-\\infty$. Where must it be set, before or after the softmax?",
     name="hear_others",
-    starter="def hear_others(x):\n    ...\n    return outputs, weights",
+    starter="def hear_others(x):\n    return ...  # outputs, weights",
     make=patch_cases,
     ask=call,
     compare=judge_hear_others,
@@ -344,7 +344,7 @@ what_was_found = Code(
     ),
     hint="Where do the keys stand, and where the values? `torch.eye(vocab_size)[tokens]` has the one-hot vectors.",
     name="recall_by_hand",
-    starter="def recall_by_hand(tokens, vocab_size):\n    ...\n    return weights, table",
+    starter="def recall_by_hand(tokens, vocab_size):\n    return ...  # weights, table",
     make=recall_cases,
     ask=call,
     compare=judge_recall,
@@ -360,6 +360,7 @@ what_was_found = Code(
         "written over": (written_over, "value of two pairs"),
         "table only": (lambda t, n: recall_by_hand(t, n)[1], "What do you return"),
     },
+    equivalent=("tokens[:, :-2:2]",),  # the question stands alone at the end
 )
 
 
