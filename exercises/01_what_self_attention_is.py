@@ -321,7 +321,9 @@ def judge_recall(case, got, want):
     )
     seen = ((weights > 1e-4) & (right > 0)).sum(dim=1)
     assert (seen == (right > 0).sum(dim=1)).all(), "Several pairs fit, or none. Do all that should share the weight?"
-    assert torch.allclose(weights, right, atol=1e-4), "Which values have weight although another key stands before them?"
+    assert torch.allclose(weights, right, atol=1e-4), (
+        "Which values have weight although another key stands before them?"
+    )
     assert torch.allclose(table, want[1].double(), atol=1e-4), (
         "The weights are right. How much does a number receive in the table that is the value of two pairs?"
     )
