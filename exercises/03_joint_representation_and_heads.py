@@ -257,7 +257,7 @@ what_each_adds = Code(
 
 def is_equivariant(layer, x):
     y = layer(x)
-    for _ in range(10):
+    for _ in range(5):
         order = torch.randperm(x.shape[1])
         difference = layer(x[:, order]) - y[:, order]
         if difference.abs().max() > 1e-4 * y.abs().max():
@@ -318,7 +318,6 @@ def verdicts(answer, x, scale, seed):
     layers = {
         "each alone": lambda x: 3 * x.tanh(),
         "attention": lambda x: attention(x, 0 * future.tril()),
-        "mean": lambda x: x + x.mean(dim=1, keepdim=True),
         "positions": lambda x: x + torch.linspace(-1, 1, n)[:, None],
         "causal": lambda x: attention(x, future),
         "circle": lambda x: x / 2 + (x.roll(1, dims=1) + x.roll(-1, dims=1)) / 4,
@@ -343,7 +342,6 @@ def judge_verdicts(case, got, want):
     assert told["attention"], (
         "Attention without a mask. How exactly can two sums agree whose terms are in another order?"
     )
-    assert told["mean"], "This layer adds the mean of all tokens to each. Does the mean depend on their order?"
     assert not told["positions"], (
         "This layer adds to each token a vector of its place. Which dimension did you reorder?"
     )
@@ -389,7 +387,7 @@ order_unseen = Code(
         "one limit for all scales": (absolutely, "very large, or very small"),
         "a number": (lambda f, x: (f(x.flip(1)) - f(x).flip(1)).abs().max().item(), "True or False"),
     },
-    equivalent=("range(11)",),
+    equivalent=("range(6)",),
 )
 
 
@@ -505,7 +503,7 @@ heads_compete = Mend(
     points=3,
     needs=("The whole model in 40 lines", "What frameworks do"),
     statement=(
-        "Somebody has written the layer of this chapter once more, and it learns badly. Draw a `Competing(32, 4)` and run "
+        "The layer of this chapter was written once more, and the new one learns badly. Draw a `Competing(32, 4)` and run "
         "`attntut.diagnose(layer, x, lambda y: y.square().mean())` on random `x` of shape `(5, 16, 32)`. What does it find? "
         "The class cannot be changed, but its weights are to be kept. Write `mend(layer)`, which returns a "
         "`torch.nn.MultiheadAttention` with copies of all its weights and biases, such that `mend(layer)(x, x, x)[0]` is "
@@ -576,7 +574,7 @@ mean_map = Explain(
         "more even than each of them: entropy is concave (1). But they choose independently, so that some keys are chosen by "
         "several heads, their weights pile up, and there are only n keys to be shown (1)."
     ),
-    parameters={"h": (4, 8), "n": (64, 128, 96), "sigma": (2.5, 3.0, 3.0, 2.5)},
+    parameters={"h": (4, 8, 4, 8, 8, 4), "n": (64, 64, 64, 64, 128, 128), "sigma": (2.5, 2.5, 3.0, 3.0, 3.0, 3.0)},
     solve=keys_of_the_mean,
     traps={
         "That is what a single head shows. What does the average of their weights show?": keys_of_a_head,
@@ -592,7 +590,7 @@ mean_map = Explain(
         "Are these rows uneven at all, or is every key shown?": lambda h, n, sigma: n,
     },
     ask="Is the softmax taken in each head, are its weights averaged over the heads, and is the entropy −Σ p ln p one of a row?",
-    rtol=0.035,
+    rtol=0.05,
 )  # fmt: skip
 
 EXERCISES = [
