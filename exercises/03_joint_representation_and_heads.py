@@ -481,10 +481,10 @@ def judge_torchs_layer(case, got, want):
         name: isinstance(parts, dict)
         and isinstance(parts.get(name), torch.Tensor)
         and parts[name].shape == right.shape
-        and torch.allclose(parts[name], right, atol=1e-5)
+        and torch.allclose(parts[name].double(), right.double(), atol=1e-5)
         for name, right in want["parts"].items()
     }
-    right = torch.allclose(output, want["output"], atol=1e-4)
+    right = torch.allclose(output.double(), want["output"].double(), atol=1e-4)
     assert right or same["in_proj_weight"], (
         "torch keeps query, key and value in one matrix. In which order, and is each as nn.Linear keeps it?"
     )
@@ -503,7 +503,7 @@ heads_compete = Mend(
     points=3,
     needs=("The whole model in 40 lines", "What frameworks do"),
     statement=(
-        "The layer of this chapter was written once more, and the new one learns badly. Draw a `Competing(32, 4)` and run "
+        "The layer of this chapter was written once more, with a slip. Draw a `Competing(32, 4)` and run "
         "`attntut.diagnose(layer, x, lambda y: y.square().mean())` on random `x` of shape `(5, 16, 32)`. What does it find? "
         "The class cannot be changed, but its weights are to be kept. Write `mend(layer)`, which returns a "
         "`torch.nn.MultiheadAttention` with copies of all its weights and biases, such that `mend(layer)(x, x, x)[0]` is "
