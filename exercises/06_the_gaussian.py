@@ -58,14 +58,14 @@ alike = Choice(
     ),
     hint="The formula for a row gives a variance.",
     options={
+        "0.06": "You counted $1 - \\rho$ in the query too. How many different queries are there in one row?",
+        "0.25": "Is this the variance within the row, or the standard deviation?",
+        "0.5": "",
+        "0.75": "Is $\\rho$ what the keys share or what sets them apart? And is it a part of the variance or of its root?",
+        "0.87": "Is $\\rho$ the part of the keys in which they differ, or the part which they share?",
         "1, because tokens from a LayerNorm have variance 1": (
             "That is the scale of one logit. What does the part that all keys share do to the logits of a row?"
         ),
-        "0.87": "Is $\\rho$ the part of the keys in which they differ, or the part which they share?",
-        "0.75": "Is $\\rho$ what the keys share or what sets them apart? And is it a part of the variance or of its root?",
-        "0.5": "",
-        "0.25": "Is this the variance within the row, or the standard deviation?",
-        "0.06": "You counted $1 - \\rho$ in the query too. How many different queries are there in one row?",
     },
 )
 
@@ -387,7 +387,7 @@ def after_ill(stack: nn.Sequential) -> int:
 def stack_cases(seed: int) -> list[tuple[int, int, int, int, float, float, int]]:
     generator = torch.Generator().manual_seed(seed)
     cases = []
-    for d_model, n_heads, n_blocks in ((16, 2, 4), (20, 4, 5)):
+    for d_model, n_heads, n_blocks in ((12, 2, 4), (15, 3, 5)):
         ill = int(torch.randint(1, n_blocks - 1, (), generator=generator))
         times = (5 + 5 * torch.rand(2, generator=generator)).tolist()
         cases.append((d_model, n_heads, n_blocks, ill, *times, seed))
