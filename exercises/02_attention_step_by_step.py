@@ -319,24 +319,25 @@ def mended_layer(answer, d_model, n_heads, seed):
     answer(layer)
     x = torch.randn(2, 5, d_model)
     after = {name: parameter.detach() for name, parameter in layer.named_parameters()}
-    return before, after, layer(x)
+    kept = sorted(name for name in after if name in before and after[name].shape == before[name].shape)
+    changed = [name for name in kept if not torch.equal(before[name], after[name])]
+    ratio = (after["query.weight"] / before["query.weight"]).median() if "query.weight" in kept else 0.0
+    return kept, changed, ratio, layer(x)
 
 
 def judge_mended(case, got, want):
-    before, after, output = got
-    assert set(after) == set(before), "Which parameters had the layer before? Are they all there still?"
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    kept, changed, ratio, output = got
+    assert kept == want[0], "Which parameters had the layer before? Are they all there still, in their shapes?"
     assert changed, "Nothing was changed. Does your function change the layer in place?"
     others = sorted(name for name in changed if not name.startswith("query"))
     assert not others, "Something else than the query changed. Which one projection is enough?"
     assert "query.bias" in changed, "A logit is (W x + b)ᵀk. Which part of it did you leave as it was?"
-    ratio = (after["query.weight"] / before["query.weight"]).median().item()
     d_model, n_heads = case[:2]
     assert abs(ratio - d_model**-0.5) > 1e-4 * ratio, (
         "That is the root of d_model. How wide is what one head multiplies?"
     )
     assert abs(ratio - n_heads / d_model) > 1e-4 * ratio, "Did you divide by the root, or by what stands under it?"
-    assert torch.allclose(output, want[2], atol=1e-4), (
+    assert torch.allclose(output, want[3], atol=1e-4), (
         "Are the logits now those of a layer that divides by the root of d_head?"
     )
 

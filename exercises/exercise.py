@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 
-from attntut.exercises.public import VARIANTS, judge_encoded, judge_explanation, numbers
+from attntut.exercises.public import VARIANTS, judge_encoded, judge_explanation, judged, numbers
 from attntut.exercises.wire import pack
 
 Case = Any
@@ -245,7 +245,7 @@ class Code(Exercise):
         return self.probe(self.solution, seed)
 
     def judge(self, case: Case, got: Any, want: Any) -> None:
-        self.compare(case, got, want)
+        judged(self.compare, case, got, want)
 
     def source(self, function: Callable[..., Any] | None = None) -> str:
         """A function's source under the name that the exercise asks for."""

@@ -200,6 +200,15 @@ def test_a_solution_with_one_thing_changed_is_rejected():
     )
 
 
+@pytest.mark.parametrize("number", OF[Code])
+@pytest.mark.parametrize("odd", [None, ..., math.nan, "", [], (), {print: 1}, torch.ones(1), (None,) * 4], ids=repr)
+def test_a_judge_asks_about_what_is_no_result(number, odd):
+    exercise = EXERCISES[number]
+    for case, want in zip(exercise.cases(1), exercise.want(1), strict=True):
+        with pytest.raises(AssertionError, match=r"\?"):
+            exercise.judge(case, unpack(pack(odd)), want)
+
+
 # --- what is shipped
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -73,6 +73,18 @@ def judge_explanation(check: Mapping[str, Any], variant: int, got: Any) -> None:
     judge_encoded(check, variant, got["measured"])
     if not isinstance(got["because"], str) or len(got["because"].split()) < FEWEST_WORDS:
         raise AssertionError("Why do prediction and measurement agree, or differ? Can you say it in a sentence or two?")
+
+
+def judged(compare: Callable[..., None], case: Any, got: Any, want: Any) -> None:
+    """Ask ``compare``, which counts on data of the right kinds; a question where ``got`` is something else."""
+    try:
+        compare(case, got, want)
+    except AssertionError:
+        raise
+    except Exception:
+        raise AssertionError(
+            "Is what comes back what the exercise asks for: numbers and tensors, of the right kinds and shapes?"
+        ) from None
 
 
 def variant_of(student: str, number: str) -> int:
@@ -178,4 +190,4 @@ def check(number: str, source: str, student: str = "") -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             got = tools["probe"](answer, *unpack(case))
-        tools["judge"](unpack(case), unpack(pack(got)), unpack(want))
+        judged(tools["judge"], unpack(case), unpack(pack(got)), unpack(want))

@@ -83,7 +83,8 @@ def unpack(x: Any) -> Any:
     if "set" in x:
         return {unpack(item) for item in x["set"]}
     if "dict" in x:
-        return {unpack(key): unpack(item) for key, item in x["dict"]}
+        pairs = [(unpack(key), unpack(item)) for key, item in x["dict"]]
+        return {repr(key) if isinstance(key, Odd) else key: item for key, item in pairs}
     if "float" in x:
         return float(x["float"])
     return Odd(str(x["odd"]))
