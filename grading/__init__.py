@@ -1,1 +1,1 @@
-"""Release, grade, hand to Gradescope: problem sets made of the book's exercises. The judge never meets a student's code."""
+"""Release and grade sets of exercises, here or on Gradescope. The judge shares no process with a student's code."""

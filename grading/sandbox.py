@@ -219,7 +219,7 @@ def choose(stage: Path, secrets: Iterable[Path], *, trust: bool = False, image: 
     if shutil.which("bwrap"):
         inside = [f"{path} in {shown}" for path in secrets for shown in visible() if path.is_relative_to(shown)]
         if inside:
-            raise NoSandbox(f"The sandbox shows libraries and the interpreter, and secrets lie there: {inside[0]}. Move it.")
+            raise NoSandbox(f"The sandbox shows libraries and the interpreter: move {inside[0]} elsewhere.")
         try:
             return started(Sandbox("bubblewrap", stage))
         except NoSandbox as reason:
@@ -235,7 +235,7 @@ def started(sandbox: Sandbox) -> Sandbox:
     """The same sandbox, after it ran something."""
     if not hasattr(os, "fork") and sandbox.kind != "docker":
         raise NoSandbox(HOW)
-    one = {"number": "0", "name": "answer", "setup": "", "source": "answer = 1", "probe": None, "cases": [], "seconds": 10}
+    one = dict(number="0", name="answer", setup="", source="answer = 1", probe=None, cases=[], seconds=10)
     if sandbox.run([one])["0"] != Answered("data", b'{"values": [1]}'):
         raise NoSandbox("It started, and could not run an answer.")
     return sandbox
