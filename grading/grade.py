@@ -202,8 +202,11 @@ def grade_folder(
         finally:
             slots.put(slot)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         graded = list(tqdm(pool.map(one, paths), total=len(paths), desc="grading", unit="file"))
+    finally:
+        pool.shutdown(cancel_futures=True)
     settle_names(graded)
     write_tables(out, name, assignment, graded)
     for one_graded in graded:
