@@ -150,6 +150,24 @@ def coverage(session: nox.Session) -> None:
     run(session, "python", "-m", "tools.coverage", *prepare(session))
 
 
+@nox.session(venv_backend="none")
+def release(session: nox.Session) -> None:
+    """Write the notebook of a problem set for students. (``-- ps1 --out DIR``)"""
+    run(session, "python", "-m", "grading.release", *prepare(session))
+
+
+@nox.session(venv_backend="none")
+def grade(session: nox.Session) -> None:
+    """Grade a folder of notebooks. (``-- FOLDER --key KEYFILE --set ps1``)"""
+    run(session, "python", "-m", "grading.grade", *prepare(session), success_codes=[0, 1])
+
+
+@nox.session(venv_backend="none")
+def gradescope(session: nox.Session) -> None:
+    """Make the zip that Gradescope wants. (``-- ps1 --key KEYFILE``)"""
+    run(session, "python", "-m", "grading.gradescope", *prepare(session))
+
+
 # --- what the sessions are made of ------------------------------------------------------------------------------------
 
 

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jinja2
@@ -287,7 +288,7 @@ def write_tables(out: Path, name: str, assignment: Assignment, graded: Sequence[
 def as_csv(table: Sequence[Sequence[str]]) -> str:
     """A table as CSV; no cell is a formula to a spreadsheet."""
     lines: list[str] = []
-    writer = csv.writer(type("Lines", (), {"write": staticmethod(lines.append)}))
+    writer = csv.writer(SimpleNamespace(write=lines.append))
     writer.writerows([f"'{cell}" if cell[:1] in tuple("=+-@\t\r") else cell for cell in row] for row in table)
     return "".join(lines)
 

@@ -235,7 +235,9 @@ def started(sandbox: Sandbox) -> Sandbox:
     """The same sandbox, after it ran something."""
     if not hasattr(os, "fork") and sandbox.kind != "docker":
         raise NoSandbox(HOW)
-    one = dict(number="0", name="answer", setup="", source="answer = 1", probe=None, cases=[], seconds=10)
+    one: dict[str, Any] = dict(
+        number="0", name="answer", setup="", source="answer = 1", probe=None, cases=[], seconds=10
+    )
     if sandbox.run([one])["0"] != Answered("data", b'{"values": [1]}'):
         raise NoSandbox("It started, and could not run an answer.")
     return sandbox

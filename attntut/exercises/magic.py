@@ -33,7 +33,7 @@ class Exercises(Magics):
         if mine:
             print(f"Exercise {number}: {mine}")
         assert self.shell is not None  # IPython made this object
-        exec(shipped["setup"], self.shell.user_ns)
+        exec("import math, torch\n" + shipped["setup"], self.shell.user_ns)
         if self.shell.run_cell(cell).error_in_exec:
             return
         try:

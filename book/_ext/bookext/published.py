@@ -31,7 +31,7 @@ WHEEL = f"{PACKAGE}-{{}}-py3-none-any.whl"
 LINK = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|(?P<mark>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)", re.DOTALL)
 
 INSTALLS = """\
-# Install what this chapter needs and this machine lacks. What is there stays.
+# Install what this notebook needs and this machine lacks. What is there stays.
 from importlib.util import find_spec
 
 needed = {{
@@ -42,7 +42,7 @@ if missing:
     %pip install --quiet {{missing}}
 """
 ASKS = """\
-# This chapter needs the book's package, {package} {version}.
+# This notebook needs the book's package, {package} {version}.
 from importlib.util import find_spec
 
 missing = [name for name in {names} if not find_spec(name)]
