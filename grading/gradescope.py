@@ -16,7 +16,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from grading.grade import Assignment, Graded, exercises_of, read_key
+from grading.grade import read_key
+from grading.judge import Assignment, exercises_of
 from grading.notebook import NotANotebook, read
 from grading.sandbox import NoSandbox, choose, staged
 
@@ -34,6 +35,7 @@ apt-get install -y -q --no-install-recommends python3 python3-venv
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Choose an image whose Python is 3.11 or newer.")'
 python3 -m venv "$root/python"
 "$root/python/bin/python" -m pip install --quiet -c "$root/source/constraints.txt" "$root/source" tqdm
+"$root/python/bin/python" -m pip uninstall --quiet --yes attntut  # whose copy in source is closed to others
 chmod -R go-rwx "$root/source"
 """
 RUN = """\
@@ -73,7 +75,8 @@ def grade(root: Path) -> dict[str, Any]:
     """Grade the submission under ``root``: what Gradescope reads as ``results.json``."""
     start, source = time.monotonic(), root / "source"
     key = read_key(source / "key")
-    assignment = Assignment(exercises_of((source / "set").read_text()), key)
+    name = (source / "set").read_text()
+    assignment = Assignment(name, exercises_of(name), key)
     paths = sorted((root / "submission").rglob("*.ipynb"))
     if len(paths) != 1:
         return {"score": 0, "output": f"Hand in one notebook: {len(paths)} came."}
@@ -83,14 +86,14 @@ def grade(root: Path) -> dict[str, Any]:
         return {"score": 0, "output": f"This file is no notebook: {error}"}
     with staged() as stage:
         sandbox = choose(stage, [source, root / "submission", root / "results"])
+        print(sandbox.says)  # in the instructor's log
         marks = assignment.marks(submission, sandbox)
-    graded = Graded(submission.name, submission.student, marks, list(submission.notes), dict(submission.answers))
     tests = [
         {"number": e.number, "name": e.title, "score": mark.points, "max_score": e.points,
          "output": mark.question or "Right.", "visibility": "visible"}
-        for e, mark in zip(assignment.exercises, graded.marks, strict=True)
+        for e, mark in zip(assignment.exercises, marks, strict=True)
     ]  # fmt: skip
-    said = "\n".join([*graded.notes, *stranger(root, graded.student)])
+    said = "\n".join([*submission.notes, *stranger(root, submission.student)])
     return {"execution_time": round(time.monotonic() - start, 1), "output": said, "tests": tests}
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 MARK = re.compile(r"\s*%%exercise[ \t]+(\S+)[^\n]*(?:\n|$)")
 STUDENT = re.compile(r"^[ \t]*%student[ \t]+(\S[^\n]*)", re.MULTILINE)
-ID = re.compile(r"\w[\w.@+-]{0,63}")
-LARGEST_FILE, LARGEST_CELL = 50_000_000, 100_000  # bytes, characters
+LARGEST_FILE, LARGEST_CELL, LONGEST_NAME = 50_000_000, 100_000, 200  # bytes, characters, characters
 MOST_MAGICS = 50  # of one cell
+MOST_NOTES = 20
 
 
 class NotANotebook(Exception):
@@ -26,7 +26,7 @@ class Submission:
 
     Attributes:
         name: of the file, unique among the submissions.
-        student: the id in its ``%student`` line, or "".
+        student: what stands after ``%student``, which decides on the numbers of exercises, or "".
         answers: number → code of the cell that counts.
         notes: what the instructor and the student should know about how it was read.
     """
@@ -48,39 +48,51 @@ def read(path: Path, name: str, starters: Mapping[str, str]) -> Submission:
     Raises:
         NotANotebook: if the file holds no cells; the message says why.
     """
-    students, found, notes = [], {}, []
+    students: list[str] = []
+    found: dict[str, str] = {}
+    notes: list[str] = []
     for text in cells(path):
-        students += [name.strip() for name in STUDENT.findall(text)]
+        students += [printable(line) for line in STUDENT.findall(text)]
         if not (mark := MARK.match(text)):
             continue
         number, source = mark[1], text[mark.end() :].rstrip()
         if number not in starters:
-            notes.append(f"{number} is no exercise of this set.")
+            notes.append(f"{printable(number)[:9]} is no exercise of this set.")
         elif source and source != starters[number].rstrip():
             if number in found:
                 notes.append(f"{number} is answered more than once: the last cell counts.")
             found[number] = without_magics(source)
-    student = students[-1] if students else ""
+    student = students[-1][:LONGEST_NAME] if students else ""
     if len({one.lower() for one in students}) > 1:
         notes.append("There is more than one %student line: the last counts.")
-    if student and not ID.fullmatch(student):
-        notes.append("The id after %student must be letters, digits and .@+- only: it is not used.")
-        student = ""
-    elif not student:
-        notes.append("There is no %student line with an id: the numbers are those of the page.")
-    return Submission(name, student, found, tuple(dict.fromkeys(notes)))
+    if not student:
+        notes.append("There is no name after %student: the numbers are those of the page.")
+    return Submission(name, student, found, tuple(dict.fromkeys(notes))[:MOST_NOTES])
+
+
+def printable(text: str) -> str:
+    """A text that fits on a line, and that a terminal does not take for a command.
+
+    Example:
+        >>> printable("ada \\x1b[2J")
+        'ada ?[2J'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text.strip())
 
 
 def cells(path: Path) -> list[str]:
     """The text of each cell."""
     if not path.is_file() or path.is_symlink():
         raise NotANotebook("it is no file.")
+    if path.suffix.lower() != ".ipynb":
+        raise NotANotebook("its name does not end in .ipynb.")
     if path.stat().st_size > LARGEST_FILE:
         raise NotANotebook(f"it has more than {LARGEST_FILE // 1_000_000} MB.")
     try:
         found = json.loads(path.read_bytes())["cells"]
         texts = [cell["source"] for cell in found]
-        return [text if isinstance(text, str) else "".join(text) for text in texts]
+        texts = [text if isinstance(text, str) else "".join(text) for text in texts]
+        return [text.encode(errors="replace").decode() for text in texts]  # no half of a character
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise NotANotebook(f"it holds no cells ({type(error).__name__}).") from None
 

@@ -11,7 +11,7 @@ other processes    yes          yes          yes         no
 time, memory       yes          yes          yes         yes
 =================  ===========  ===========  ==========  ==========
 
-Limits are those of ``resource``, for each process, with at most 16 of them. Errors of the kernel itself are no part of
+Limits are those of ``resource``, for each process, with at most 8 of them. Errors of the kernel itself are no part of
 this: who fears those grades on a machine that holds nothing else.
 """
 
@@ -236,7 +236,7 @@ def started(sandbox: Sandbox) -> Sandbox:
     if not hasattr(os, "fork") and sandbox.kind != "docker":
         raise NoSandbox(HOW)
     one: dict[str, Any] = dict(
-        number="0", name="answer", setup="", source="answer = 1", probe=None, cases=[], seconds=10
+        number="0", name="answer", setup="", source="answer = 1", probe=None, cases=[], forbidden=[], seconds=10
     )
     if sandbox.run([one])["0"] != Answered("data", b'{"values": [1]}'):
         raise NoSandbox("It started, and could not run an answer.")

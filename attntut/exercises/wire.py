@@ -10,6 +10,7 @@ import torch
 
 TYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float64, torch.int64, torch.bool)}
 MOST_ITEMS = 10_000  # of one list, tuple, set or dictionary
+LARGEST_SIZE = 10_000_000  # of one dimension
 DEEPEST = 20
 
 
@@ -76,6 +77,8 @@ def unpack(x: Any) -> Any:
         return x
     if "tensor" in x:
         shape = [int(size) for size in x["shape"]]
+        if any(not 0 <= size <= LARGEST_SIZE for size in shape):  # beside a 0, any size has the right number of bytes
+            raise ValueError(f"sizes must be from 0 to {LARGEST_SIZE}: got {shape}")
         flat = torch.frombuffer(bytearray(base64.b64decode(x["data"])) or bytearray(8), dtype=TYPES[x["tensor"]])
         return flat[: math.prod(shape)].reshape(shape).clone()
     if "tuple" in x:

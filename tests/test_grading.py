@@ -1,0 +1,522 @@
+"""A problem set is handed out, solved, handed in and graded; who cheats gets no more than the honest part."""
+
+import csv
+import dataclasses
+import html
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import uuid
+import zipfile
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbclient import NotebookClient
+
+from attntut.exercises.public import variant_of
+from exercises import exercises, problem_sets
+from exercises.exercise import Choice, Code, Explain
+from grading import grade, gradescope, release, sandbox
+from grading.judge import Assignment
+from grading.notebook import read
+from grading.report import points_by_hand
+from tests.grading_hostile import BROKEN_FILES, HARD_SOURCES, HOSTILE, NEED_NO_NETWORK
+
+E = exercises()
+NUMBERS = ["2.1", "2.2", "2.4", "2.6", "2.7"]
+SET = {number: dataclasses.replace(E[number], seconds=4) for number in NUMBERS}
+ATTACKED = "2.4"
+KEY = b"a secret of the tests"
+GROUPS = 6
+LINUX = sys.platform == "linux"
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(
+    not shutil.which("bwrap"), reason="bubblewrap is missing (Debian: apt install bubblewrap)"
+)
+
+
+def right(number, student=""):
+    """A right answer's cell."""
+    exercise = E[number]
+    if isinstance(exercise, Code):
+        return f"import math\nimport torch\nfrom torch import nn\n{exercise.source()}"
+    if isinstance(exercise, Choice):
+        return f"answer = {exercise.want(0)[0]!r}"
+    answer = exercise.solve(**exercise.given(variant_of(student, number)))
+    if isinstance(exercise, Explain):
+        answer = dict(prediction=1.0, measured=answer, because="because " * 20)
+    return f"answer = {answer!r}"
+
+
+def notebook(answers, student=""):
+    """What a student hands in, as JSON with nothing that the grader does not need."""
+    sources = [f"%load_ext attntut.exercises\n%student {student}"]
+    sources += [f"%%exercise {number}\n{source}" for number, source in answers.items()]
+    return json.dumps({"cells": [{"cell_type": "code", "source": source} for source in sources]})
+
+
+def honest(student=""):
+    return {number: right(number, student) for number in NUMBERS}
+
+
+@pytest.fixture(scope="module")
+def assignment():
+    return Assignment("ps1", list(SET.values()), KEY)
+
+
+@pytest.fixture
+def stage():
+    with sandbox.staged() as stage:
+        yield stage
+
+
+@pytest.fixture(params=["bubblewrap", "user"])
+def place(request, stage):
+    """Where students' code runs: each kind that this machine has."""
+    if request.param == "bubblewrap":
+        try:
+            return sandbox.started(sandbox.Sandbox("bubblewrap", stage))
+        except sandbox.NoSandbox as reason:
+            pytest.skip(f"bubblewrap does not start here: {reason}")
+    if not LINUX or os.geteuid():
+        pytest.skip("only root can give students' code another user")
+    return sandbox.started(sandbox.Sandbox("user", stage))
+
+
+@pytest.fixture
+def bubblewrap(stage):
+    return sandbox.started(sandbox.Sandbox("bubblewrap", stage))
+
+
+@pytest.fixture
+def course(tmp_path):
+    """Folders of a course, closed to others, and a server and a socket that nobody should reach."""
+    tmp_path.chmod(0o700)
+    (tmp_path / "in").mkdir()
+    (tmp_path / "key").write_bytes(KEY)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as local:
+        os.chdir(tmp_path)
+        local.bind("socket")
+        local.listen()
+        os.chdir(ROOT)
+        names = dict(key=tmp_path / "key", folder=tmp_path / "in", out=tmp_path / "out", root=ROOT)
+        names |= dict(port=server.getsockname()[1], left=f"left-{uuid.uuid4().hex[:8]}", solution=right(ATTACKED))
+        yield names | dict(public=[x.tolist() for x in E[ATTACKED].want(0)])
+
+
+def filled(source, course):
+    return re.sub("<<(.+?)>>", lambda match: str(course[match[1]]), source)
+
+
+def graded_by_name(course, assignment, place, jobs=2):
+    found = grade.grade_folder(course["folder"], course["out"], assignment, KEY, place, jobs)
+    return {one.name: one for one in found}
+
+
+def marks(graded):
+    return {mark.number: mark.points for mark in graded.marks}
+
+
+FULL = {number: E[number].points for number in NUMBERS}
+
+
+# --- hostile
+
+
+def hostile(group):
+    return dict(list(HOSTILE.items())[group::GROUPS])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_no_hostile_answer_gets_points_or_takes_them_from_another(group, course, assignment, bubblewrap):
+    play(hostile(group), course, assignment, bubblewrap)
+
+
+@pytest.mark.slow
+def test_another_user_keeps_out_what_bubblewrap_does(course, assignment, place):
+    if place.kind != "user":
+        pytest.skip("bubblewrap has its own test")
+    names = [n for n in HOSTILE if re.search("parent|everybody|daemon|program|reads|sources|writes|bomb|disk|link", n)]
+    play({name: HOSTILE[name] for name in names if name not in NEED_NO_NETWORK}, course, assignment, place)
+
+
+def play(attacks, course, assignment, place):
+    """Grade attacks beside an honest submission."""
+    folder = course["folder"]
+    for name, source in attacks.items():
+        (folder / f"{name}.ipynb").write_text(notebook(honest(name) | {ATTACKED: filled(source, course)}, name))
+    (folder / "honest.ipynb").write_text(notebook(honest("honest"), "honest"))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    found = graded_by_name(course, assignment, place)
+    assert marks(found.pop("honest")) == FULL
+    wrong = {name: f"{marks(one)} {one.marks}" for name, one in found.items() if marks(one) != FULL | {ATTACKED: 0}}
+    assert not wrong, wrong
+    assert found.keys() == attacks.keys()
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not left_behind(course["left"]), "A process was left behind."
+    for name, one in found.items():
+        page = (course["out"] / "feedback" / f"{name}.html").read_text("utf-8")
+        said = next(mark.question for mark in one.marks if mark.number == ATTACKED)
+        assert said.split("\n")[0].strip().endswith("?") and html.escape(said, quote=False)[:20] in html.unescape(page)
+        assert "secret" not in said and "<script>" not in page
+
+
+def left_behind(name):
+    """The processes that have a name, after a moment in which they may end."""
+    for _ in range(20):
+        found = [p.pid for p in psutil.process_iter(["name", "cmdline"]) if named(p.info, name)]
+        if not found:
+            return []
+        time.sleep(0.1)
+    return found
+
+
+def named(info, name):
+    return info["name"] == name[:15] or name in (info["cmdline"] or [])
+
+
+def test_there_are_enough_kinds_of_hostile_answers():
+    assert len(HOSTILE) >= 40
+
+
+def test_a_process_that_is_left_behind_would_be_found():
+    name = f"left-{uuid.uuid4().hex[:8]}"
+    with subprocess.Popen([name, "1000"], executable=shutil.which("sleep")) as process:
+        assert left_behind(name)
+        process.kill()
+    assert not left_behind(name)
+
+
+def test_without_isolation_the_attacks_would_succeed(course, assignment, stage):
+    names = ["reads the key", "reads the sources", "uses the network", "writes into the submissions", "starts a shell"]
+    place = sandbox.Sandbox("trust", stage)
+    for name in names:
+        (course["folder"] / f"{name}.ipynb").write_text(notebook({ATTACKED: filled(HOSTILE[name], course)}))
+    found = graded_by_name(course, assignment, place)
+    assert [name for name in names if not marks(found[name])[ATTACKED]] == []
+
+
+@pytest.mark.parametrize("name", HARD_SOURCES)
+def test_a_cell_that_is_hard_to_read_is_a_wrong_answer(name, tmp_path, assignment):
+    path = tmp_path / "a.ipynb"
+    path.write_text(notebook({ATTACKED: HARD_SOURCES[name]}))
+    source = read(path, "a", assignment.starters).answers[ATTACKED]
+    if name not in ("blocks", "attributes", "sum", "half a character", "minus", "another number"):
+        assert assignment.refusal(E[ATTACKED], source).endswith("?")
+
+
+def test_broken_files_are_reported_and_hurt_no_other(course, assignment, bubblewrap, capsys):
+    folder = course["folder"]
+    for name, content in BROKEN_FILES.items():
+        (folder / name).write_bytes(content)
+    for name, source in HARD_SOURCES.items():
+        (folder / f"hard {name}.ipynb").write_text(notebook({"2.1": right("2.1"), ATTACKED: source}, name))
+    (folder / "folder.ipynb").mkdir()
+    (folder / "link.ipynb").symlink_to(course["key"])
+    os.mkfifo(folder / "pipe.ipynb")
+    (folder / "honest.ipynb").write_text(notebook(honest("ada"), "ada"))
+    found = graded_by_name(course, assignment, bubblewrap)
+    assert marks(found.pop("honest")) == FULL
+    for name in HARD_SOURCES:
+        assert marks(found.pop(f"hard {name}")) == dict.fromkeys(NUMBERS, 0) | {"2.1": 1}, name
+    broken = {Path(name).stem for name in BROKEN_FILES} | {"link", "pipe"}
+    assert found.keys() == broken
+    for one in found.values():
+        assert one.score is None and "no notebook" in one.notes[0]
+        assert "Not graded" in (course["out"] / "feedback" / f"{one.name}.html").read_text()
+    rows = table(course["out"] / "grades.csv")
+    assert rows["'=cmd"]["score"] == rows["pipe"]["score"] == "" and rows["honest"]["score"] == f"{sum(FULL.values())}"
+
+
+# --- what is graded
+
+
+def table(path):
+    with path.open(newline="", encoding="utf-8") as file:
+        return {row.get("student_id") or row["Student"]: row for row in csv.DictReader(file)}
+
+
+def test_every_solution_gets_all_points_and_every_starter_none(bubblewrap):
+    everything = Assignment("all", list(E.values()), KEY)
+    for answers, points in (
+        ({n: right(n, "ada") for n in E}, {n: e.points for n, e in E.items()}),
+        ({n: e.starter for n, e in E.items()}, dict.fromkeys(E, 0)),
+        ({n: f"{e.starter}\n# {n}" for n, e in E.items()}, dict.fromkeys(E, 0)),
+    ):
+        path = bubblewrap.stage / "a.ipynb"
+        path.write_text(notebook(answers, "ada"))
+        found = everything.marks(read(path, "a", everything.starters), bubblewrap)
+        assert {mark.number: mark.points for mark in found} == points, found
+
+
+def test_a_wrong_answer_gets_the_question_of_its_mistake_and_no_hidden_case(course, assignment, bubblewrap):
+    divisor = E["2.2"]
+    trap, value = next(iter(divisor.traps.items()))
+    wrong = {"2.1": "answer = 'a'", "2.2": f"answer = {value(**divisor.given(variant_of('ada', '2.2')))!r}"}
+    wrong |= {ATTACKED: "def softmax(logits):\n    return logits.exp() / logits.exp().sum(-1, keepdim=True)"}
+    (course["folder"] / "ada.ipynb").write_text(notebook(wrong, "ada"))
+    found = graded_by_name(course, assignment, bubblewrap)["ada"]
+    asked = {mark.number: mark.question for mark in found.marks}
+    assert asked["2.1"] == next(q for q in E["2.1"].options.values() if q)
+    assert asked["2.2"] == trap
+    assert "infinite" in asked[ATTACKED] and "no answer" in asked["2.6"]
+    page = html.unescape((course["out"] / "feedback" / "ada.html").read_text("utf-8"))
+    assert all(question in page for question in asked.values()) and "logits.exp() / logits" in page
+    body = E[ATTACKED].source().split("\n", 1)[1]
+    assert body not in page and "0 of 3" in page and KEY.decode() not in page
+
+
+@pytest.mark.parametrize("number", [n for n, e in E.items() if isinstance(e, Code)])
+def test_no_question_tells_a_hidden_number(number):
+    for mistake, (wrong, _) in E[number].wrong.items():
+        asked = set()
+        for seed in (11, 12, 13):
+            packed = zip(E[number].cases(seed), E[number].probe(wrong, seed), E[number].want(seed), strict=True)
+            for case in packed:
+                try:
+                    E[number].judge(*case)
+                except AssertionError as question:
+                    asked.add(tuple(re.findall(r"\d+\.\d{3,}|e[+-]\d\d", str(question))))
+                    break
+        assert len(asked - {()}) == 0, (mistake, asked)
+
+
+def test_the_last_changed_cell_counts_and_metadata_do_not(tmp_path, assignment):
+    cells = [("2.1", "answer = 'a'"), ("2.1", "answer = 'd'"), ("2.1", E["2.1"].starter), ("9.9", "x")]
+    texts = ["%student ada", *(f"\n%%exercise {number} \n{source}\n" for number, source in cells)]
+    path = tmp_path / "a.ipynb"
+    for odd in ({}, {"metadata": 3, "id": "x", "cell_type": "raw"}):
+        path.write_text(json.dumps({"cells": [{"source": text.splitlines(keepends=True), **odd} for text in texts]}))
+        found = read(path, "a", assignment.starters)
+        assert found.answers == {"2.1": "answer = 'd'"} and found.student == "ada"
+        assert any("more than once" in note for note in found.notes) and any("9.9" in note for note in found.notes)
+
+
+def test_a_student_is_named_by_the_file_or_its_folder(tmp_path):
+    folder = tmp_path / "in"
+    files = ["ada.ipynb", "Bob_1_assignsubmission_file/ps1.ipynb", "Bob_1_assignsubmission_file/plot.png"]
+    files += ["eve/ps1.ipynb", "eve/ps1 (1).ipynb", "ADA.ipynb", ".ipynb_checkpoints/x.ipynb", "__MACOSX/ada.ipynb"]
+    files += ["dan/ps1/ps1.ipynb", "kim/notes.docx", "x\x1b[2J.ipynb", f"{'n' * 240}.ipynb", "lee_12_34_ps1.ipynb"]
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("")
+    found = grade.submissions(folder)
+    names = {"Bob_1_assignsubmission_file", "eve--ps1", "eve--ps1 (1)", "dan", "kim", "x?[2J", "lee_12_34_ps1"}
+    assert names < found.keys()
+    assert len({name.casefold() for name in found}) == len(found) == 10
+    assert grade.CANVAS.fullmatch("lee_LATE_12_34_ps1.ipynb")[1] == "12"
+    assert max(map(len, found)) < 200
+
+
+def test_who_says_to_be_another_is_reported_and_takes_no_grade(course, assignment, bubblewrap):
+    for name in ("ada", "mallory"):
+        (course["folder"] / f"{name}.ipynb").write_text(notebook({"2.1": right("2.1")}, "Ada"))
+    found = graded_by_name(course, assignment, bubblewrap)
+    assert "mallory" in found["ada"].private[0] and "ada" in found["mallory"].private[0]
+    assert table(course["out"] / "grades.csv").keys() == {"ada", "mallory"}
+
+
+def test_tables_have_the_columns_of_nbgrader_and_canvas(course, assignment, bubblewrap):
+    (course["folder"] / "lovelaceada_12_34_ps1.ipynb").write_text(notebook(honest("ada"), "ada"))
+    (course["folder"] / "bob.ipynb").write_text(notebook({}))
+    graded_by_name(course, assignment, bubblewrap)
+    grades, canvas = (table(course["out"] / name) for name in ("grades.csv", "canvas.csv"))
+    columns = "assignment duedate timestamp student_id last_name first_name email raw_score late_submission_penalty"
+    assert list(grades["bob"]) == [*columns.split(), "score", "max_score", *NUMBERS, "2.7 by hand (of 3)"]
+    most, ada = sum(FULL.values()) + 3, "lovelaceada_12_34_ps1"
+    assert (grades[ada]["score"], grades[ada]["max_score"], grades["bob"]["score"]) == (f"{most - 3}", f"{most}", "0")
+    assert [grades[ada][number] for number in NUMBERS] == [str(points) for points in FULL.values()]
+    assert grades[ada]["2.7 by hand (of 3)"] == ""
+    assert canvas[ada]["ID"] == "12" and canvas[ada]["ps1"] == f"{most - 3}"
+    assert canvas["bob"]["SIS Login ID"] == "bob" and canvas["    Points Possible"]["ps1"] == f"{most}"
+
+
+def test_points_by_hand_are_kept_and_added(course, assignment, bubblewrap, monkeypatch):
+    (course["folder"] / "ada.ipynb").write_text(notebook(honest("ada"), "ada"))
+    graded_by_name(course, assignment, bubblewrap)
+    path = course["out"] / "grades.csv"
+    header, row = path.read_text().splitlines()
+    path.write_text(f"{header}\n{row}2.5\n")
+    monkeypatch.setattr(Assignment, "marks", None)  # nothing is run again
+    for _ in range(2):
+        found = graded_by_name(course, assignment, bubblewrap)["ada"]
+        assert found.score == sum(FULL.values()) + 2.5
+    assert table(path)["ada"]["score"] == f"{found.score:g}"
+    assert "2.5 of 3" in (course["out"] / "feedback" / "ada.html").read_text()
+    path.write_text("\ufeff" + path.read_text().replace(",", ";"), encoding="utf-8")  # a spreadsheet's own way
+    assert points_by_hand(path, assignment) == {"ada": {"2.7": 2.5}}
+    for broken in (f"{header}\n{row}4\n", f"{header}\n{row}good\n", "student_id\nada\n"):
+        path.write_text(broken)
+        with pytest.raises(SystemExit, match=r"grades.csv"):
+            graded_by_name(course, assignment, bubblewrap)
+        assert path.read_text() == broken
+
+
+def test_a_second_run_grades_only_what_changed(course, assignment, bubblewrap, monkeypatch):
+    for name in ("ada", "bob"):
+        (course["folder"] / f"{name}.ipynb").write_text(notebook({"2.1": right("2.1")}, name))
+    first = graded_by_name(course, assignment, bubblewrap)
+    ran, run = [], Assignment.marks
+    monkeypatch.setattr(Assignment, "marks", lambda self, one, *a: ran.append(one.name) or run(self, one, *a))
+    again = graded_by_name(course, assignment, bubblewrap)
+    assert ran == [] and [marks(one) for one in again.values()] == [marks(one) for one in first.values()]
+    (course["folder"] / "bob.ipynb").write_text(notebook({"2.1": "answer = 'a'"}, "bob"))
+    assert marks(graded_by_name(course, assignment, bubblewrap)["bob"])["2.1"] == 0
+    assert ran == ["bob"]
+    other = Assignment("ps1", list(SET.values()), KEY * 2)
+    grade.grade_folder(course["folder"], course["out"], other, KEY * 2, bubblewrap)
+    assert sorted(ran) == ["ada", "bob", "bob"]
+
+
+def test_what_broke_off_is_not_lost(course, assignment, bubblewrap, monkeypatch):
+    for name in ("ada", "bob"):
+        (course["folder"] / f"{name}.ipynb").write_text(notebook({"2.1": right("2.1")}, name))
+    run = Assignment.marks
+
+    def interrupted(self, one, *rest):
+        if one.name == "bob":
+            raise KeyboardInterrupt
+        return run(self, one, *rest)
+
+    monkeypatch.setattr(Assignment, "marks", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        graded_by_name(course, assignment, bubblewrap, jobs=1)
+    assert (course["out"] / "graded" / "ada.json").exists() and not (course["out"] / "grades.csv").exists()
+
+
+# --- the commands
+
+
+@pytest.fixture
+def small_set(monkeypatch):
+    monkeypatch.setitem(problem_sets(), "small", {"title": "A small set", "exercises": NUMBERS})
+    return "small"
+
+
+def test_the_command_grades_a_folder(course, small_set, bubblewrap, capsys):
+    (course["folder"] / "ada.ipynb").write_text(notebook(honest("ada"), "ada"))
+    (course["folder"] / "bob.ipynb").write_text("no")
+    options = [str(course["folder"]), "--key", str(course["key"]), "--set", small_set]
+    assert grade.main(options) == 0
+    said = capsys.readouterr()
+    assert "bubblewrap" in said.out and "by hand" in said.out and "100%" in said.err
+    assert re.search(rf"ada +{sum(FULL.values())} of {sum(FULL.values()) + 3}", said.out)
+    assert re.search(r"bob +\? of", said.out) and "1 of them could not be graded" in said.out
+    assert table(course["folder"].with_name("in-graded") / "grades.csv").keys() == {"ada", "bob"}
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["in", "--key", "none"], "no such file.*secrets"),
+        (["in", "--key", "short"], "it has 1 bytes"),
+        (["in", "--key", "key", "--set", "ps0"], "no problem set 'ps0'.*ps1"),
+        (["none", "--key", "key"], None),
+        (["in", "--key", "key", "--out", "in/out"], None),
+        (["in", "--key", "key", "--jobs", "0"], None),
+    ],
+)
+def test_a_wrong_command_says_what_is_wrong(options, said, course, monkeypatch):
+    monkeypatch.chdir(course["key"].parent)
+    Path("short").write_text("x")
+    with pytest.raises(SystemExit) as raised:
+        grade.main(options)
+    assert raised.value.code == 2 if said is None else re.search(said, str(raised.value), re.DOTALL)
+    assert not Path("in-graded").exists()
+
+
+def test_a_key_where_students_code_could_read_it_is_refused(stage, tmp_path):
+    inside = Path(sys.prefix) / "pyvenv.cfg"
+    with pytest.raises(sandbox.NoSandbox, match="move"):
+        sandbox.choose(stage, [inside])
+
+
+def test_without_a_sandbox_nothing_is_graded(stage, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(sandbox.NoSandbox, match=r"--trust"):
+        sandbox.choose(stage, [Path(sys.executable)])  # which everybody can read
+    assert "none" in sandbox.choose(stage, [], trust=True).says
+
+
+def test_the_released_notebook_runs_and_is_graded(course, small_set, assignment, bubblewrap):
+    assert release.main([small_set, "--out", str(course["out"])]) == 0
+    path = course["out"] / f"{small_set}.ipynb"
+    released = nbformat.read(path, as_version=4)
+    nbformat.validate(released)
+    text = path.read_text("utf-8")
+    for number in NUMBERS:
+        assert f"%%exercise {number}" in text and E[number].title in text
+        if isinstance(E[number], Code):
+            body = E[number].source().split("\n", 1)[1]
+            assert json.dumps(body)[1:-1] not in text
+    first = next(cell for cell in released.cells if cell.cell_type == "code")
+    assert "attntut" in first.source
+    empty = read(path, "empty", assignment.starters)
+    assert empty.answers == {}
+    for cell in released.cells:
+        cell.source = re.sub(r"^%student$", "%student ada", cell.source, flags=re.MULTILINE)
+        if match := re.match(r"%%exercise (\S+)", cell.source):
+            cell.source = f"{match[0]}\n{right(match[1], 'ada')}"
+    NotebookClient(released, timeout=120, resources={"metadata": {"path": str(course["out"])}}).execute()
+    said = [output.text for cell in released.cells if "%%exercise" in cell.source for output in cell.get("outputs", [])]
+    assert sum("right, by the public check" in text for text in said) == len(NUMBERS), said
+    nbformat.write(released, course["folder"] / "ada.ipynb")
+    assert marks(graded_by_name(course, assignment, bubblewrap)["ada"]) == FULL
+
+
+@pytest.mark.parametrize("kind", ["user", "bubblewrap"])
+def test_the_zip_grades_where_gradescope_runs_it(kind, course, small_set, tmp_path):
+    if kind == "user" and os.geteuid():
+        pytest.skip("only root can give students' code another user")
+    out, root = tmp_path / "zip", tmp_path / "autograder"
+    assert gradescope.main([small_set, "--key", str(course["key"]), "--out", str(out)]) == 0
+    source = root / "source"
+    with zipfile.ZipFile(out / f"{small_set}-gradescope.zip") as archive:
+        archive.extractall(source)
+    if os.name == "posix":
+        assert (out / f"{small_set}-gradescope.zip").stat().st_mode & 0o077 == 0
+    sets = source / "exercises" / "sets.toml"
+    sets.write_text(f'[{small_set}]\ntitle = "A small set"\nexercises = {json.dumps(NUMBERS)}\n')
+    (root / "submission").mkdir()
+    where = "import os\nassert os.getuid() > 60000 or os.getuid() == 65534\n"
+    answers = honest("ada") | {ATTACKED: where + right(ATTACKED), "2.1": "answer = 'a'"}
+    answers |= {"2.6": filled("assert open('<<key>>').read()\n", {"key": source / "key"}) + right("2.6")}
+    (root / "submission" / "mine.ipynb").write_text(notebook(answers, "ada"))
+    users = [{"sid": "ada", "email": "ada@example.org", "name": "Ada"}]
+    (root / "submission_metadata.json").write_text(json.dumps({"users": users}))
+    programs = tmp_path / "bin"  # and no bubblewrap
+    programs.mkdir()
+    for program in ("bash", "mkdir", "chmod"):
+        (programs / program).symlink_to(shutil.which(program))
+    environment = {"AUTOGRADER": str(root), "AUTOGRADER_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    environment["PATH"] = str(programs) if kind == "user" else os.environ["PATH"]
+    command = [shutil.which("bash"), source / "run_autograder"]
+    said = subprocess.run(command, env=environment, check=True, cwd="/", timeout=300, capture_output=True, text=True)
+    results = json.loads((root / "results" / "results.json").read_text())
+    scores = {test["number"]: test["score"] for test in results["tests"]}
+    assert scores == FULL | {"2.1": 0, "2.6": 0}
+    assert all(test["max_score"] == E[test["number"]].points and test["output"] for test in results["tests"])
+    assert f"Isolation is {sandbox.SAYS[kind]}" in said.stdout and "not yours" not in results["output"]
+
+
+# --- speed
+
+
+def test_a_submission_takes_no_longer_than_a_student_waits(assignment, bubblewrap, tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_text(notebook(honest("ada"), "ada"))
+    submission = read(path, "a", assignment.starters)
+    best = []
+    for _ in range(3):
+        start = time.monotonic()
+        assignment.marks(submission, bubblewrap)
+        best.append(time.monotonic() - start)
+    assert min(best) < 2 * max(1, os.getloadavg()[0]), best
