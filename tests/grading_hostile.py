@@ -216,9 +216,6 @@ def softmax(x):
     "writes markup": "def softmax(x):\n    '</code></pre><script>alert(1)</script><img src=x onerror=alert(1)>'\n    return x",
 }  # fmt: skip
 
-# Where students' code runs as another user, the network is open.
-NEED_NO_NETWORK = {"uses the network"}
-
 # What is no notebook, or makes trouble when it is read. Name of the file → its bytes.
 CELL = '{"cells": [{"cell_type": "code", "source": %s}]}'
 BROKEN_FILES = {

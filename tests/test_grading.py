@@ -23,18 +23,18 @@ from nbclient import NotebookClient
 from attntut.exercises.public import variant_of
 from exercises import exercises, problem_sets
 from exercises.exercise import Choice, Code, Explain
-from grading import grade, gradescope, release, sandbox
+from grading import grade, gradescope, release, sandbox, worker
 from grading.judge import Assignment
 from grading.notebook import read
 from grading.report import points_by_hand
-from tests.grading_hostile import BROKEN_FILES, HARD_SOURCES, HOSTILE, NEED_NO_NETWORK
+from tests.grading_hostile import BROKEN_FILES, HARD_SOURCES, HOSTILE
 
 E = exercises()
 NUMBERS = ["2.1", "2.2", "2.4", "2.6", "2.7"]
-SET = {number: dataclasses.replace(E[number], seconds=4) for number in NUMBERS}
+SET = {number: E[number] for number in NUMBERS}
 ATTACKED = "2.4"
 KEY = b"a secret of the tests"
-GROUPS = 6
+GROUPS = 6  # one test each, of submissions with two attacks each
 LINUX = sys.platform == "linux"
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.skipif(
@@ -129,44 +129,52 @@ FULL = {number: E[number].points for number in NUMBERS}
 
 # --- hostile
 
-
-def hostile(group):
-    return dict(list(HOSTILE.items())[group::GROUPS])
+TWICE = {number: dataclasses.replace(E[ATTACKED], number=number, seconds=3) for number in ("2.4a", "2.4b")}
+PAIRS = list(zip(list(HOSTILE)[::2], [*list(HOSTILE)[1::2], "uniform"], strict=False))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("group", range(GROUPS))
-def test_no_hostile_answer_gets_points_or_takes_them_from_another(group, course, assignment, bubblewrap):
-    play(hostile(group), course, assignment, bubblewrap)
+def test_no_hostile_answer_gets_points_or_takes_them_from_another(group, course, bubblewrap):
+    play(PAIRS[group::GROUPS], course, bubblewrap)
 
 
 @pytest.mark.slow
-def test_another_user_keeps_out_what_bubblewrap_does(course, assignment, place):
+def test_another_user_keeps_out_what_bubblewrap_does(course, place):
     if place.kind != "user":
-        pytest.skip("bubblewrap has its own test")
-    names = [n for n in HOSTILE if re.search("parent|everybody|daemon|program|reads|sources|writes|bomb|disk|link", n)]
-    play({name: HOSTILE[name] for name in names if name not in NEED_NO_NETWORK}, course, assignment, place)
+        pytest.skip("bubblewrap has tests of its own")
+    names = "kills everybody, stops its parent, fork bomb, leaves a daemon, leaves a program, reads the key".split(", ")
+    names += "leaves a link to the root, reads the parent's memory, reads other submissions, writes into torch".split(
+        ", "
+    )
+    names += "becomes root, traces its parent, writes a line for the worker, writes where grades are".split(", ")
+    play(list(zip(names[::2], names[1::2], strict=True)), course, place)
+    left = [path for folder in worker.SHARED if folder.exists() for path in folder.iterdir()]
+    assert not [path for path in left if path.lstat().st_uid >= sandbox.FIRST_UID]
 
 
-def play(attacks, course, assignment, place):
-    """Grade attacks beside an honest submission."""
+def play(pairs, course, place):
+    """Grade submissions with two attacks each, beside an honest one."""
+    twice = Assignment("ps1", [TWICE["2.4a"], E["2.1"], E["2.2"], TWICE["2.4b"], E["2.6"]], KEY)
+    rest = {number: E[number].points for number in ("2.1", "2.2", "2.6")}
     folder = course["folder"]
-    for name, source in attacks.items():
-        (folder / f"{name}.ipynb").write_text(notebook(honest(name) | {ATTACKED: filled(source, course)}, name))
-    (folder / "honest.ipynb").write_text(notebook(honest("honest"), "honest"))
+    for pair in [*pairs, ("honest", "honest")]:
+        name = " and ".join(dict.fromkeys(pair))
+        attacks = [right(ATTACKED) if attack == "honest" else filled(HOSTILE[attack], course) for attack in pair]
+        cells = dict(zip(TWICE, attacks, strict=True)) | {number: right(number, name) for number in rest}
+        (folder / f"{name}.ipynb").write_text(notebook(cells, name))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    found = graded_by_name(course, assignment, place)
-    assert marks(found.pop("honest")) == FULL
-    wrong = {name: f"{marks(one)} {one.marks}" for name, one in found.items() if marks(one) != FULL | {ATTACKED: 0}}
-    assert not wrong, wrong
-    assert found.keys() == attacks.keys()
+    found = graded_by_name(course, twice, place)
+    assert marks(found.pop("honest")) == rest | dict.fromkeys(TWICE, E[ATTACKED].points)
+    assert {name: one.marks for name, one in found.items() if marks(one) != rest | dict.fromkeys(TWICE, 0)} == {}
+    assert len(found) == len(pairs)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not left_behind(course["left"]), "A process was left behind."
     for name, one in found.items():
         page = (course["out"] / "feedback" / f"{name}.html").read_text("utf-8")
-        said = next(mark.question for mark in one.marks if mark.number == ATTACKED)
-        assert said.split("\n")[0].strip().endswith("?") and html.escape(said, quote=False)[:20] in html.unescape(page)
-        assert "secret" not in said and "<script>" not in page
+        for question in (mark.question for mark in one.marks if mark.number in TWICE):
+            assert question.split("\n")[0].strip().endswith("?") and question in html.unescape(page)
+            assert "secret" not in question and "<script>" not in page
 
 
 def left_behind(name):
