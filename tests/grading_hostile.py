@@ -216,6 +216,13 @@ def softmax(x):
     "writes markup": "def softmax(x):\n    '</code></pre><script>alert(1)</script><img src=x onerror=alert(1)>'\n    return x",
 }  # fmt: skip
 
+# What bubblewrap makes impossible, and another user's rights must.
+WHERE_RIGHTS_MATTER = {
+    "kills everybody", "stops its parent", "fork bomb", "leaves a daemon", "leaves a program", "traces its parent",
+    "becomes root", "leaves a link to the root", "writes into torch", "writes where grades are", "reads the key",
+    "reads other submissions", "reads the parent's memory", "writes a line for the worker",
+}  # fmt: skip
+
 # What is no notebook, or makes trouble when it is read. Name of the file → its bytes.
 CELL = '{"cells": [{"cell_type": "code", "source": %s}]}'
 BROKEN_FILES = {
