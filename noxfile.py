@@ -159,7 +159,7 @@ def release(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def grade(session: nox.Session) -> None:
     """Grade a folder of notebooks. (``-- FOLDER --key KEYFILE --set ps1``)"""
-    run(session, "python", "-m", "grading.grade", *prepare(session), success_codes=[0, 1])
+    run(session, "python", "-m", "grading.grade", *prepare(session))
 
 
 @nox.session(venv_backend="none")

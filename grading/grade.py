@@ -27,7 +27,7 @@ from tqdm import tqdm
 from grading.judge import Assignment, Mark, exercises_of
 from grading.notebook import NotANotebook, printable, read
 from grading.report import Graded, feedback, inert, points_by_hand, settle, write, write_tables
-from grading.sandbox import NoSandbox, Sandbox, choose, staged
+from grading.sandbox import MOST_SLOTS, NoSandbox, Sandbox, choose, staged
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORTEST_KEY = 16  # bytes
@@ -157,7 +157,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--key", type=Path, required=True, help="file with the course's secret")
     parser.add_argument("--set", default="ps1", help="problem set (default ps1)")
     parser.add_argument("--out", type=Path, help="where to write (default: FOLDER-graded)")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="submissions at the same time")
+    parser.add_argument(
+        "--jobs", type=int, default=min(MOST_SLOTS, os.cpu_count() or 1), help="submissions at the same time"
+    )
     parser.add_argument("--docker", default="", metavar="IMAGE", help="run in Docker, in this image")
     parser.add_argument("--trust", action="store_true", help="run students' code without isolation")
     options = parser.parse_args(arguments)
@@ -167,8 +169,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"FOLDER must be a folder of notebooks: got {options.folder}")
     if out.is_relative_to(folder):
         parser.error(f"--out must not lie in FOLDER, whose notebooks are all graded: got {out}")
-    if options.jobs < 1:
-        parser.error(f"--jobs must be at least 1: got {options.jobs}")
+    if not 1 <= options.jobs <= MOST_SLOTS:
+        parser.error(f"--jobs must be from 1 to {MOST_SLOTS}: got {options.jobs}")
     key, start = read_key(options.key), time.monotonic()
     assignment = Assignment(options.set, exercises_of(options.set), key)
     with staged() as stage:
