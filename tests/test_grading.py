@@ -507,13 +507,14 @@ def test_the_zip_grades_where_gradescope_runs_it(kind, course, small_set, tmp_pa
 # --- speed
 
 
-def test_a_submission_takes_no_longer_than_a_student_waits(assignment, bubblewrap, tmp_path):
+def test_sixty_submissions_would_take_two_cores_no_longer_than_90_seconds(assignment, stage, tmp_path):
+    resource = pytest.importorskip("resource")
     path = tmp_path / "a.ipynb"
     path.write_text(notebook(honest("ada"), "ada"))
-    submission = read(path, "a", assignment.starters)
-    best = []
-    for _ in range(3):
-        start = time.monotonic()
-        assignment.marks(submission, bubblewrap)
-        best.append(time.monotonic() - start)
-    assert min(best) < 2 * max(1, os.getloadavg()[0]), best
+    submission, took = read(path, "a", assignment.starters), []
+    for _ in range(2):  # without bubblewrap, whose processes are nobody's children; the machine may be busy: no clock
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assignment.marks(submission, sandbox.Sandbox("trust", stage))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert 0.1 < min(took) < 2 * 90 / 60, took
