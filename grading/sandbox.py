@@ -49,7 +49,8 @@ SAYS: dict[Kind, str] = {
 }
 HOW = """\
 Students' code needs a place to run in, and this machine offers none. One of these helps:
-  * Linux: install bubblewrap (Debian, Ubuntu: apt install bubblewrap), and allow user namespaces if it says so;
+  * Linux: install bubblewrap (Debian, Ubuntu: apt install bubblewrap). On Ubuntu it may have to be allowed:
+    sysctl -w kernel.apparmor_restrict_unprivileged_userns=0
   * Linux, as root: take the rights of others from the key, the submissions and the exercises (chmod -R o-rwx);
   * elsewhere: --docker IMAGE, an image whose python has the book's torch;
   * --trust, if you read every submission before."""

@@ -13,7 +13,6 @@ import ctypes
 import importlib.util
 import json
 import os
-import resource
 import select
 import shutil
 import signal
@@ -21,6 +20,9 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+with contextlib.suppress(ImportError):
+    import resource  # not on Windows, where Docker runs this
 
 HERE = Path(__file__).resolve().parent
 LINUX = sys.platform == "linux"
