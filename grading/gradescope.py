@@ -34,7 +34,7 @@ apt-get update -q
 apt-get install -y -q --no-install-recommends python3 python3-venv
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Choose an image whose Python is 3.11 or newer.")'
 python3 -m venv "$root/python"
-"$root/python/bin/python" -m pip install --quiet -c "$root/source/constraints.txt" "$root/source" tqdm
+"$root/python/bin/python" -m pip install --quiet -c "$root/source/constraints.txt" "$root/source[train]"
 "$root/python/bin/python" -m pip uninstall --quiet --yes attntut  # whose copy in source is closed to others
 chmod -R go-rwx "$root/source"
 """
