@@ -168,6 +168,12 @@ def gradescope(session: nox.Session) -> None:
     run(session, "python", "-m", "grading.gradescope", *prepare(session))
 
 
+@nox.session(venv_backend="none")
+def runs(session: nox.Session) -> None:
+    """Make a sweep of the book again, into runs/NAME.csv. (``-- depth --processes 2``, ``-- depth --executor tcp://…``)"""
+    run(session, "python", "-m", "attntut.sweeps", *prepare(session))
+
+
 # --- what the sessions are made of ------------------------------------------------------------------------------------
 
 
@@ -294,8 +300,8 @@ def package_digest(session: nox.Session) -> str:
     """Hash what the output of a notebook depends on besides its own code."""
     installed = Path(session.env["VIRTUAL_ENV"], "installed.sha256").read_text()
     digest = hashlib.sha256(f"{installed} {session.env['ATTNTUT_DEVICE']}".encode())
-    package = [path for path in (ROOT / "attntut").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    for path in sorted(package):
+    files = [path for folder in ("attntut", "runs") for path in (ROOT / folder).rglob("*") if path.is_file()]
+    for path in sorted(path for path in files if "__pycache__" not in path.parts):
         digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 

@@ -1,10 +1,13 @@
-"""Which device the book computes on, decided once, by the environment."""
+"""Which device the book computes on, decided once, by the environment; and on which machine."""
 
 from __future__ import annotations
 
 import os
+import platform
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
@@ -77,3 +80,23 @@ def own_randomness(seed: int, device: torch.device | str = "cpu") -> Iterator[No
             with torch.cuda.device(one):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def machine() -> str:
+    """The machine and the versions that measured numbers belong to.
+
+    Example:
+        >>> machine()
+        '... cores of ..., ...; Python 3...., torch 2...., ... thread...'
+    """
+    names = []
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(encoding="utf-8"), re.MULTILINE)
+    processor = " ".join((names or [platform.processor() or platform.machine()])[0].split())
+    if (device := default_device()).type == "cuda":
+        processor += f" with {torch.cuda.get_device_name(device)}"
+    threads = torch.get_num_threads()
+    return (
+        f"{os.cpu_count()} cores of {processor}, {platform.system()}; Python {platform.python_version()}, "
+        f"torch {torch.__version__.partition('+')[0]}, {threads} thread{'s' * (threads > 1)}"
+    )

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from attntut.device import machine
 from bench import table
 from tools.notebooks import ENVIRONMENT
 
@@ -43,7 +44,7 @@ def main() -> None:
             rows += measure()
         except ImportError as error:
             rows.append(table.Row(part.capitalize(), f"missing: {error}"))
-    text = f"{table.markdown(rows)}\n\nMeasured on {table.machine()}"
+    text = f"{table.markdown(rows)}\n\nMeasured on {machine()}."
     print(text)
     if options.write:
         table.write(text, README)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 START, END = "<!-- bench -->", "<!-- /bench -->"
@@ -42,21 +38,6 @@ def seconds(*calls: Callable[[], object], repeats: int = 7, warm_up: bool = True
             call()
             taken.append(time.perf_counter() - start)
     return [statistics.median(taken) for taken in times]
-
-
-def machine() -> str:
-    """The machine and the versions that the numbers belong to."""
-    import torch
-
-    names = []
-    if Path("/proc/cpuinfo").exists():
-        names = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    processor = " ".join((names or [platform.processor() or platform.machine()])[0].split())
-    threads = torch.get_num_threads()
-    return (
-        f"{os.cpu_count()} cores of {processor}, {platform.system()}; Python {platform.python_version()}, "
-        f"torch {version('torch').split('+')[0]}, {threads} thread{'s' * (threads > 1)}."
-    )
 
 
 def markdown(rows: list[Row]) -> str:

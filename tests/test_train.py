@@ -108,7 +108,9 @@ def test_many_on_images_equal_one_by_one(images, options):
     assert not torch.equal(many[0].readout.weight, models[0].readout.weight), "Nothing was trained."
 
 
-@pytest.mark.parametrize("shape", [{}, {"is_causal": True}, {"packed": True, "norm": "post"}], ids=str)
+@pytest.mark.parametrize(
+    "shape", [{}, {"is_causal": True}, {"packed": True, "norm": "post"}, {"branch_gain": 0.5}], ids=str
+)
 def test_many_on_tokens_equal_one_by_one(tokens, shape):
     models = [token_model(seed, **shape) for seed in range(3)]
     ones, alone, many, together = train_both_ways(

@@ -27,7 +27,7 @@ class Ensemble:
         tensors = {name: torch.stack([member[name].detach() for member in members]) for name in members[0]}
         trained = {n: tensors.pop(n) for n, p in models[0].named_parameters() if p.requires_grad}
         self.shapes = {name: tensor.shape[1:] for name, tensor in trained.items()}
-        self.flat = torch.cat([tensor.flatten(1) for tensor in trained.values()], dim=1).requires_grad_()
+        self.flat = torch.cat([tensor.reshape(len(models), -1) for tensor in trained.values()], dim=1).requires_grad_()
         self.untrained = tensors
 
     def parameters(self) -> dict[str, Tensor]:

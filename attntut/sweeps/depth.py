@@ -1,0 +1,86 @@
+"""Which schemes train a deep model, with the norm before, after, or nowhere, each at its own best learning rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attntut.data import digits
+from attntut.device import default_device, seeded
+from attntut.init import initialize_, schemes
+from attntut.sweep import Sweep, grid
+from attntut.train import train_many
+from attntut.transformer import Transformer, TransformerConfig
+
+D_MODEL, N_HEADS, D_FF, PATCH, STEPS = 32, 4, 64, 4, 300
+NORMS = ("pre", "post", "none")
+SCHEMES = (
+    *("xavier_uniform", "zero_output", "depth_scaled"),  # with any norm; the others with the one they were made for
+    *("gpt2", "layer_scale", "ds_init", "deepnorm", "t_fixup", "fixup", "rezero"),
+)
+
+
+def shape(config: dict[str, Any]) -> TransformerConfig:
+    """The model of a run: the scheme's own architecture, and the norm."""
+    asked = schemes()[config["scheme"]].architecture(config["depth"], D_MODEL // N_HEADS)
+    size: dict[str, Any] = dict(
+        d_input=PATCH**2, seq_len=(8 // PATCH) ** 2, d_model=D_MODEL, n_heads=N_HEADS, d_ff=D_FF
+    )
+    return TransformerConfig(n_classes=10, n_layers=config["depth"], **size | {"norm": config["norm"]} | asked)
+
+
+def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]:
+    """Train models of one shape on digits, 2 × 2 patches of 4 × 4 pixels, by AdamW without a warm-up.
+
+    Args:
+        configs: each with ``scheme``, ``norm``, ``depth``, ``lr``, ``seed`` (of the weights and of the batches).
+        options: of :func:`~attntut.train.train_many`, other than 300 steps of 32 images.
+
+    Returns:
+        For each: ``accuracy`` and ``loss`` of the test set after the last step; ``train_loss``, the mean of the last
+        epoch (NaN if it diverged); ``diverged_at``, the step (NaN if it did not).
+
+    Example:
+        >>> config = {"scheme": "gpt2", "norm": "pre", "depth": 2, "lr": 1e-3, "seed": 0}
+        >>> (numbers,) = run([config], steps=2)
+        >>> list(numbers), numbers["diverged_at"]
+        (['accuracy', 'loss', 'train_loss', 'diverged_at'], nan)
+    """
+    models = []
+    for config in configs:
+        model = Transformer(shape(config), seed=config["seed"])
+        initialize_(model, config["scheme"], generator=seeded(config["seed"]))
+        models.append(model.to(default_device()))
+    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
+    data = digits(patch=PATCH)
+    options = dict(steps=STEPS, batch_size=32) | options
+    histories = train_many(models, data, lrs=lrs, seeds=seeds, progress=False, **options)
+    epoch = len(data.train_inputs) // options["batch_size"]
+    return [
+        dict(
+            accuracy=history.final_accuracy,
+            loss=history.final_loss,
+            train_loss=history.losses[-epoch:].mean().item(),
+            diverged_at=float("nan") if history.diverged_at is None else history.diverged_at,
+        )
+        for history in histories
+    ]
+
+
+def fits(config: dict[str, Any]) -> bool:
+    """Whether a scheme has nothing against the norm."""
+    return bool(shape(config).norm == config["norm"])
+
+
+SWEEP = Sweep(
+    "depth",
+    run,
+    [
+        config
+        for config in grid(
+            depth=[2, 8, 24], norm=NORMS, scheme=SCHEMES, lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], seed=range(4)
+        )
+        if fits(config)
+    ],
+    shape=shape,
+    cost=lambda config: config["depth"] + 1.0,
+)
