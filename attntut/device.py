@@ -87,7 +87,7 @@ def machine() -> str:
 
     Example:
         >>> machine()
-        '... cores of ..., ...; Python 3...., torch 2...., ... thread...'
+        '... cores of ..., ...; Python 3..., torch 2..., ... thread...'
     """
     names = []
     if (info := Path("/proc/cpuinfo")).exists():
