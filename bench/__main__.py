@@ -20,6 +20,7 @@ PARTS = {
     "import": ("bench.imports", "imports"),
     "attention": ("bench.models", "attention"),
     "training": ("bench.models", "training"),
+    "sweeps": ("bench.sweeps", "sweeps"),
     "initialization": ("bench.initialization", "initialization"),
     "diagnosis": ("bench.diagnosis", "diagnosis"),
     "chapters": ("bench.book", "chapters"),

@@ -16,9 +16,9 @@ import pandas as pd
 import pytest
 import torch
 
-from attntut import _source, sweep, sweeps
+from attntut import sweeps
 from attntut.evidence import Disagreement, compare
-from attntut.sweep import Sweep, best_rate, execute, grid, jobs, missing, store, stored
+from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
 from attntut.sweeps import __main__ as command
 from attntut.sweeps import depth
 
@@ -207,7 +207,7 @@ def test_workers_that_always_die_are_given_up(tmp_path, monkeypatch):
         def submit(self, *_):
             raise BrokenExecutor("no process starts")
 
-    monkeypatch.setattr(sweep, "ProcessPoolExecutor", Broken)
+    monkeypatch.setattr(workers, "ProcessPoolExecutor", Broken)
     outcome = execute(Sweep("s", square, grid(x=range(100))), tmp_path, 2)
     assert len(outcome.failures) == 100
     assert len(pools) < 40
@@ -232,14 +232,14 @@ def test_a_killed_sweep_goes_on_where_it_was(tmp_path):
 
 
 def test_a_full_disk_loses_nothing(tmp_path, monkeypatch):
-    write, full = sweep.write_whole, [True, True, False, True]
+    write, full = files.write_whole, [True, True, False, True]
 
     def write_whole(path, text):
         if full and full.pop(0):
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, text)
 
-    monkeypatch.setattr(sweep, "write_whole", write_whole)
+    monkeypatch.setattr(engine, "write_whole", write_whole)
     outcome = execute(Sweep("s", square, X), tmp_path)
     assert not outcome.failures, "There was space again before the end."
     assert len(outcome.frame) == len(list((tmp_path / "s").iterdir())) == 6
@@ -252,7 +252,7 @@ def test_a_disk_that_stays_full_is_reported_and_the_results_are_in_the_frame(tmp
     def write_whole(path, text):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(sweep, "write_whole", write_whole)
+    monkeypatch.setattr(engine, "write_whole", write_whole)
     outcome = execute(Sweep("s", square, X), tmp_path)
     assert outcome.frame["y"].tolist() == [0, 1, 4, 9, 16, 25]
     assert [failure.config["x"] for failure in outcome.failures] == [2, 3, 4, 5]
@@ -264,17 +264,17 @@ def test_a_file_is_the_old_one_or_the_new_one_and_nothing_else_stays(tmp_path):
     import resource
 
     path = tmp_path / "file"
-    sweep.write_whole(path, "old")
+    files.write_whole(path, "old")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
         with pytest.raises(OSError):
-            sweep.write_whole(path, "new " * 1000)
+            files.write_whole(path, "new " * 1000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["file"]
     assert path.read_text() == "old"
-    sweep.write_whole(path, "new")
+    files.write_whole(path, "new")
     assert path.read_text() == "new"
 
 
@@ -333,7 +333,7 @@ def test_the_hash_is_that_of_the_code_that_counts(change, tmp_path, monkeypatch)
             del sys.modules[module]
         from sweep_code.runs import run
 
-        return _source.digest(run)
+        return source.digest(run)
 
     assert old in CODE[name]
     before, after = digest(CODE), digest(CODE | {name: CODE[name].replace(old, new)})
@@ -343,16 +343,16 @@ def test_the_hash_is_that_of_the_code_that_counts(change, tmp_path, monkeypatch)
 def test_other_code_is_run_again_and_a_worker_with_other_code_is_refused(tmp_path, monkeypatch):
     made_of = Sweep("s", square, X[:1])
     assert execute(made_of, tmp_path).new == 1
-    monkeypatch.setattr(_source, "digest", lambda run: "another")
+    monkeypatch.setattr(source, "digest", lambda run: "another")
     assert execute(made_of, tmp_path).new == 1
     answers = iter(["here", "here", "there"])
-    monkeypatch.setattr(_source, "digest", lambda run: next(answers))
+    monkeypatch.setattr(source, "digest", lambda run: next(answers))
     (failure,) = execute(made_of, tmp_path).failures
     assert "other code: there, where here is asked for" in str(failure)
 
 
 def test_a_sweep_depends_on_schemes_and_models_and_not_on_pages_or_reports():
-    names = set(_source.dependencies(depth.run))
+    names = set(source.dependencies(depth.run))
     assert {"attntut.init.depth", "attntut.transformer", "attntut.train.many", "attntut._checks"} <= names
     assert not {name for name in names if name.startswith(("attntut.diagnose", "attntut.explorer", "attntut.sweep."))}
     assert "attntut.sweep" not in names and "attntut" not in names
