@@ -114,16 +114,15 @@ def test_runs_have_one_thread_each_and_the_caller_keeps_his(tmp_path):
         assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(
-    "run, message",
-    [
-        (lambda config: {}, "top level of a module"),
-        (print, "top level of a module"),
-    ],
-)
-def test_a_function_without_a_file_is_refused(run, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        execute(Sweep("s", run, X), tmp_path)
+def test_a_function_that_others_cannot_import_is_refused(tmp_path, monkeypatch):
+    def inside(config):
+        return {}
+
+    monkeypatch.setattr(fails_at_3, "__module__", "__main__")
+    for run in (inside, lambda config: {}, print, fails_at_3):
+        with pytest.raises(ValueError, match="top level of a file that other processes can import"):
+            execute(Sweep("s", run, X), tmp_path)
+    assert not any(tmp_path.glob("s/*"))
 
 
 @pytest.mark.parametrize(

@@ -39,10 +39,10 @@ def dependencies(function: Callable[..., Any]) -> Code:
     is executed but imports; what a function reaches by ``getattr`` or by a name made up at run time is not seen.
 
     Args:
-        function: defined at the top level of a module with a file.
+        function: defined at the top level of a file that can be imported.
 
     Raises:
-        ValueError: it is something else, such as a lambda, a closure, or a function typed into a notebook.
+        ValueError: it is something else, such as a lambda, a closure, or a function of a notebook or a script.
 
     Example:
         >>> from attntut.sweeps.depth import run
@@ -50,14 +50,15 @@ def dependencies(function: Callable[..., Any]) -> Code:
         >>> "attntut.init.depth" in found, "attntut.sweeps.depth:run" in found, "attntut.sweeps.depth:SWEEP" in found
         (True, True, False)
     """
-    name, path = getattr(function, "__qualname__", repr(function)), _path(getattr(function, "__module__", None))
+    name, own = getattr(function, "__qualname__", ""), getattr(function, "__module__", None) or ""
+    path = _path(own)
     statements = defaultdict(list)
     for statement in ast.parse(path.read_bytes()).body if path else ():
         for bound in _bound(statement):
             statements[bound].append(statement)
     if name not in statements:
-        raise ValueError(f"run must be a function at the top level of a module that lies in a file: got {function!r}.")
-    own = function.__module__
+        where = f"at the top level of a file that other processes can import: got {function!r} of {own!r}"
+        raise ValueError(f"run must be a function {where}.")
     roots = {PACKAGE, own.partition(".")[0]}
     found: Code = {}
     names, modules = [name], set[str]()
@@ -82,10 +83,10 @@ def dependencies(function: Callable[..., Any]) -> Code:
     return found
 
 
-def _path(module: str | None) -> Path | None:
-    """The file of a module, if there is one."""
+def _path(module: str) -> Path | None:
+    """The file that a module is imported from, if it is."""
     try:
-        spec = importlib.util.find_spec(module or "")
+        spec = None if module == "__main__" else importlib.util.find_spec(module)
     except (ImportError, ValueError):
         return None
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None

@@ -7,7 +7,7 @@ import numbers
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -75,7 +75,8 @@ def _ended(call: Callable[[Job], Any], todo: list[Job], executor: Any, started: 
             try:
                 pending[id(job)] = executor.submit(call, job)
             except BrokenExecutor as error:
-                yield job, error
+                pending[id(job)] = Future()
+                pending[id(job)].set_exception(error)
         while pending:
             for key in [key for key, future in pending.items() if future.done()]:
                 yield by_id[key], _came(pending.pop(key).result)
@@ -93,23 +94,22 @@ def _in_processes(call: Callable[[Job], Any], todo: list[Job], n: int) -> Iterat
     it dies is the cause.
     """
     suspects: list[Job] = []
-    deaths = 0
+    alone, deaths = False, 0
     while todo or suspects:
         if not todo:
-            todo, suspects, n = suspects, [], 1
+            todo, suspects, alone = suspects, [], True
         started: set[int] = set()
         broken = []
-        with ProcessPoolExecutor(min(n, len(todo)), multiprocessing.get_context("spawn")) as pool:
+        size = 1 if alone else min(n, len(todo))
+        with ProcessPoolExecutor(size, multiprocessing.get_context("spawn")) as pool:
             for job, came in _ended(call, todo, pool, started):
                 if isinstance(came, BrokenExecutor):
                     broken.append((job, came))
                 else:
                     yield job, came
         deaths += bool(broken)
-        if deaths > DEATHS:
-            yield from broken
-            broken = []
-        elif broken and n == 1:
-            yield broken.pop(0)
-        suspects += [job for job, _ in broken if id(job) in started and n > 1]
-        todo = [job for job, _ in broken if id(job) not in started or n == 1]
+        given_up = len(broken) if deaths > DEATHS else int(alone)
+        yield from broken[:given_up]
+        rest = [job for job, _ in broken[given_up:]]
+        suspects += [job for job in rest if id(job) in started and not alone]
+        todo = [job for job in rest if id(job) not in started or alone]

@@ -82,5 +82,6 @@ SWEEP = Sweep(
         if fits(config)
     ],
     shape=shape,
+    at_once=20,
     cost=lambda config: config["depth"] + 1.0,
 )
