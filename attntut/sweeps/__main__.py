@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from attntut import sweeps
-from attntut.sweep import Sweep, execute, jobs, missing, store
+from attntut.sweep import Sweep, execute, jobs, missing, source, store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             failed = True
             print(f"{name}.csv is not written. The finished runs are kept: start again when the cause is mended.")
         else:
-            store(outcome.frame, options.out / f"{name}.csv", about=f"made again by: nox -s runs -- {name}")
+            about = f"made again by: nox -s runs -- {name}; code {source.digest(sweep.run)}"
+            store(outcome.frame, options.out / f"{name}.csv", about=about)
     return int(failed)
 
 
