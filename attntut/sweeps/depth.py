@@ -77,11 +77,11 @@ SWEEP = Sweep(
     [
         config
         for config in grid(
-            depth=[2, 8, 24], norm=NORMS, scheme=SCHEMES, lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2], seed=range(4)
+            depth=[2, 8, 24], norm=NORMS, scheme=SCHEMES, lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2], seed=range(6)
         )
         if fits(config)
     ],
     shape=shape,
-    at_once=20,
+    at_once=18,
     cost=lambda config: config["depth"] + 1.0,
 )
