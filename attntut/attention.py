@@ -340,7 +340,7 @@ class MultiHeadAttention(nn.Module):
 
     def _split(self, part: Tensor) -> Tensor:
         B, T, _ = part.shape  # batch, tokens, d_model (keys and values of grouped queries: less)
-        heads = part.view(B, T, -1, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
+        heads = part.view(B, T, part.shape[-1] // self.d_head, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
         return heads if heads.shape[1] == self.n_heads else heads.repeat_interleave(self.n_heads // heads.shape[1], 1)
 
     def _merge(self, heads: Tensor, x: Tensor) -> Tensor:

@@ -547,3 +547,55 @@ def test_which_axis_of_the_input_is_attended(batch_first):
     model = nn.TransformerEncoderLayer(20, 4, 8, batch_first=batch_first).eval()
     assert {row["input_axis"] for row in diagnose(model, torch.randn(B, N, 20)).rows} == {1 if batch_first else 0}
     assert {row["input_axis"] for row in diagnose(model, torch.randn(N, N, 20)).rows} == {None}
+
+
+class Unturned(nn.Module):
+    """Heads that were split and never moved in front of the tokens."""
+
+    def __init__(self, *, fused=False, turned=False):
+        super().__init__()
+        self.projections, self.fused, self.turned = nn.Linear(24, 72), fused, turned
+
+    def forward(self, x):
+        q, k, v = self.projections(x).unflatten(-1, (3, 4, 6)).unbind(2)  # (B, T, H, d_head)
+        if self.turned:
+            q, k, v = (each.transpose(1, 2) for each in (q, k, v))
+        if self.fused:
+            heads = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        else:
+            heads = torch.softmax(q @ k.mT / 6**0.5, dim=-1) @ v
+        return (heads.transpose(1, 2) if self.turned else heads).flatten(2)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("n", [4, 9])
+def test_a_token_that_attends_among_its_own_heads_is_told(fused, n):
+    finding = diagnose(Unturned(fused=fused), torch.randn(3, n, 24)).findings[0]
+    assert finding.name == "softmax over the wrong axis" and "among its own heads" in finding.text
+    assert not diagnose(Unturned(fused=fused, turned=True), torch.randn(3, n, 24)).findings
+
+
+def test_attention_between_channels_is_no_mistake():
+    class CrossCovariance(Unturned):
+        def forward(self, x):
+            q, k, v = self.projections(x).unflatten(-1, (3, 4, 6)).permute(2, 0, 3, 4, 1)  # (B, H, d_head, T)
+            return (torch.softmax(q @ k.mT / x.shape[1] ** 0.5, dim=-1) @ v).flatten(1, 2).mT
+
+    found = [each.name for each in diagnose(CrossCovariance(), torch.randn(3, 9, 24)).findings]
+    assert "softmax over the wrong axis" not in found
+
+
+@pytest.mark.parametrize("mended", [False, True])
+def test_rows_without_a_key_in_a_layer_that_stands_alone(mended):
+    class Alone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(24, 4, batch_first=True)
+
+        def forward(self, x):
+            mask = torch.zeros(9, 9, dtype=torch.bool)
+            mask[3, mended:] = True
+            return self.attention(x, x, x, attn_mask=mask)[0]
+
+    kinds = [each.name for each in diagnose(Alone(), torch.randn(3, 9, 24)).findings]
+    assert ("mask hides some rows" in kinds) is not mended

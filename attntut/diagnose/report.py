@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: What is kept of each head at each step: a largest logit that grows comes before a loss that bursts.
 BY_STEP = ("logit_max", "logit_std", "entropy")
-COUNTS = ("non_finite", "masked_rows")
+COUNTS = ("non_finite", "masked_rows", "output_non_finite")
 PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls")
 
 
@@ -44,10 +44,12 @@ class Report:
             more whose largest weight exceeds 0.99), ``first`` (weight on the first token) and ``self`` (on itself; NaN
             for cross) and ``sink`` (on columns that belong to no key; NaN where there are none); of the head's output,
             before the output projection, ``rank_residual`` (relative, Frobenius), ``token_cosine`` and ``output_rms``;
-            ``axis`` (what the softmax runs over: ``"keys"``, or by mistake ``"queries"``, ``"heads"``, ``"batch"``),
+            ``axis`` (what the softmax runs over: ``"keys"``, or by mistake ``"queries"``, ``"heads"``, ``"batch"`` or
+            ``"features"``),
             ``visible_fill`` (a value that a mask writes and that hides nothing, or None) and ``masked_at`` (up to 8
             pairs of sequence and query that see nothing); and the counts ``non_finite`` (logits that are NaN or +∞;
-            their rows count nowhere else) and ``masked_rows`` (queries that may see nothing).
+            their rows count nowhere else), ``masked_rows`` (queries that may see nothing) and ``output_non_finite``
+            (sequences in which what the head hands on is NaN or infinite).
         stream: one dictionary per block, in order: ``layer``, ``rms`` and ``token_cosine`` of what the block hands on,
             ``gradient_rms`` (of the loss by that output; None without a backward pass).
         gradients: one dictionary per attention layer: ``layer``, the Frobenius norms ``query``, ``key``, ``value``,

@@ -222,6 +222,7 @@ class Tally:
         square, total, cosine = token_sums(output)
         residual = rank_residual(output, square, total)
         finite, size = square.isfinite(), output.shape[-2] * output.shape[-1]
+        _add(self.sums, {"output_non_finite": (~finite).sum(0).cpu().double()})
         measured = ("rank_residual", residual, 1), ("token_cosine", cosine, 1), ("output_rms", square, size)
         for name, value, times in measured:
             kept = finite & value.isfinite()
@@ -233,7 +234,7 @@ class Tally:
         columns = {name: self.sums[name] / self.sums[number] for name, number in STATISTICS.items()}
         columns |= {name: columns[name].sqrt() for name in ("logit_std", "output_rms")}
         columns["logit_max"] = self.largest.where(self.sums["rows"] > 0, math.nan)
-        columns |= {name: self.sums[name].long() for name in ("non_finite", "masked_rows")}
+        columns |= {name: self.sums[name].long() for name in ("non_finite", "masked_rows", "output_non_finite")}
         listed: dict[str, list[Any]] = {name: column.tolist() for name, column in columns.items()}
         listed["masked_at"] = self.masked_at
         listed["visible_fill"] = [

@@ -68,6 +68,7 @@ class Mark:
     axes: Axes = ()
     rank: int = 0  # of scores: the number of dimensions of the product
     known: bool = False  # of scores: whether the axes tell heads from the batch
+    is_inside: bool = False  # of scores: whether a token is compared with nothing but parts of itself
     laid: tuple[Laid, ...] = ()  # of scores: masks
     shift: Laid | None = None  # of scores: what was taken from every row
     blind: Laid | None = None  # of scores: rows that were made harmless, because they may see nothing
@@ -158,10 +159,10 @@ class Watcher(TorchDispatchMode):
                 self.undivided += [mark.finish] if mark.finish else []
                 return
             if mark.kind == "weights" and mark.finish:
+                was = mark.finish.was
                 if not along or "attended" in along:
-                    mark.finish(_handed_on(mark, weights, out, dim))
+                    mark.finish(_handed_on(mark, weights, out, dim), "features" if was == "features" else "keys")
                 elif not is_learned:
-                    was = mark.finish.was
                     mark.finish(axis=was if was in ("heads", "batch") else "queries")
                 return
         if any(is_parameter):
@@ -375,6 +376,7 @@ class Watcher(TorchDispatchMode):
             extra=extra,
             product=(sizes["heads"], sizes["queries"], sizes["keys"]),
         )
+        was = "features" if mark.is_inside else was
         pending = Pending(self.sink.attention(seen, certain=kind == "weights"), was)
         axes = laid(*zip(consists, strides(out), strict=True))
         self._remember(out, Mark(_memory(out), kind, axes, finish=pending))
@@ -442,7 +444,8 @@ class Watcher(TorchDispatchMode):
         n, m = query.shape[-2], key.shape[-2]
         if query.ndim != 4:
             query, key = (x.reshape(-1, *x.shape[-3:]) for x in (query, key))
-        layout = self._heads_first(query, key)
+        inside = all((each := self._mark(x)) is not None and _is_inside(x, each.axes) for x in (query, key))
+        layout = None if inside else self._heads_first(query, key)
         if layout is not None and key.shape[:2] == query.shape[:2]:
             if mask is not None:
                 mask = _four(mask.expand(*query.shape[:2], n, m), layout)
@@ -456,7 +459,8 @@ class Watcher(TorchDispatchMode):
             below=None if mask is None or mask.dtype == torch.bool else self._level(mask),
             extra=extra,
         )
-        self.sink.attention(logits)(heads.reshape(*query.shape[:2], *heads.shape[-2:]), "keys")
+        axis = "features" if inside else "keys"
+        self.sink.attention(logits)(heads.reshape(*query.shape[:2], *heads.shape[-2:]), axis)
 
     def _unknown_attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self.seen["kernels that keep their logits"] += 1
@@ -585,7 +589,13 @@ def _scores(left: Tensor, right: Tensor, out: Tensor, of_left: Mark | None, of_r
     at = strides(out)
     axes = laid((columns, at[-1]), (rows, at[-2]), *([(leading, at[0])] if leading else []))
     extra = (0, 0) if of_right is None else of_right.extra
-    return Mark(_memory(out), "scores", axes, rank=out.ndim, known=known, extra=extra)
+    inside = _is_inside(left, factors[0][1]) and _is_inside(right.mT, factors[1][1])
+    return Mark(_memory(out), "scores", axes, rank=out.ndim, known=known, is_inside=inside, extra=extra)
+
+
+def _is_inside(tensor: Tensor, axes: Axes) -> bool:
+    """Whether each row of a matrix is a part of one token, and the rows of a matrix are those of the same token."""
+    return all({part.role for part in parts(tensor, axes, dim)} == {"features"} for dim in (-2, -1))
 
 
 def _mixed(mark: Mark, source: Tensor, out: Tensor, dim: int) -> Mark:

@@ -12,7 +12,9 @@ import torch
 
 Record = dict[str, Any]
 _NUMBERS = ("logit_std", "logit_max", "entropy", "max_weight", "saturated", "first", "self")
-UNKNOWN: Record = dict.fromkeys(_NUMBERS, math.nan) | dict.fromkeys(("non_finite", "masked_rows"), 0)
+UNKNOWN: Record = dict.fromkeys(_NUMBERS, math.nan) | dict.fromkeys(
+    ("non_finite", "masked_rows", "output_non_finite"), 0
+)
 
 
 @runtime_checkable
@@ -248,11 +250,13 @@ class Facts:
         return next((entry for entry in self.stream if entry["layer"] == layer.block), None)
 
     def not_finite(self, layer: Layer) -> tuple[int, list[str], bool]:
-        """NaN or infinity: how many of a layer's logits, in the weights of which roles, and in its block's output."""
+        """NaN or infinity: how many of a layer's logits, in the weights of which roles, and in what is handed on."""
         roles = [role for role, record in layer.weights.items() if not math.isfinite(record["std"])]
         block = self.block(layer)
         is_last = all(other.block != layer.block for other in self.layers[layer.order + 1 :])
-        return layer.total("non_finite"), roles, bool(block and is_last and not math.isfinite(block["rms"]))
+        in_block = bool(block and is_last and not math.isfinite(block["rms"]))
+        in_heads = block is None and layer.total("output_non_finite") > 0
+        return layer.total("non_finite"), roles, in_block or in_heads
 
 
 def _stacks(layers: list[Layer], stream: list[Record], weights: list[Record]) -> list[Stack]:

@@ -38,7 +38,8 @@ def not_finite(layer: Layer, facts: Facts) -> Iterator[Hit]:
         heads = layer.heads([row for row in layer.rows if row["non_finite"]])
         yield hit(count or len(roles), expected=0, heads=heads, where=where, what="logits" if count else "matrices")
     else:
-        yield hit(1, expected=0, at=layer.block, where="It is in what this block hands on.", what="blocks")
+        what, whose = ("blocks", "this block hands") if layer.block else ("layers", "its heads hand")
+        yield hit(1, expected=0, at=layer.block or layer.name, where=f"It is in what {whose} on.", what=what)
 
 
 def rows_that_see_nothing(layer: Layer) -> str:

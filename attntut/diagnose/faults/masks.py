@@ -72,18 +72,19 @@ def mask_hides_nothing(layer: Layer, facts: Facts) -> Iterator[Hit]:
     source="an output is a weighted mean of the values only if the weights of one query add up to 1 over the keys",
     text="The softmax runs over the {axis} instead of the keys: {meaning}",
     remedies=(
-        "Normalize over the axis that the product with the values sums over: softmax(dim=-1) for logits "
+        "The weights of a query must add up to 1 over the tokens whose values are summed: softmax(dim=-1) for logits "
         "(…, queries, keys).",
     ),
     chapter=STEPS + "#forward-one-key-takes-all",
     explains=("attention uniform", "mask hides everything", "no gradient", *LOGITS),
 )
 def wrong_axis(layer: Layer, facts: Facts) -> Iterator[Hit]:
-    """The softmax normalizes over queries, heads or sequences instead of keys (which one is measured)."""
+    """The softmax normalizes over queries, heads, sequences or parts of a token instead of keys (it is measured)."""
     meaning = {
         "queries": "each key hands out a weight of 1, and a query may get none or many.",
         "heads": "the heads compete for each pair of tokens, and a query's weights add up to anything.",
         "batch": "the sequences compete with each other, and what one gets depends on the others.",
+        "features": "a token attends among its own heads and hears no other (is transpose(1, 2) missing?).",
     }.get(axis := layer.rows[0].get("axis", "keys"))
     if meaning:
         yield hit(len(layer.rows), expected=0, axis=axis, meaning=meaning)
