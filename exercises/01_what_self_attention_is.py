@@ -95,12 +95,12 @@ best_guess = Number(
     points=2,
     needs=("Is weighing better than averaging?",),
     statement=(
-        "A model that averages reads <<pairs>> pairs of a key and a value, and then one of the keys. The keys differ; each "
-        "value is drawn by itself, any of <<n_values>> numbers with equal chances. Predict how often the model is right "
-        "if it does its best. (Then draw some thousand sequences and count, if you like.)"
+        "A model that averages reads <<pairs>> pairs of a key and a value, then one of the keys again, and must name its "
+        "value. The keys differ; each value is drawn by itself, any of <<n_values>> numbers with equal chances. Predict "
+        "how often the model is right if it makes the best guess. (Then draw some thousand sequences and count, if you like.)"
     ),
     hint="How often does the commonest value occur among the pairs? List the cases: all values differ, two are alike, …",
-    parameters={"pairs": (2, 3), "n_values": (8, 5, 10, 4, 6)},
+    parameters={"pairs": (2, 3, 3), "n_values": (8, 7, 4, 6)},
     solve=lambda pairs, n_values: commonest(pairs, n_values) / pairs,
     traps={
         "That guesses among the pairs. What if two of their values are the same?": lambda pairs, n_values: 1 / pairs,
@@ -142,6 +142,12 @@ def divided_again(x: Tensor) -> tuple[Tensor, Tensor]:
     return weights @ x, weights
 
 
+def those_before(x: Tensor) -> tuple[Tensor, Tensor]:
+    logits = x @ x.mT / math.sqrt(x.shape[-1])
+    weights = torch.softmax(logits.masked_fill(torch.ones_like(logits).triu() > 0, -math.inf), dim=-1)
+    return weights @ x, weights
+
+
 def own_logit(x: Tensor, value: float) -> tuple[Tensor, Tensor]:
     own = torch.eye(x.shape[-2], dtype=torch.bool)
     weights = torch.softmax((x @ x.mT / math.sqrt(x.shape[-1])).masked_fill(own, value), dim=-1)
@@ -170,7 +176,7 @@ def call(answer, *case):
 
 
 def judge_hear_others(case, got, want):
-    assert isinstance(got, tuple) and len(got) == 2, (
+    assert isinstance(got, (tuple, list)) and len(got) == 2, (
         "The outputs and the weights are asked for, in this order. What does your function return?"
     )
     assert all(isinstance(g, torch.Tensor) and g.shape == w.shape for g, w in zip(got, want, strict=True)), (
@@ -178,7 +184,7 @@ def judge_hear_others(case, got, want):
     )
     output, weights = (g.double() for g in got)
     assert weights.isfinite().all(), (
-        "Two tokens that are each other's opposite get NaN. By what do you divide when a token gives the other 0?"
+        "Some weights are NaN. Does each token hear another one, and by what do you divide when it gives the others 0?"
     )
     assert (weights.diagonal(0, -2, -1) == 0).all(), (
         "A token still hears itself. Which logit has weight 0, however low the others are?"
@@ -221,7 +227,8 @@ others_only = Code(
         "a logit of zero": (lambda x: own_logit(x, 0), "still hears itself"),
         "a logit that is not low enough": (lambda x: own_logit(x, -100), "however low"),
         "removed after the softmax": (removed_after, "removed too late"),
-        "removed, then divided again": (divided_again, "By what do you divide"),
+        "removed, then divided again": (divided_again, "by what do you divide"),
+        "those before it only": (those_before, "Does each token hear another one"),
         "not divided by the root": (lambda x: with_logits_times(x, math.sqrt(x.shape[-1])), "root of the width"),
         "root of the number of tokens": (
             lambda x: with_logits_times(x, math.sqrt(x.shape[-1] / x.shape[-2])),
@@ -282,6 +289,11 @@ def written_over(tokens: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     return weights, torch.zeros(len(tokens), vocab_size).scatter(1, tokens[:, 1::2], weights[:, 1::2])
 
 
+def table_of_keys(tokens: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
+    weights = recall_by_hand(tokens, vocab_size)[0]
+    return weights, from_weights(tokens.roll(1, dims=1), vocab_size, weights)[1]
+
+
 def unshared(tokens: Tensor, vocab_size: int) -> tuple[Tensor, Tensor]:
     return from_weights(tokens, vocab_size, (recall_by_hand(tokens, vocab_size)[0] > 0).float())
 
@@ -305,7 +317,7 @@ def recall_cases(seed: int) -> list[tuple[Tensor, int]]:
 
 
 def judge_recall(case, got, want):
-    assert isinstance(got, tuple) and len(got) == 2, "Weights and a table are asked for. What do you return?"
+    assert isinstance(got, (tuple, list)) and len(got) == 2, "Weights and a table are asked for. What do you return?"
     assert all(isinstance(g, torch.Tensor) and g.shape == w.shape for g, w in zip(got, want, strict=True)), (
         "The question has one weight a token, itself included, and the table one entry a token of the vocabulary. "
         "Which two shapes result?"
@@ -325,13 +337,14 @@ def judge_recall(case, got, want):
         "Which values have weight although another key stands before them?"
     )
     assert torch.allclose(table, want[1].double(), atol=1e-4), (
-        "The weights are right. How much does a number receive in the table that is the value of two pairs?"
+        "The weights are right, the table is not. Which token's one-hot vector does a weight multiply, and how much does a "
+        "number receive that is the value of two pairs?"
     )
 
 
 what_was_found = Code(
     number="1.5",
-    title="What the finders found",
+    title="Recall by hand",
     minutes=20,
     difficulty="hard",
     points=4,
@@ -360,6 +373,7 @@ what_was_found = Code(
         "not shared": (unshared, "do not sum to 1"),
         "averages": (averages_the_values, "another key"),
         "written over": (written_over, "value of two pairs"),
+        "a table of the keys": (table_of_keys, "one-hot vector"),
         "table only": (lambda t, n: recall_by_hand(t, n)[1], "What do you return"),
     },
     equivalent=("tokens[:, :-2:2]",),  # the question stands alone at the end
@@ -456,7 +470,7 @@ leaking_future = Mend(
     needs=("In language: who reads what",),
     statement=(
         "A reader of characters with the layer `Leaky(d_model, n_heads, seq_len)` has a loss in training that is too good "
-        "to be true, for it looks at the character that it should predict. Draw one of width 32 and run "
+        "to be true, because it looks at the character that it should predict. Draw a `Leaky(32, 4, 16)` and run "
         "`attntut.diagnose(layer, x, lambda y: y.square().mean())` on random `x` of shape `(4, 16, 32)`. Mend what it "
         "finds, and run it *again*. Then write `mend(layer)`, which changes such a layer in place so that it is causal as in "
         "the chapter, whatever its sizes. Its weights stay as they are, and you may not edit the class."
@@ -524,7 +538,7 @@ paper_is_zero = Explain(
         "negative? Which sign has its score with dark ink now?"
     ),
     rubric=(
-        "The prediction is the share of inked patches among the images of this digit, near 0.4 (1 point). Paper is no "
+        "The prediction is the share of inked patches among the images of this digit, 0.40 to 0.49 (1 point). Paper is no "
         "longer like paper: a blank patch scores 0 with all and weighs them evenly (1). But many patches that count as "
         "empty have faint ink; all scores are positive now and the largest are those with the darkest patches, so they "
         "give these more (1)."

@@ -69,8 +69,8 @@ last_letters = Number(
     needs=("One letter in two lines",),
     statement=(
         "The words *<<one>>* and *<<two>>* end with the same letter. A layer of attention with small logits, without "
-        "positions, reads each of them. Which cosine have the outputs at the two last letters, if the embeddings are wide "
-        "and random?"
+        "positions, reads each of them. What is the cosine between the outputs at the two last letters, if the embeddings are "
+        "wide and random?"
     ),
     hint="Count how often each letter occurs in each word.",
     parameters={
@@ -116,7 +116,7 @@ four_neighbours = Number(
         "change the target in `explained`.)"
     ),
     hint="Redo the bound: the error is $\\sum_k (g p_k - a_k)^2$ over four places, with $p_k \\ge 0$. Which terms can $g > 0$ make zero?",
-    parameters={"a": (4, 1, 2, 4, 3, 1), "b": (1, 2, 2, 1, 2, 4), "c": (2, 1, 4, 2, 1, 3), "e": (2, 3, 2, 1, 1, 1)},
+    parameters={"a": (5, 1, 2, 1, 5, 2), "b": (2, 2, 1, 3, 3, 5), "c": (1, 5, 3, 5, 1, 3), "e": (3, 2, 5, 2, 2, 1)},
     solve=share_of_one_head,
     traps={
         "Must one head give all its weight to one place?": (
@@ -139,7 +139,15 @@ four_neighbours = Number(
         ),
     },
     ask="Which terms of the error can be zero at once, for a positive and for a negative $g$? And what is the variance of $y_t$?",
-    wrong={"nothing": lambda a, b, c, e: 0.25},
+    wrong={
+        "nothing": lambda a, b, c, e: 0.25,
+        "the two largest, whatever their sign": (
+            lambda a, b, c, e: sum(sorted((a**2, b**2, c**2, e**2))[2:]) / (a**2 + b**2 + c**2 + e**2)
+        ),
+        "sums before squares": (
+            lambda a, b, c, e: max((a + c) ** 2, (b + e) ** 2) / ((a + c) ** 2 + (b + e) ** 2)
+        ),
+    },
 )  # fmt: skip
 
 
@@ -295,6 +303,15 @@ def absolutely(layer, x: Tensor) -> bool:
     return all((layer(x[:, order]) - layer(x)[:, order]).abs().max() < 1e-4 for order in some_orders(x))
 
 
+def by_torchs_limits(layer, x: Tensor) -> bool:
+    return all(torch.allclose(layer(x[:, order]), layer(x)[:, order]) for order in some_orders(x))
+
+
+def largest_without_abs(layer, x: Tensor) -> bool:
+    y = layer(x)
+    return all((layer(x[:, order]) - y[:, order]).max() <= 1e-4 * y.max() for order in some_orders(x))
+
+
 def sequences_reordered(layer, x: Tensor) -> bool:
     return all(torch.allclose(layer(x[order]), layer(x)[order]) for order in some_orders(x, dim=0))
 
@@ -316,12 +333,13 @@ def verdicts(answer, x, scale, seed):
         return torch.softmax(query @ key.mT / math.sqrt(d) + mask, dim=-1) @ value
 
     layers = {
-        "each alone": lambda x: 3 * x.tanh(),
+        "each alone": lambda x: -3 * x.abs(),
         "attention": lambda x: attention(x, 0 * future.tril()),
         "positions": lambda x: x + torch.linspace(-1, 1, n)[:, None],
         "causal": lambda x: attention(x, future),
         "circle": lambda x: x / 2 + (x.roll(1, dims=1) + x.roll(-1, dims=1)) / 4,
         "faint": lambda x: x + 0.02 * middle,
+        "rough": lambda x: x + 1e-5 * middle,
     }
     return {name: answer(lambda x, f=f: scale * f(x), x.clone()) for name, f in layers.items()}
 
@@ -338,10 +356,13 @@ def judge_verdicts(case, got, want):
         assert told == want, (
             "The outputs of this layer are all very large, or very small. When is a difference between them small?"
         )
-    assert told["each alone"], "This layer treats each token alone. With what do you compare its output?"
+    assert told["each alone"], (
+        "This layer treats each token alone, and no output is above 0. With what do you compare, and which one is the largest?"
+    )
     assert told["attention"], (
         "Attention without a mask. How exactly can two sums agree whose terms are in another order?"
     )
+    assert told["rough"], "The outputs agree here to five digits. Which differences does the exercise call rounding?"
     assert not told["positions"], (
         "This layer adds to each token a vector of its place. Which dimension did you reorder?"
     )
@@ -385,6 +406,8 @@ order_unseen = Code(
         "to the last bit": (to_the_last_bit, "How exactly"),
         "sequences for tokens": (sequences_reordered, "Which dimension"),
         "one limit for all scales": (absolutely, "very large, or very small"),
+        "torch's limits": (by_torchs_limits, "call rounding"),
+        "no absolute values": (largest_without_abs, "which one is the largest"),
         "a number": (lambda f, x: (f(x.flip(1)) - f(x).flip(1)).abs().max().item(), "True or False"),
     },
     equivalent=("range(6)",),

@@ -65,7 +65,7 @@ crossing = Number(
 
 needle_in_more_hay = Number(
     number="4.3",
-    title="More hay",
+    title="A longer haystack",
     minutes=6,
     difficulty="medium",
     points=2,
@@ -73,11 +73,11 @@ needle_in_more_hay = Number(
     statement=(
         "At <<n>> tokens a model gives its needle half of the weight. The other logits, the hay, have mean 0 and "
         "$\\sigma_s = 1$. Now the text becomes <<times>> times as long, and the hay stays of the same kind. By how much "
-        "must the needle's logit rise to keep half of the weight? And by what factor does its weight fall if its logit "
-        "does not rise? Answer with two numbers."
+        "must the needle's logit rise to keep half of the weight? And how many times smaller does its weight become if its "
+        "logit does not rise? Answer with two numbers."
     ),
     hint="At one half, $e^\\ell$ equals the sum over the hay. Call it 1. What is the weight when the hay has grown?",
-    starter="answer = (..., ...)  # rise of the logit, factor of the weight",
+    starter="answer = (..., ...)  # how much the logit must rise, how many times smaller the weight becomes",
     parameters={"n": (1024, 2048, 512), "times": (32, 16, 64, 8)},
     solve=lambda n, times: (math.log((times * n - 1) / (n - 1)), (1 + (times * n - 1) / (n - 1)) / 2),
     traps={
@@ -88,6 +88,9 @@ needle_in_more_hay = Number(
         "Half of the sum is the needle itself. Does that half grow, too?": lambda n, times: (math.log(times), times),
         "Needle 1 and hay 1 give one half. From which weight does the needle fall, and to which?": (
             lambda n, times: (math.log(times), 1 + times)
+        ),
+        "By this number the weight is *multiplied*. How many times smaller does it become?": (
+            lambda n, times: (math.log(times), 2 / (1 + times))
         ),
         "Is $\\sigma_s^2/2$ new in the longer text, or was it there before?": (
             lambda n, times: (math.log(times) + 0.5, (1 + times) / 2)
@@ -355,7 +358,7 @@ def judge_stream(case, got, want):
 
 attention_from_a_stream = Code(
     number="4.5",
-    title="Keys that pass by",
+    title="Block by block",
     minutes=30,
     difficulty="hard",
     points=4,
@@ -499,7 +502,7 @@ def silences_the_output(layer):
 
 lost_window = Mend(
     number="4.6",
-    title="A window that ends too soon",
+    title="A window with two faults",
     minutes=15,
     difficulty="medium",
     points=3,

@@ -144,6 +144,11 @@ def uniform(roles, d_model, seed):
     return {role: torch.empty(d_model, d_model).uniform_(-bound, bound, generator=generator) for role in roles}
 
 
+def orthogonal(roles, d_model, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {role: torch.nn.init.orthogonal_(torch.empty(d_model, d_model), generator=generator) for role in roles}
+
+
 def variance_for_deviation(roles, d_model, seed):
     return {role: matrix / math.sqrt(d_model) for role, matrix in draw(roles, d_model, seed).items()}
 
@@ -187,6 +192,8 @@ def judge_draw(case, got, want):
     assert not any(map(any, meets)), (
         "A role has the matrix that another role gets from the next seed. Is that not the trap again?"
     )
+    lengths = torch.stack(first).norm(dim=-1)
+    assert lengths.std() > 0.1 * lengths.mean(), "All rows have one length. Is every weight drawn by itself?"
     numbers = flat.flatten() * math.sqrt(d_model)
     rms = numbers.square().mean().sqrt()
     assert abs(rms - 1) < 5 / math.sqrt(2 * len(numbers)), (
@@ -225,6 +232,7 @@ draw_once = Code(
         "variance for deviation": (variance_for_deviation, "standard deviation"),
         "for one width": (for_one_width, "for this width"),
         "uniform": (uniform, "a Gaussian"),
+        "orthogonal": (orthogonal, "drawn by itself"),
         "a list": (lambda roles, d_model, seed: list(draw(roles, d_model, seed).values()), "a dictionary"),
     },
 )

@@ -143,6 +143,7 @@ def judge_row_variances(case, got, want):
     B, n, _ = case[0].shape
     assert got.shape == want.shape, f"There are {B} sequences of {n} queries each. How many rows have their logits?"
     assert got.isfinite().all(), "Some variances are no numbers. Where do you divide?"
+    got = got.to(want.dtype)
     if torch.allclose(got, want, rtol=1e-3):
         return
     assert not torch.allclose(got, want.sqrt(), rtol=1e-3), "Is this the variance, or its root?"
@@ -380,6 +381,13 @@ def redrawn(stack: nn.Sequential) -> None:
         layer.weight.normal_(0, layer.in_features**-0.5)
 
 
+@torch.no_grad()
+def one_factor(stack: nn.Sequential) -> None:
+    block = stack[ill_block(stack)]
+    both = [layer.weight.std() * math.sqrt(layer.in_features) for layer in (block.value, block.output)]
+    divided(stack, {ill_block(stack): "value output"}, math.sqrt(both[0] * both[1]))
+
+
 def after_ill(stack: nn.Sequential) -> int:
     return ill_block(stack) + 1
 
@@ -389,7 +397,8 @@ def stack_cases(seed: int) -> list[tuple[int, int, int, int, float, float, int]]
     cases = []
     for d_model, n_heads, n_blocks in ((12, 2, 4), (15, 3, 5)):
         ill = int(torch.randint(1, n_blocks - 1, (), generator=generator))
-        times = (5 + 5 * torch.rand(2, generator=generator)).tolist()
+        times = (5 + torch.rand(2, generator=generator)).tolist()
+        times[seed % 2] *= 3  # one factor for both is wrong
         cases.append((d_model, n_heads, n_blocks, ill, *times, seed))
     return cases
 
@@ -470,6 +479,7 @@ loud_block = Mend(
         "one takes both": (lambda s: divided(s, {ill_block(s): "value"}, 8 * 6), "made of"),
         "variance for deviation": (lambda s: divided(s, {ill_block(s): "value output"}, 64), "in the other blocks"),
         "to σ = 1": (lambda s: divided(s, {ill_block(s): "value output"}, 2), "in the other blocks"),
+        "one factor for both": (one_factor, "by the same factor"),
         "drawn anew": (redrawn, "random numbers"),
     },
     equivalent=("weight.std() > 3 * usual", "weight.std() >= 2", "weight.shape[2]"),

@@ -222,6 +222,9 @@ def judge_limits(case, got, want):
     assert same(added, added[:1] * n_blocks), (
         "Behind a LayerNorm every branch reads a variance of 1. Is what it adds the same in each block?"
     )
+    assert not same(added, [start * (want[1] - start)] * n_blocks), (
+        "Behind a LayerNorm every branch reads a variance of 1. Do you multiply what it adds by `start`?"
+    )
     assert min(added) > 0, "The stream does not grow. What does a skip carry past a branch?"
     if sigmas["value"] == 0:
         assert not same(added, [2 * (want[1] - start)] * n_blocks), "What does a ReLU leave of the mean square?"
@@ -233,7 +236,9 @@ def judge_limits(case, got, want):
         "Only attention writes here. Which two matrices does a value pass on its way into the stream, and which power of "
         "their σ stands in a variance?"
     )
-    raise AssertionError("Either branch alone is right. Does the stream receive both?")
+    raise AssertionError(
+        "Either branch alone is right. A norm stands before each of them: what does each add when both write?"
+    )
 
 
 def limits_by(of_values=None, of_network=None, step=None):
@@ -250,6 +255,11 @@ def limits_by(of_values=None, of_network=None, step=None):
         return limits
 
     return answer
+
+
+def times_the_start(norm, sigmas, d_model, d_ff, n_blocks, start):
+    limits = stream_limits(norm, sigmas, d_model, d_ff, n_blocks, start)
+    return limits if norm == "none" else [start + start * (x - start) for x in limits]
 
 
 def either(none, pre):
@@ -305,6 +315,10 @@ stream_code = Code(
         "no skip without a norm": (
             limits_by(step=either(lambda x, v, f: x * f, lambda x, v, f: x + v + f)), "and the skip make"),
         "attention forgotten": (limits_by(of_values=lambda s: 0.0), "does a skip carry past"),
+        "times the start": (times_the_start, "by `start`"),
+        "the network reads the new stream": (
+            limits_by(step=either(lambda x, v, f: x * (1 + v) * (1 + f), lambda x, v, f: x + v + (1 + v) * f)),
+            "before each of them"),
         "RMS": (lambda *case: [math.sqrt(x) for x in stream_limits(*case)], "its RMS"),
         "the start left out": (lambda *case: stream_limits(*case)[1:], "before the first block among"),
         "the last only": (lambda *case: stream_limits(*case)[-1], "list of numbers"),
@@ -400,7 +414,7 @@ def judge_truncated(case, got, want):
 
 truncated_code = Code(
     number="7.5",
-    title="A cut that costs nothing",
+    title="Truncated, with the right σ",
     minutes=20,
     difficulty="hard",
     points=4,

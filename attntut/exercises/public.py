@@ -14,17 +14,25 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
+import numpy as np
 import torch
 
 from attntut.exercises.wire import pack, unpack
 
 VARIANTS = 12  # of the parameters of an exercise whose answer is a number
 FEWEST_WORDS = 12  # of an explanation
+WORD = re.compile(r"[\u3040-\u9fff]|[^\s\u3040-\u9fff]+")  # a Chinese or Japanese character counts as one
 
 
 def numbers(answer: Any) -> list[float]:
-    """One number or several, as a list of floats; a ``TypeError`` if they are none."""
+    """One number or several, as a list of floats; a ``TypeError`` if they are none.
+
+    Example:
+        >>> numbers((1, torch.tensor(0.5)))
+        [1.0, 0.5]
+    """
     several = list(answer) if isinstance(answer, (list, tuple)) else [answer]
+    several = [x.item() if isinstance(x, (torch.Tensor, np.generic)) and x.ndim == 0 else x for x in several]
     if any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in several):
         raise TypeError(f"numbers are expected: got {answer!r}")
     return [float(x) for x in several]
@@ -71,7 +79,7 @@ def judge_explanation(check: Mapping[str, Any], variant: int, got: Any) -> None:
     except TypeError:
         raise AssertionError("What did you expect before you ran it? Which number?") from None
     judge_encoded(check, variant, got["measured"])
-    if not isinstance(got["because"], str) or len(got["because"].split()) < FEWEST_WORDS:
+    if not isinstance(got["because"], str) or len(WORD.findall(got["because"])) < FEWEST_WORDS:
         raise AssertionError("Why do prediction and measurement agree, or differ? Can you say it in a sentence or two?")
 
 

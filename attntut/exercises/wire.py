@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def pack(x: Any, depth: int = 0) -> Any:
         return x
     if kind is float:
         return x if math.isfinite(x) else {"float": repr(x)}
-    if kind in (list, tuple, set, frozenset, dict) and len(x) > MOST_ITEMS:
+    if kind in (list, tuple, set, frozenset, dict, OrderedDict) and len(x) > MOST_ITEMS:
         return {"odd": f"{kind.__name__} of more than {MOST_ITEMS} items"}
     if kind is list:
         return [pack(item, depth + 1) for item in x]
@@ -55,7 +56,7 @@ def pack(x: Any, depth: int = 0) -> Any:
         return {"tuple": [pack(item, depth + 1) for item in x]}
     if kind in (set, frozenset):
         return {"set": [pack(item, depth + 1) for item in x]}
-    if kind is dict:
+    if kind in (dict, OrderedDict):
         return {"dict": [[pack(key, depth + 1), pack(item, depth + 1)] for key, item in x.items()]}
     if isinstance(x, torch.Tensor):
         x = x.detach().cpu()
