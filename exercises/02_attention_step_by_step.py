@@ -422,7 +422,7 @@ where_it_fails = Explain(
             lambda n, sigma: entropies(n, sigma, dim=0).mean().item()
         ),
         "Is that the deviation of a logit, or its variance?": lambda n, sigma: entropies(n, sigma**2).mean().item(),
-        "Are these rows Gaussian, or are all their logits alike?": lambda n, sigma: math.log(n),
+        "That is the entropy of even weights. Are all logits alike, or did you average the rows before their entropy?": lambda n, sigma: math.log(n),
     },
     ask="Are the logits drawn with this standard deviation, and is the entropy −Σ p ln p of each row, averaged over the rows?",
     rtol=0.025,

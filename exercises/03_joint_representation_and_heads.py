@@ -610,7 +610,7 @@ mean_map = Explain(
         "Did you average the logits, or the weights?": (
             lambda h, n, sigma: keys_shown(torch.softmax(head_logits(h, n, sigma).mean(dim=1), dim=-1))
         ),
-        "Are these rows uneven at all, or is every key shown?": lambda h, n, sigma: n,
+        "Here every key is shown. Are the logits alike, or did you average over the draws instead of the heads?": lambda h, n, sigma: n,
     },
     ask="Is the softmax taken in each head, are its weights averaged over the heads, and is the entropy −Σ p ln p one of a row?",
     rtol=0.05,

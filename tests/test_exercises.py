@@ -5,7 +5,9 @@ import copy
 import json
 import math
 import sys
+from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 
@@ -40,6 +42,13 @@ def test_a_right_number_is_right_in_every_variant(number):
             values = [float(f"{x:.{digits}g}") for x in (right if isinstance(right, tuple) else (right,))]
             answer = values[0] if len(values) == 1 else tuple(values)
             exercise.judge(variant, explained(exercise, answer), None)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.float64, int], ids=repr)
+def test_a_number_may_be_a_tensor_or_of_numpy(kind):
+    EXERCISES["5.2"].judge(0, (kind(8), kind(96)), None)
+    with pytest.raises(AssertionError, match=r"order .*\?$"):
+        EXERCISES["5.2"].judge(0, (kind(96), kind(8)), None)
 
 
 def explained(exercise, measured):
@@ -94,9 +103,10 @@ def test_an_explanation_has_three_parts(number):
     exercise = EXERCISES[number]
     right = dict(prediction=1, measured=exercise.solve(**exercise.given(0)), because="because " * 20)
     exercise.judge(0, right, None)
-    for broken in ({"because": "so"}, {"prediction": None}, {"because": None}):
+    for broken in ({"because": "so"}, {"because": "因为分数"}, {"prediction": None}, {"because": None}):
         with pytest.raises(AssertionError, match=r"\?$"):
             exercise.judge(0, right | broken, None)
+    exercise.judge(0, right | {"because": "因为所有得分现在都是正的，所以墨迹得到更多权重。"}, None)
     assert exercise.manual and exercise.rubric
 
 
@@ -108,6 +118,26 @@ def test_the_solution_passes_under_200_keys(number):
     exercise = EXERCISES[number]
     for seed in SEEDS:
         judged(exercise, exercise.probe(exercise.solution, seed), seed)
+
+
+@pytest.mark.parametrize("number, double", [
+    ("2.4", lambda logits: EXERCISES["2.4"].solution(logits.double())),
+    ("2.5", lambda *case: EXERCISES["2.5"].solution(*(x.double() for x in case))),
+    ("6.4", lambda x, *sigmas: EXERCISES["6.4"].solution(x.double(), *sigmas)),
+    ("5.5", lambda *case: OrderedDict(EXERCISES["5.5"].solution(*case))),
+])  # fmt: skip
+def test_double_precision_and_another_kind_of_dictionary_are_right(number, double):
+    judged(EXERCISES[number], EXERCISES[number].probe(double, 1), 1)
+
+
+def test_a_mend_may_draw_numbers():
+    def mend(layer):
+        new = torch.nn.Linear(layer.query.in_features, layer.query.out_features)
+        new.load_state_dict(layer.query.state_dict())
+        layer.query = new
+        EXERCISES["2.6"].solution(layer)
+
+    judged(EXERCISES["2.6"], EXERCISES["2.6"].probe(mend, 1), 1)
 
 
 @pytest.mark.parametrize("number", OF[Code])
