@@ -31,7 +31,7 @@ divisor = Number(
     minutes=3,
     difficulty="easy",
     points=2,
-    needs=("Why the root",),
+    needs=("The prediction: a dot product grows with its width",),
     statement=(
         "The entries of your queries have standard deviation <<of_query>>, those of your keys <<of_key>>. All are "
         "independent with mean 0. By what must you divide the dot products $q^\\top k$ so that the logits have variance "
@@ -400,7 +400,7 @@ where_it_fails = Explain(
     difficulty="medium",
     points=2,
     manual=3,
-    needs=("How even is a row?",),
+    needs=("The knob behind the root: temperature",),
     statement=(
         "Predict the mean entropy in nats of a row of <<n>> independent Gaussian logits of standard deviation <<sigma>> by "
         "$\\ln n - \\sigma_s^2/2$. Then measure it on 4096 such rows. Answer with both numbers, and explain the "

@@ -16,8 +16,8 @@ places_alike = Choice(
     points=1,
     needs=("Order is not in it",),
     statement=(
-        "A layer of attention without positions, with random matrices, reads the four letters `aaba`. Which places, counted "
-        "from 0, give the same output as some other place?"
+        "A layer of attention without positions, with random matrices, reads the four letters `aaba`, first without a mask "
+        "and then under a causal one. Which places, counted from 0, give the same output as some other place?"
     ),
     hint="For each place, write down its letter and the letters that it sees. How much weight does each *kind* of letter get?",
     options={

@@ -4,9 +4,11 @@ import ast
 import copy
 import json
 import math
+import re
 import sys
 from collections import OrderedDict
 
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -279,6 +281,19 @@ def test_a_chapter_has_seven_exercises_of_every_kind(chapter):
     assert len(kinds) == 7 and kinds.count("code") >= 2
     assert {"mend", "explain", "number"} <= set(kinds)
     assert sum(kind in ("number", "choice") for kind in kinds) >= 3
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_what_an_exercise_needs_is_an_earlier_one_or_a_section_of_its_chapter(chapter):
+    (path,) = (tool.ROOT / "notebooks").glob(f"{int(chapter):02}-*.ipynb")
+    markdown = "\n".join(
+        cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"
+    )
+    known = set(re.findall(r"^#+ (.+)$", markdown, re.MULTILINE))
+    for number, exercise in EXERCISES.items():
+        if number.split(".")[0] == chapter:
+            assert set(exercise.needs) <= known, (number, exercise.needs)
+        known.add(number)
 
 
 @pytest.mark.parametrize("name", problem_sets())
