@@ -406,7 +406,7 @@ where_it_fails = Explain(
         "$\\ln n - \\sigma_s^2/2$. Then measure it on 4096 such rows. Answer with both numbers, and explain the "
         "difference in two sentences."
     ),
-    hint="How much of the weight does the largest of the keys take, on average? And can an entropy be as low as the formula says?",
+    hint="How much of the weight does the largest of the keys take, on average?",
     rubric=(
         "The prediction is the formula's number (1 point). The formula counts on many keys that share the weight (1); here "
         "the few largest take most of it, the sum of exponentials is no longer its mean, and an entropy is never below 0 (1)."

@@ -35,8 +35,8 @@ HOW = """\
 1. Write your id after `%student`, as your instructor knows it. Some exercises have numbers that belong to this id.
 2. Answer in the cells that begin with `%%exercise`, and leave that line the first. Such a cell is graded alone: what it
    uses must stand in it. `math` and `torch` are imported.
-3. Run the cell. It runs once in the notebook and once alone, which checks your answer on one case and asks a question if
-   it is wrong. What you hand in is graded on other cases of the same kind.
+3. Run the cell. It runs once in the notebook and once alone, which checks your answer on one case and asks a question
+   if it is wrong. What you hand in is graded on other cases of the same kind.
 4. Save this file and hand it in. Where a number is answered in more than one cell, the last counts."""
 YOURS = "*The numbers in this text are those of the book's page. Run the cell below to see yours.*"
 

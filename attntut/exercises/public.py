@@ -80,7 +80,7 @@ def judge_explanation(check: Mapping[str, Any], variant: int, got: Any) -> None:
         raise AssertionError("What did you expect before you ran it? Which number?") from None
     judge_encoded(check, variant, got["measured"])
     if not isinstance(got["because"], str) or len(WORD.findall(got["because"])) < FEWEST_WORDS:
-        raise AssertionError("Why do prediction and measurement agree, or differ? Can you say it in a sentence or two?")
+        raise AssertionError(f"Why do they agree, or differ? Can you say it in {FEWEST_WORDS} words or more?")
 
 
 def judged(compare: Callable[..., None], case: Any, got: Any, want: Any) -> None:
@@ -158,9 +158,7 @@ def refuse_forbidden(number: str, source: str, forbidden: list[str]) -> None:
     """Raise a question if a cell calls what the exercise asks to do without."""
     called = sorted(used_names(source) & set(forbidden))
     if called:
-        raise AssertionError(
-            f"Exercise {number} asks you to do without {', '.join(called)}. Which steps is it made of?"
-        )
+        raise AssertionError(f"Exercise {number} asks you to do without {', '.join(called)}. What else leads there?")
 
 
 def namespace(setup: str = "") -> dict[str, Any]:
