@@ -149,7 +149,7 @@ def raised(came: dict[str, Any], exercise: Exercise) -> str:
     kind, line = came["raised"], came.get("line")
     if kind == "Forbidden":
         return (
-            f"Exercise {exercise.number} asks you to do without a function that was called. Which steps is it made of?"
+            f"Exercise {exercise.number} asks you to do without a function that was called. What else leads there?"
         )
     known = isinstance(kind, str) and isinstance(getattr(builtins, kind, None), type)
     where = f" at line {line} of the cell" if isinstance(line, int) and 0 < line < 10_000 else ""
