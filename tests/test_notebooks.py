@@ -27,7 +27,7 @@ HTML = re.compile(r"<details>\n<summary>[^<>\n]+</summary>|</details>")
 
 DECIMAL = re.compile(r"(?<![\w.^{/√−-])\d+\.\d+(?!\w|\.\d)")
 NOT_MEASURED = re.compile(  # formulas, the article's and the book's own numbering, a table of what others reported
-    r"\$\$?.*?\$\$?|\[[^\]]*\]\([^)]*\)|[Ee]xercise \d\.\d|^\|[^\n]*\]\(https?:[^\n]*|^\*\*Exercise.*",
+    r"\$\$?.*?\$\$?|\[[^\]]*\]\([^)]*\)|[Ee]xercise \d+\.\d|^\|[^\n]*\]\(https?:[^\n]*|^\*\*Exercise.*",
     re.DOTALL | re.MULTILINE,
 )
 READ_OFF = {"04": {"2.3", "3.6"}}  # numbers that no cell prints, of a formula beside them: Φ(m)ⁿ = ½ at n = 64 and 4096
