@@ -148,9 +148,7 @@ def raised(came: dict[str, Any], exercise: Exercise) -> str:
     """Say which exception it was. Its text, and a name that is not Python's, could hold the inputs."""
     kind, line = came["raised"], came.get("line")
     if kind == "Forbidden":
-        return (
-            f"Exercise {exercise.number} asks you to do without a function that was called. What else leads there?"
-        )
+        return f"Exercise {exercise.number} asks you to do without a function that was called. What else leads there?"
     known = isinstance(kind, str) and isinstance(getattr(builtins, kind, None), type)
     where = f" at line {line} of the cell" if isinstance(line, int) and 0 < line < 10_000 else ""
     what = f"A {kind}" if known else "An exception"
