@@ -139,6 +139,18 @@ CLAIMS_PAGE = {"ledger.md": "# Claims\n\n```{claims}\n```\n"}
 # --- the claims -------------------------------------------------------------------------------------------------------
 
 
+def test_a_chapter_has_the_number_of_its_file(build):
+    names = ("02-two", "03-three", "12-twelve")
+    toctree = "\n".join(f"notebooks/{name}" for name in names)
+    pages = {f"notebooks/{name}.md": f"# {name}\n\n## Inside\n\nText.\n" for name in names}
+    built = build({"index.md": f"# Book\n\n```{{toctree}}\n:numbered: 2\n{toctree}\n```\n", **pages})
+    assert built.warnings == ""
+    for name, number in zip(names, (2, 3, 12), strict=True):
+        page = re.sub(r"<[^>]+>", "", built.page(f"notebooks/{name}"))
+        assert f"{number}. {name}" in page and f"{number}.1. Inside" in page
+    assert "12. 12-twelve" in re.sub(r"<[^>]+>", "", built.page("index"))
+
+
 def test_the_ledger_shows_claim_verdict_numbers_and_link(build):
     record = evidence("a", claim="C01", low=0.9, high=1.06, n=5)
     built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(record)}, ledger=LEDGER)

@@ -37,6 +37,7 @@ from . import (
     figures,
     mathfont,
     mathml,
+    numbers,
     portable,
     published,
     records,
@@ -44,7 +45,7 @@ from . import (
 )
 
 MODULES = (
-    address, theme, mathml, mathfont, figures, diagrams, portable, anchors,
+    address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
     records, claims, evidence, exercises, published,
 )  # fmt: skip
 
