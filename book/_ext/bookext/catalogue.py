@@ -68,7 +68,7 @@ HEAD = """\
 <path d="M{{ x(std) }} 72v4" stroke="currentColor" opacity=".55"/>
 <text x="{{ x(std) }}" y="88" text-anchor="middle">{{ "%g" | format(std) }}</text>
 {% endfor %}
-<text x="20" y="16" text-anchor="end">ln n</text><text x="20" y="76" text-anchor="end">0</text></g></symbol></svg>
+<text x="24" y="16" text-anchor="end">ln n</text><text x="20" y="76" text-anchor="end">0</text></g></symbol></svg>
 """
 
 ENTRY = """\
