@@ -12,7 +12,7 @@ from attntut._checks import check_choice, check_int, check_number
 from attntut.anatomy.view import view
 from attntut.attention import MultiHeadAttention
 from attntut.parts import GroupedQueries
-from attntut.transformer import Transformer
+from attntut.transformer import Transformer, TransformerConfig
 
 Pair = tuple[Tensor, Tensor]
 
@@ -143,7 +143,6 @@ def adapt_(
             packed with others. The model is then as it was.
 
     Example:
-        >>> from attntut import TransformerConfig
         >>> model, x = Transformer(TransformerConfig(n_classes=2, d_input=4), seed=0), torch.randn(3, 16, 4)
         >>> before = model(x)
         >>> _ = adapt_(model, "pissa", rank=2)
@@ -151,21 +150,21 @@ def adapt_(
         (True, 'LowRank')
     """
     rule = STARTS[check_choice("start", start, STARTS)]
-    made: dict[str, LowRank] = {}
+    bases: dict[str, nn.Linear] = {}
+    for entry in view(model).by_role(*roles):
+        name = entry.parameter.rpartition(".")[0]
+        base = model.get_submodule(name)
+        if not isinstance(base, nn.Linear) or base.weight.shape != entry.weight.shape:
+            raise ValueError(f"roles must be linear layers of their own: {entry.role} is in {entry.parameter}.")
+        check_int("rank", rank, high=min(base.weight.shape))
+        bases[name] = base
     with torch.no_grad():
-        for entry in view(model).by_role(*roles):
-            name = entry.parameter.rpartition(".")[0]
-            base = model.get_submodule(name)
-            if not isinstance(base, nn.Linear) or base.weight.shape != entry.weight.shape:
-                raise ValueError(f"roles must be linear layers of their own: {entry.role} is in {entry.parameter}.")
-            layer = LowRank(base, rank, alpha).to(base.weight)
-            A, B = rule(base.weight, rank, generator)
-            if start == "pissa":
-                A, B = A * layer.scale**-0.5, B * layer.scale**-0.5
-            layer.adapter_in.weight.copy_(A), layer.adapter_out.weight.copy_(B)
-            made[name] = layer
+        pairs = [rule(base.weight, rank, generator) for base in bases.values()]
+        layers = [LowRank(base, rank, alpha).to(base.weight) for base in bases.values()]
         model.requires_grad_(False)
-        for name, layer in made.items():
+        for name, layer, (A, B) in zip(bases, layers, pairs, strict=True):
+            root = layer.scale**-0.5 if start == "pissa" else 1.0
+            layer.adapter_in.weight.copy_(root * A), layer.adapter_out.weight.copy_(root * B)
             layer.adapter_in.requires_grad_(True), layer.adapter_out.requires_grad_(True)
             if start in FROM_WEIGHT:
                 layer.base.weight.sub_(layer.product)
@@ -188,7 +187,7 @@ def grouped(
     .. math:: \text{mean: } \bar W = \frac1g \sum_{h=1}^{g} W_h, \qquad \text{first: } W_1, \qquad
               \text{random: } \mathcal N(0, \operatorname{mean} W_h^2)
 
-    Ainslie et al. (2023), section 2.1 (mean) and figure 4 (all three). With the mean, the squared error of the weights,
+    Ainslie et al. (2023), who compare the three. With the mean, the squared error of the weights,
     :math:`\sum_h \lVert \bar W - W_h \rVert^2`, is the least possible, and half of what it is for one of the heads
     chosen at random, whatever the heads are.
 
@@ -202,7 +201,6 @@ def grouped(
         ValueError: an unknown ``how``, a number that does not divide, or a model that is packed or grouped already.
 
     Example:
-        >>> from attntut import TransformerConfig
         >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, d_model=8, n_heads=4), seed=0)
         >>> grouped(model, 2).blocks[0].attention.key.weight.shape
         torch.Size([4, 8])
@@ -243,7 +241,6 @@ def align_heads_(model: Transformer, n_kv_heads: int, roles: tuple[str, ...] = (
         ``model``.
 
     Example:
-        >>> from attntut import TransformerConfig
         >>> model, x = Transformer(TransformerConfig(n_classes=2, d_input=4), seed=0), torch.randn(3, 16, 4)
         >>> torch.allclose(model(x), align_heads_(model, 2)(x), atol=1e-5)
         True
@@ -277,7 +274,7 @@ def _by_head(layer: nn.Linear, n_heads: int) -> Tensor:
     return torch.cat([layer.weight, bias[:, None]], dim=1).unflatten(0, (n_heads, -1))
 
 
-def _ungrouped(model: Transformer, n_kv_heads: int):  # type: ignore[no-untyped-def]
+def _ungrouped(model: object, n_kv_heads: int) -> TransformerConfig:
     if not isinstance(model, Transformer):
         raise TypeError(f"model must be an attntut.Transformer: got {type(model).__name__}.")
     config = model.config
