@@ -16,7 +16,7 @@ CHAPTER = re.compile(r"notebooks/(\d+)-")
 
 
 def renumber(app: Sphinx, env: BuildEnvironment) -> list[str]:
-    """Put the number of the file in front, wherever Sphinx keeps one; return the chapters where that changed something."""
+    """Put the number of the file in front, wherever Sphinx keeps one; return the chapters that this changed."""
     changed = []
     for docname in env.found_docs:
         if (match := CHAPTER.match(docname)) is None:
