@@ -89,7 +89,7 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
 SWEEP = Sweep(
     "swiglu",
     run,
-    grid(depth=[6, 24], place=list(PLACES), lr=[1e-3, 3e-3, 1e-2, 3e-2], seed=range(6)),
+    grid(depth=[6, 24], place=list(PLACES), lr=[3e-4, 1e-3, 3e-3, 1e-2], seed=range(6)),
     shape=shape,
     at_once=20,
     cost=lambda config: config["depth"] + 1.0,
