@@ -20,7 +20,8 @@ from attntut import sweeps
 from attntut.evidence import Disagreement, compare
 from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
 from attntut.sweeps import __main__ as command
-from attntut.sweeps import depth
+from attntut.sweeps import depth, swiglu
+from attntut.transformer import Transformer
 
 LOG = "ATTNTUT_TEST_LOG"  # a folder in which runs leave a mark
 X = grid(x=range(6))
@@ -524,3 +525,12 @@ def test_every_sweep_has_the_name_of_its_module():
         module = __import__(f"attntut.sweeps.{path.stem}", fromlist=["SWEEP"])
         assert module.SWEEP.name == path.stem
         assert json.dumps(module.SWEEP.configs)
+
+
+def test_the_wrong_matrix_of_a_swiglu_makes_the_same_function_and_the_other_placements_do_not():
+    x = torch.randn(5, 4, 16)
+    models = {place: Transformer(swiglu.shape({"depth": 8}), seed=0) for place in swiglu.PLACES}
+    output = {place: swiglu.place_(model, place)(x) for place, model in models.items()}
+    assert torch.allclose(output["down"], output["up"], atol=1e-5)
+    assert not torch.allclose(output["down"], output["both"], atol=1e-3)
+    assert torch.equal(output["never"], Transformer(swiglu.shape({"depth": 8}), seed=0)(x))

@@ -86,11 +86,12 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     ]
 
 
+RATES = {2: [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], 6: [3e-4, 1e-3, 3e-3, 1e-2], 24: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
 SWEEP = Sweep(
     "swiglu",
     run,
-    grid(depth=[6, 24], place=list(PLACES), lr=[3e-4, 1e-3, 3e-3, 1e-2], seed=range(6)),
+    [config for depth, lrs in RATES.items() for config in grid(depth=depth, place=list(PLACES), lr=lrs, seed=range(6))],
     shape=shape,
-    at_once=20,
+    at_once=24,
     cost=lambda config: config["depth"] + 1.0,
 )
