@@ -1,5 +1,6 @@
 """Sweeps: nothing is lost, nothing is made twice, whatever dies, fills up or fails on the way."""
 
+import copy
 import errno
 import json
 import math
@@ -17,10 +18,13 @@ import pytest
 import torch
 
 from attntut import sweeps
+from attntut.device import seeded
 from attntut.evidence import Disagreement, compare
+from attntut.init import initialize_
 from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
 from attntut.sweeps import __main__ as command
-from attntut.sweeps import depth
+from attntut.sweeps import depth, swiglu
+from attntut.transformer import Transformer
 
 LOG = "ATTNTUT_TEST_LOG"  # a folder in which runs leave a mark
 X = grid(x=range(6))
@@ -524,3 +528,12 @@ def test_every_sweep_has_the_name_of_its_module():
         module = __import__(f"attntut.sweeps.{path.stem}", fromlist=["SWEEP"])
         assert module.SWEEP.name == path.stem
         assert json.dumps(module.SWEEP.configs)
+
+
+def test_the_wrong_matrix_of_a_swiglu_makes_the_same_function_and_the_other_placements_do_not():
+    x = torch.randn(5, 4, 16)
+    plain = initialize_(Transformer(swiglu.shape({"depth": 8}), seed=0), "lecun_normal", generator=seeded(0))
+    output = {place: swiglu.place_(copy.deepcopy(plain), place)(x) for place in swiglu.PLACES}
+    assert torch.allclose(output["down"], output["up"], atol=1e-5), "Are the biases 0, so that y is linear in W₃?"
+    assert not torch.allclose(output["down"], output["both"], atol=1e-3)
+    assert torch.equal(output["never"], plain(x))
