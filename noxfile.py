@@ -116,7 +116,7 @@ def notebooks(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def exercises(session: nox.Session) -> None:
     """Write what is made of the exercises: each chapter's section, and the checks that are shipped."""
-    run(session, "python", "tools/exercises.py", *prepare(session))
+    run(session, "python", "tools/exercise_sections.py", *prepare(session))
 
 
 @nox.session(venv_backend="none")

@@ -25,7 +25,7 @@ from bookext.published import published  # type: ignore[import-not-found]  # noq
 from exercises import problem_sets  # noqa: E402
 from exercises.exercise import Exercise, Number  # noqa: E402
 from grading.judge import exercises_of  # noqa: E402
-from tools.exercises import text  # noqa: E402
+from tools.exercise_sections import text  # noqa: E402
 
 HOW = """\
 # {title}

@@ -17,7 +17,7 @@ from attntut.exercises.public import VARIANTS, check, records, refuse_forbidden,
 from attntut.exercises.wire import Odd, pack, unpack
 from exercises import exercises, problem_sets
 from exercises.exercise import Choice, Code, Explain, Number
-from tools import exercises as tool
+from tools import exercise_sections as tool
 
 EXERCISES = exercises()
 OF = {kind: [n for n, e in EXERCISES.items() if isinstance(e, kind)] for kind in (Code, Number, Choice)}
@@ -46,7 +46,7 @@ def test_a_right_number_is_right_in_every_variant(number):
             exercise.judge(variant, explained(exercise, answer), None)
 
 
-@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.float64, int], ids=repr)
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.float64, int], ids=["tensor", "float32", "float64", "int"])
 def test_a_number_may_be_a_tensor_or_of_numpy(kind):
     EXERCISES["5.2"].judge(0, (kind(8), kind(96)), None)
     with pytest.raises(AssertionError, match=r"order .*\?$"):

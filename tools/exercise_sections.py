@@ -1,7 +1,7 @@
 """Write what is made of the exercises: the section of each chapter, and the public checks that are shipped.
 
-python tools/exercises.py            write them (``nox -s exercises``)
-python tools/exercises.py --check    change nothing; fail if one of them is not what the sources give
+python tools/exercise_sections.py            write them (``nox -s exercises``)
+python tools/exercise_sections.py --check    change nothing; fail if one of them is not what the sources give
 """
 
 from __future__ import annotations
