@@ -46,7 +46,9 @@ def test_a_right_number_is_right_in_every_variant(number):
             exercise.judge(variant, explained(exercise, answer), None)
 
 
-@pytest.mark.parametrize("kind", [torch.tensor, np.float32, np.float64, int], ids=["tensor", "float32", "float64", "int"])
+@pytest.mark.parametrize(
+    "kind", [torch.tensor, np.float32, np.float64, int], ids=["tensor", "float32", "float64", "int"]
+)
 def test_a_number_may_be_a_tensor_or_of_numpy(kind):
     EXERCISES["5.2"].judge(0, (kind(8), kind(96)), None)
     with pytest.raises(AssertionError, match=r"order .*\?$"):

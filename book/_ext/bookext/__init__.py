@@ -7,14 +7,10 @@ Each module is one concern with its own ``setup(app)``:
 * ``figures``: alternative text of output images, and a warning where there is none
 * ``diagrams``: drawings become part of the page
 * ``portable``: plain Markdown becomes citations and notes
-* ``anchors``: links to a label on another page
+* ``anchors``: links to a label on another page; ``numbers``: a chapter's number is that of its file
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
-<<<<<<< HEAD
-=======
-* ``catalogue``: every initialization scheme of the registry, predicted (``drawn``: and measured) on one page
 * ``exercises``: a place to answer them on the page, and their map
->>>>>>> f03e564 (Exercises can be answered on the page; a map of all of them)
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
