@@ -35,3 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError):
             pytest.exit(f"Skipped: this machine has no device {device!r}. Leave --device out to run on the CPU.", 0)
+
+
+@pytest.fixture(autouse=True)
+def _same_draws() -> None:
+    """Seed torch before every test and example; their order must not matter."""
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

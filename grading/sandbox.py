@@ -161,6 +161,7 @@ def bubblewrap(stage: Path, drops: bool) -> list[str]:
         command += [word for name in ("SETUID", "SETGID", "KILL") for word in ("--cap-add", f"CAP_{name}")]
     else:
         command += ["--unshare-user", "--uid", "65534", "--gid", "65534"]
+    command += ["--size", str(64 << 20), "--perms", "1777", "--tmpfs", "/tmp"]  # first: what is shown may lie in it
     shown = visible()
     folders = {parent for path in shown for parent in path.parents if parent != Path("/")}
     for folder in sorted(folders):  # which would be closed to another user
@@ -171,7 +172,6 @@ def bubblewrap(stage: Path, drops: bool) -> list[str]:
         if (link := Path("/", name)).is_symlink():
             command += ["--symlink", os.readlink(link), str(link)]
     command += ["--ro-bind", str(stage), "/grading", "--proc", "/proc", "--dev", "/dev"]
-    command += ["--size", str(64 << 20), "--perms", "1777", "--tmpfs", "/tmp"]
     return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--clearenv", *environment()]
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from attntut._checks import check_choice
 from attntut._extras import extra
-from attntut.diagnose import render
 from attntut.diagnose.faults import Finding, find
 from attntut.diagnose.statistics import STATISTICS
 
@@ -211,12 +210,18 @@ class Report:
         return draw.plot(self)
 
     def __str__(self) -> str:
+        from attntut.diagnose import render
+
         return render.text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        from attntut.diagnose import render
+
         yield from render.pieces(self, options.max_width)
 
     def _repr_html_(self) -> str:
+        from attntut.diagnose import render
+
         return render.html(self)
 
     def __repr__(self) -> str:
