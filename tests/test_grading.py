@@ -481,9 +481,11 @@ def test_the_released_notebook_runs_and_is_graded(course, small_set, assignment,
 
 
 @pytest.mark.parametrize("kind", ["user", "bubblewrap"])
-def test_the_zip_grades_where_gradescope_runs_it(kind, course, small_set, tmp_path):
+def test_the_zip_grades_where_gradescope_runs_it(kind, course, small_set, tmp_path, request):
     if kind == "user":
         only_root()
+    else:
+        request.getfixturevalue("bubblewrap")
     out, root = tmp_path / "zip", tmp_path / "autograder"
     assert gradescope.main([small_set, "--key", str(course["key"]), "--out", str(out)]) == 0
     source = root / "source"
