@@ -188,10 +188,10 @@ def chapter(request, browser, lab):
 
 def test_a_chapter_shows_no_raw_markup(chapter):
     page, _ = chapter
+    style = page.add_style_tag(content=":is(pre, code) { display: none !important }")  # there, ** is a power
     text = "\n".join(page.locator(".jp-MarkdownOutput").all_inner_texts())
+    style.evaluate("e => e.remove()")
     assert len(text) > 2000
-    for code in page.locator(".jp-MarkdownOutput :is(pre, code)").all_inner_texts():  # where ** is a power
-        text = text.replace(code, "")
     assert not re.findall(r"\{\w+:?\w*\}`|:::|</?\w+>|\]\(|\*\*", text)
 
 
