@@ -125,9 +125,8 @@ class Graph:
         self._sort()
         self.roots = {node: None for node in self.roots if node not in self.users}
         self.products: dict[Node, Product] = {}
-        self.filters: dict[
-            Node, tuple[str, ...]
-        ] = {}  # convolutions of each channel by itself: no product is seen there
+        # convolutions of each channel by itself: no product is seen there
+        self.filters: dict[Node, tuple[str, ...]] = {}
         self._weights: dict[Node, tuple[str, ...] | None] = {}  # parameters that a node is made of; None: of more
         self._made: dict[Node, tuple[str, ...]] = {}  # products of two parameters, and what is made of them
         for node in self.order:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -100,6 +101,12 @@ class ModelView:
         """Whether an entry is a table that was computed, not drawn: it is frozen, or holds sines and cosines."""
         is_frozen = not self.module.get_parameter(entry.parameter).requires_grad
         return entry.weight.is_table and (is_frozen or is_wave(entry.view.mT))
+
+    def gains_named(self, *patterns: str) -> Iterator[nn.Parameter]:
+        """The learnable factors whose own name is like one of these, as in :mod:`fnmatch`."""
+        for name, parameter in self.gains.items():
+            if any(fnmatch.fnmatchcase(name.rpartition(".")[2], pattern) for pattern in patterns):
+                yield parameter
 
     def by_role(self, *roles: str) -> tuple[Entry, ...]:
         """The projections with one of these roles."""

@@ -292,9 +292,8 @@ def sub_ln(weight: Weight) -> Law:
 def _set_gains(view: ModelView, generator: Any, *, gain: float) -> None:
     check_number("gain", gain)
     with torch.no_grad():
-        for name, parameter in view.gains.items():
-            if name.rpartition(".")[2] in GAINS:
-                parameter.fill_(gain)
+        for parameter in view.gains_named(*GAINS):
+            parameter.fill_(gain)
 
 
 @scheme(

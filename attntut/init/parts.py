@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
 import torch
@@ -12,6 +11,7 @@ from attntut.anatomy.view import ModelView
 from attntut.anatomy.weight import Weight
 from attntut.init.laws import Law, Normal
 from attntut.init.registry import scheme
+from attntut.init.width import unit_logits
 
 
 @torch.no_grad()
@@ -24,7 +24,7 @@ def _set_query_gain(view: ModelView, generator: torch.Generator | None, *, gain:
 
 
 def _bounded_logits(query: Weight, key: Weight, scale: float, *, gain: float = 1.44) -> float:
-    return abs(gain * scale) * math.sqrt(query.d_head)
+    return abs(gain) * unit_logits(query, key, scale)
 
 
 @scheme(
@@ -60,9 +60,8 @@ def qk_gain(weight: Weight, *, gain: float = 1.44) -> Law:
 @torch.no_grad()
 def _draw_sinks(view: ModelView, generator: torch.Generator | None, *, start: float = 0.0, std: float = 0.02) -> None:
     check_number("start", start), check_number("std", std, low=0)
-    for name, parameter in view.gains.items():
-        if name.rpartition(".")[2] in ("sink", "sinks"):
-            parameter.normal_(start, std, generator=generator)
+    for parameter in view.gains_named("sink", "sinks"):
+        parameter.normal_(start, std, generator=generator)
 
 
 @scheme(
@@ -130,9 +129,8 @@ def output_gate(weight: Weight) -> Law:
 
 @torch.no_grad()
 def _draw_shares(view: ModelView, generator: torch.Generator | None) -> None:
-    for name, parameter in view.gains.items():
-        if name.rpartition(".")[2].startswith("lambda_"):
-            parameter.normal_(0, 0.1, generator=generator)
+    for parameter in view.gains_named("lambda_*"):
+        parameter.normal_(0, 0.1, generator=generator)
 
 
 @scheme(
@@ -187,8 +185,8 @@ def zero_centred_gain(weight: Weight) -> Law:
 @torch.no_grad()
 def _set_slope(view: ModelView, generator: torch.Generator | None, *, alpha: float = 0.5) -> None:
     check_number("alpha", alpha, low=0, open_low=True)
-    for name, parameter in view.gains.items():
-        if name.rpartition(".")[2] == "alpha" and parameter.numel() == 1:
+    for parameter in view.gains_named("alpha"):
+        if parameter.numel() == 1:
             parameter.fill_(alpha)
 
 

@@ -92,8 +92,9 @@ def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict
     ]
 
 
-def _unit_logits(query: Weight, key: Weight, scale: float) -> float:
-    return abs(scale) * math.sqrt(query.d_head)  # the multipliers make queries and keys of variance 1
+def unit_logits(query: Weight, key: Weight, scale: float) -> float:
+    """The logits' standard deviation where multipliers or norms make queries and keys of variance 1."""
+    return abs(scale) * math.sqrt(query.d_head)
 
 
 @scheme(
@@ -103,7 +104,7 @@ def _unit_logits(query: Weight, key: Weight, scale: float) -> float:
     source="Blake et al. (2023), section 5; graphcore-research/unit-scaling, unit_scaling/functional.py",
     why="Weights, activations and gradients start with variance 1, in the middle of what 8- and 16-bit floats hold.",
     requires=("weight multipliers",),
-    predicts_logits=_unit_logits,
+    predicts_logits=unit_logits,
 )
 def unit_scaling(weight: Weight) -> Law:
     r"""Weights of variance 1; the model divides by the root of the fan-in instead.
@@ -188,10 +189,6 @@ def _put_on_sphere(view: ModelView, generator: Any) -> None:
         entry.matrix.write_(torch.nn.functional.normalize(entry.view, dim=0 if entry.role in writers else 1))
 
 
-def _unit_cosines(query: Weight, key: Weight, scale: float) -> float:
-    return abs(scale) * math.sqrt(query.d_head)  # vectors of length √d_head at random angles
-
-
 @scheme(
     family="width",
     formula=r"\lVert w \rVert_2 = 1, \qquad x \leftarrow \operatorname{norm}(\hat x + \alpha (\hat f - \hat x)), \quad "
@@ -202,7 +199,7 @@ def _unit_cosines(query: Weight, key: Weight, scale: float) -> float:
     requires=("no norm", "sphere", "QK-norm"),
     finish=_put_on_sphere,
     predicts=lambda weight: weight.d_model**-0.5,
-    predicts_logits=_unit_cosines,
+    predicts_logits=unit_logits,
 )
 def ngpt(weight: Weight) -> Law:
     r"""Directions are random, lengths are 1: N(0, 1/d), then normalized along the stream's dimension.
