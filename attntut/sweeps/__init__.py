@@ -1,1 +1,50 @@
 """The sweeps of the book, one a module: its ``SWEEP`` is what ``nox -s runs -- NAME`` makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from attntut.data import digits
+from attntut.device import default_device
+from attntut.train import History, train_many
+
+PATCH, STEPS = 4, 300
+SIZE: dict[str, Any] = dict(
+    n_classes=10, d_input=PATCH**2, seq_len=(8 // PATCH) ** 2, d_model=32, n_heads=4, d_ff=64
+)  # of every model
+
+
+def on_digits(
+    models: Iterable[nn.Module], configs: list[dict[str, Any]], **options: Any
+) -> list[tuple[History, dict[str, float]]]:
+    """Train models of one shape on digits, 2 × 2 patches of 4 × 4 pixels, by AdamW without a warm-up.
+
+    Args:
+        models: of :data:`SIZE`, one a configuration.
+        configs: each with ``lr`` and ``seed`` (of the batches).
+        options: of :func:`~attntut.train.train_many`, other than 300 steps of 32 images.
+
+    Returns:
+        For each its history, and ``accuracy`` and ``loss`` of the test set after the last step and ``train_loss``, the
+        mean of the last epoch (NaN if it diverged).
+    """
+    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
+    data = digits(patch=PATCH)
+    options = dict(steps=STEPS, batch_size=32) | options
+    models = [model.to(default_device()) for model in models]
+    histories = train_many(models, data, lrs=lrs, seeds=seeds, progress=False, **options)
+    epoch = len(data.train_inputs) // options["batch_size"]
+    return [
+        (
+            history,
+            dict(
+                accuracy=history.final_accuracy,
+                loss=history.final_loss,
+                train_loss=history.losses[-epoch:].mean().item(),
+            ),
+        )
+        for history in histories
+    ]

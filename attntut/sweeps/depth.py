@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from attntut.data import digits
-from attntut.device import default_device, seeded
+from attntut.device import seeded
 from attntut.init import initialize_, schemes
 from attntut.sweep import Sweep, grid
-from attntut.train import train_many
+from attntut.sweeps import SIZE, on_digits
 from attntut.transformer import Transformer, TransformerConfig
 
-D_MODEL, N_HEADS, D_FF, PATCH, STEPS = 32, 4, 64, 4, 300
 NORMS = ("pre", "post", "none")
 SCHEMES = (
     *("xavier_uniform", "zero_output", "depth_scaled"),  # with any norm; the others with the one they were made for
@@ -21,11 +19,8 @@ SCHEMES = (
 
 def shape(config: dict[str, Any]) -> TransformerConfig:
     """The model of a run: the scheme's own architecture, and the norm."""
-    asked = schemes()[config["scheme"]].architecture(config["depth"], D_MODEL // N_HEADS)
-    size: dict[str, Any] = dict(
-        d_input=PATCH**2, seq_len=(8 // PATCH) ** 2, d_model=D_MODEL, n_heads=N_HEADS, d_ff=D_FF
-    )
-    return TransformerConfig(n_classes=10, n_layers=config["depth"], **size | {"norm": config["norm"]} | asked)
+    asked = schemes()[config["scheme"]].architecture(config["depth"], SIZE["d_model"] // SIZE["n_heads"])
+    return TransformerConfig(n_layers=config["depth"], **SIZE | {"norm": config["norm"]} | asked)
 
 
 def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]:
@@ -49,20 +44,10 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     for config in configs:
         model = Transformer(shape(config), seed=config["seed"])
         initialize_(model, config["scheme"], generator=seeded(config["seed"]))
-        models.append(model.to(default_device()))
-    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
-    data = digits(patch=PATCH)
-    options = dict(steps=STEPS, batch_size=32) | options
-    histories = train_many(models, data, lrs=lrs, seeds=seeds, progress=False, **options)
-    epoch = len(data.train_inputs) // options["batch_size"]
+        models.append(model)
     return [
-        dict(
-            accuracy=history.final_accuracy,
-            loss=history.final_loss,
-            train_loss=history.losses[-epoch:].mean().item(),
-            diverged_at=float("nan") if history.diverged_at is None else history.diverged_at,
-        )
-        for history in histories
+        numbers | dict(diverged_at=float("nan") if history.diverged_at is None else history.diverged_at)
+        for history, numbers in on_digits(models, configs, **options)
     ]
 
 

@@ -7,22 +7,19 @@ from typing import Any
 import torch
 
 from attntut._checks import check_choice
-from attntut.data import digits
-from attntut.device import default_device, seeded
+from attntut.device import seeded
 from attntut.init import initialize_
 from attntut.parts import SwiGLU
 from attntut.sweep import Sweep, grid
-from attntut.train import train_many
+from attntut.sweeps import SIZE, on_digits
 from attntut.transformer import Transformer, TransformerConfig
 
 PLACES = {"down": ("down",), "up": ("up",), "both": ("down", "up"), "never": ()}
-PATCH, STEPS = 4, 300
 
 
 def shape(config: dict[str, Any]) -> TransformerConfig:
     """The model of a run: pre-LN blocks of width 32 with a SwiGLU of inner width 64."""
-    size: dict[str, Any] = dict(d_input=PATCH**2, seq_len=(8 // PATCH) ** 2, d_model=32, n_heads=4, d_ff=64)
-    return TransformerConfig(n_classes=10, n_layers=config["depth"], parts=(SwiGLU(),), **size)
+    return TransformerConfig(n_layers=config["depth"], parts=(SwiGLU(),), **SIZE)
 
 
 def place_(model: Transformer, place: str) -> Transformer:
@@ -70,20 +67,8 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     models = []
     for config in configs:
         model = initialize_(Transformer(shape(config), seed=0), "lecun_normal", generator=seeded(config["seed"]))
-        models.append(place_(model, config["place"]).to(default_device()))
-    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
-    data = digits(patch=PATCH)
-    options = dict(steps=STEPS, batch_size=32) | options
-    histories = train_many(models, data, lrs=lrs, seeds=seeds, progress=False, **options)
-    epoch = len(data.train_inputs) // options["batch_size"]
-    return [
-        dict(
-            accuracy=history.final_accuracy,
-            loss=history.final_loss,
-            train_loss=history.losses[-epoch:].mean().item(),
-        )
-        for history in histories
-    ]
+        models.append(place_(model, config["place"]))
+    return [numbers for _, numbers in on_digits(models, configs, **options)]
 
 
 RATES = {2: [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], 6: [3e-4, 1e-3, 3e-3, 1e-2], 24: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]}
