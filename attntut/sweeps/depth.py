@@ -56,17 +56,17 @@ def fits(config: dict[str, Any]) -> bool:
     return bool(shape(config).norm == config["norm"])
 
 
+RATES = {2: [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], 8: [3e-4, 1e-3, 3e-3, 1e-2, 3e-2], 24: [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2]}
 SWEEP = Sweep(
     "depth",
     run,
     [
         config
-        for config in grid(
-            depth=[2, 8, 24], norm=NORMS, scheme=SCHEMES, lr=[1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2], seed=range(6)
-        )
+        for depth, lrs in RATES.items()
+        for config in grid(depth=depth, norm=NORMS, scheme=SCHEMES, lr=lrs, seed=range(8))
         if fits(config)
     ],
     shape=shape,
-    at_once=18,
+    at_once=24,
     cost=lambda config: config["depth"] + 1.0,
 )
