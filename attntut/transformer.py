@@ -56,8 +56,8 @@ class TransformerConfig:
 
     Raises:
         TypeError: ``parts`` holds something else.
-        ValueError: a size is not positive, a name unknown, both or none of ``d_input`` and ``vocab_size`` given, or two
-            parts of one kind.
+        ValueError: a size is not positive, a name unknown, both or none of ``d_input`` and ``vocab_size`` given, two
+            parts of one kind, or one that leaves another argument without a use.
 
     Example:
         >>> TransformerConfig(n_classes=10, d_input=4, seq_len=16, d_model=32, n_heads=4).d_ff
@@ -105,6 +105,12 @@ class TransformerConfig:
         check_int("d_ff", self.d_ff, low=0)
         if self.norm == "sub" and "feed_forward" in by_slot(self.parts):
             raise ValueError(f"norm must not be 'sub' with a feed-forward network of its own: got parts={self.parts}.")
+        plain_skip = self.residual and self.skip_scale == 1 and not self.skip_weights
+        if (sums := by_slot(self.parts).get("residual")) and not plain_skip:
+            raise ValueError(
+                f"residual, skip_scale and skip_weights must be left out with a sum of its own, {sums}: got "
+                f"{self.residual}, {self.skip_scale} and {self.skip_weights}."
+            )
         check_choice("norm", self.norm, NORMS)
         check_choice("positions", self.positions, POSITIONS)
         check_choice("pooling", self.pooling, POOLINGS)
@@ -179,8 +185,9 @@ class TransformerBlock(nn.Module):
         self._make_gains("attention")
         if "residual" in of_slot:
             self.attention_residual = of_slot["residual"].make(c.d_model, number=2 * layer)
-            self.feed_forward_residual = of_slot["residual"].make(c.d_model, number=2 * layer + 1)
         if c.d_ff:
+            if "residual" in of_slot:
+                self.feed_forward_residual = of_slot["residual"].make(c.d_model, number=2 * layer + 1)
             linear, activation = LINEARS[c.weight_multiplier], ACTIVATIONS[c.activation]()
             self.feed_forward: nn.Module
             if "feed_forward" in of_slot:
@@ -225,7 +232,7 @@ class TransformerBlock(nn.Module):
     def _add(self, x: Tensor, branch: Tensor, name: str) -> Tensor:
         c = self.config
         branch = _times(c.residual_scale, _times(getattr(self, f"{name}_gain"), branch))
-        if c.residual and (residual := getattr(self, f"{name}_residual", None)) is not None:
+        if (residual := getattr(self, f"{name}_residual", None)) is not None:
             x = residual(x, branch)
         else:
             x = _times(c.skip_scale, _times(getattr(self, f"{name}_skip"), x)) + branch if c.residual else branch

@@ -172,6 +172,18 @@ def test_the_normalized_residual_keeps_unit_variance_at_any_depth():
     assert [each.branch**-2 for each in sums] == pytest.approx([2, 3, 4, 5])
 
 
+@pytest.mark.parametrize("options", [{"skip_scale": 2.0}, {"skip_weights": True}, {"residual": False}])
+def test_a_sum_of_its_own_leaves_no_argument_without_a_use(options):
+    with pytest.raises(ValueError, match="residual, skip_scale and skip_weights must be left out"):
+        TransformerConfig(n_classes=2, d_input=3, parts=(NormalizedResidual(),), **options)
+
+
+def test_no_sum_is_made_for_a_branch_that_is_not_there():
+    model = Transformer(TransformerConfig(n_classes=2, d_input=3, d_ff=0, parts=(Hypersphere(),)))
+    model(torch.randn(2, 4, 3)).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
 def test_the_sphere_turns_a_token_by_alpha():
     x, branch = tokens(B=1, T=3), tokens(B=1, T=3, seed=1)
     turned = Hypersphere(alpha=0.25).make(12, 2).double()(x, branch)

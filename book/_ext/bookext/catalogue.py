@@ -32,6 +32,9 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "notebooks/05-why-at-random": ("zeros", "constant", "zero_query", "zero_output"),
     "notebooks/06-the-gaussian": ("normal", "bert", "gpt2_released", "xavier_packed", "torch_default"),
     "notebooks/07-keeping-the-variance": ("plain", "fan"),
+    "notebooks/08-structured-weights": ("structured",),
+    "notebooks/09-depth": ("depth", "zero_output", "dyt"),
+    "notebooks/11-from-data-or-another-model": ("data",),
 }
 """Page to the names of schemes, or of whole families, that it treats."""
 
