@@ -203,6 +203,22 @@ def test_the_page_of_evidence_counts_the_kinds_and_lists_what_differs(build):
         assert f'href="chapter.html#evidence-{record}"' in page
 
 
+def test_a_record_is_named_in_a_sentence_with_its_numbers(build):
+    found = [evidence("a", low=0.9, high=1.06, n=5), evidence("c", kind="observed", predicted=None)]
+    text = "# Map\n\nSee {record}`9: a` and {record}`09-chapter: c`.\n"
+    built = build({"map.md": text, "09-chapter.ipynb": notebook(*found)})
+    assert not built.warnings
+    page = BeautifulSoup(built.page("map"), "html.parser").get_text()
+    assert "See a: 0.98 ± 0.08, predicted 1, 5 seeds and c: 0.98." in page
+    assert 'href="09-chapter.html#evidence-a"' in built.page("map")
+
+
+@pytest.mark.parametrize("named", ["9: d", "8: a"])
+def test_a_record_that_is_not_there_fails_the_build(build, named):
+    built = build({"map.md": f"# Map\n\n{{record}}`{named}`\n", "09-chapter.ipynb": notebook(evidence("a"))})
+    assert f"no chapter {named[0]} has a record '{named[3:]}'" in built.warnings and "map.md:3" in built.warnings
+
+
 def test_a_book_without_the_ledger_asks_for_no_evidence(build):
     assert not build({"chapter.ipynb": notebook()}, ledger=LEDGER).warnings
 

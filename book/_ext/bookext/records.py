@@ -2,7 +2,8 @@
 
 A cell's output holds its records under a MIME type of their own, beside the table that the page shows. They are read
 from the executed notebooks once, when all pages are read; ``claims`` and ``evidence`` show them again elsewhere, with a
-link to the row. Nothing is typed by hand, and a record that does not agree with the text fails the build.
+link to the row, and so does the role ``record`` in a sentence, as in {record}`9: share of the input`, of chapter 9.
+Nothing is typed by hand, and a record that does not agree with the text fails the build.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from jinja2 import Environment
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 from attntut.evidence import MIME, Evidence
 
@@ -62,6 +63,42 @@ class ShowsRecords(SphinxDirective):
         return [place_of_records(shows=self.name)]
 
 
+class cited_record(nodes.Inline, nodes.Element):  # docutils names nodes in lower case
+    """Where a record will be named, once all pages are read."""
+
+
+class CitesRecord(SphinxRole):
+    """A record's name as a link to its row, with what was predicted and measured."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        self.env.metadata[self.env.docname].setdefault(SHOWN, self.name)
+        node = cited_record(text=self.text)
+        self.set_source_info(node)
+        return [node], []
+
+
+def cite(app: Sphinx, docname: str, node: nodes.Element) -> list[nodes.Node]:
+    """Return the name and the numbers of the record that a role names; warn of one that is not there."""
+    chapter, _, name = node["text"].partition(": ")
+    wanted = f"/{int(chapter):02d}-" if chapter.isdecimal() else chapter
+    for record in in_reading_order(app):
+        if record.name == name and wanted in f"/{record.page}":
+            link = nodes.reference(
+                "", name, refuri=f"{app.builder.get_relative_uri(docname, record.page)}#{record.anchor}"
+            )
+            return [nodes.inline("", "", link, nodes.Text(f": {numbers(record)}"), classes=["record"])]
+    logger.warning("no chapter %s has a record %r", chapter, name, location=node, type="book")
+    return [nodes.Text(name)]
+
+
+def numbers(record: Evidence) -> str:
+    """What a sentence says of a record: its measurement, and the prediction where a formula made one."""
+    _, predicted, measured, agreement = record.cells
+    seeds = agreement.rpartition(", ")[2] if record.n > 1 else ""
+    said = [measured, f"predicted {predicted}" if record.kind == "predicted" else "", seeds]
+    return ", ".join(filter(None, said))
+
+
 def add_directive(app: Sphinx, name: str, show: Show) -> None:
     """Make ``name`` a directive in whose place stands what ``show(app, docname)`` returns."""
     SHOWS[name] = show
@@ -72,6 +109,8 @@ def fill(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Put the records where a directive stood."""
     for hole in list(doctree.findall(place_of_records)):
         hole.replace_self(SHOWS[hole["shows"]](app, docname))
+    for node in list(doctree.findall(cited_record)):
+        node.replace_self(cite(app, docname, node))
 
 
 def pages_with(env: BuildEnvironment, *directives: str) -> list[str]:
@@ -122,12 +161,15 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
 
 def outdated(app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]) -> list[str]:
     """Read the pages that show records again whenever any other page changed."""
-    return [page for page in pages_with(env, *SHOWS) if page not in removed] if added | changed | removed else []
+    pages = pages_with(env, *SHOWS, "record") if added | changed | removed else []
+    return [page for page in pages if page not in removed]
 
 
 def setup(app: Sphinx) -> None:
     """Follow the build."""
     app.add_node(place_of_records)
+    app.add_node(cited_record)
+    app.add_role("record", CitesRecord())
     app.connect("env-get-outdated", outdated)
     app.connect("env-check-consistency", check)
     app.connect("doctree-resolved", fill)
