@@ -28,14 +28,14 @@ same_variance = Choice(
             "So it is where branches add up to 1, and the stream goes from 1 to 2. Does this one grow?"
         ),
         "A 49th, because the input is one of 49 equal parts.": (
-            "A normalized residual is built so, with branches of variance 1. Is it the only scheme that holds the variance?"
+            "A normalized residual makes such parts, where branches have variance 1. Does every scheme that holds the variance?"
         ),
         "Nearly all of it, as with DeepNorm.": (
-            "DeepNorm's skips are large beside its branches. Does Admin hold the variance as well, and what does it keep?"
+            "So it is with DeepNorm, whose skips are large beside its branches. What does Admin keep, whose variance is 1 as well?"
         ),
         "The variance does not tell.": "",
-        "About 3 %, as with Xavier's rule in pre-LN.": (
-            "That share belongs to a stream that has grown 37-fold. Which law connects the share with the variance, and when?"
+        "About 3 %, as without a scheme in pre-LN.": (
+            "So it is with Admin and with a normalized residual. What does DeepNorm keep, whose variance is 1 as well?"
         ),
     },
 )

@@ -181,6 +181,13 @@ def on_tokens(W_q, W_k, W_v, W_o, x, n_heads):
     return W_q, W_k, W_v, W_o / (x @ W_v.mT @ W_o.mT).std()
 
 
+def written_over_read(W_q, W_k, W_v, W_o, x, n_heads):
+    """What turns a division by what the output writes into one by what it reads."""
+    seen = looked_at(W_q, W_k, W_v, W_o, x, n_heads)[:3]
+    read = written(*seen, torch.eye(W_o.shape[1]), x, n_heads)
+    return written(*seen, W_o, x, n_heads).std() / read.std()
+
+
 def by_shape(*case):
     """What needs no batch."""
     return tuple(W / (W.std() * W.shape[1] ** 0.5) for W in case[:4])
@@ -212,7 +219,8 @@ def looked_cases(seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor
 
 
 def factors_found(answer, *case):
-    got, weights = answer(*case), case[:4]
+    weights = case[:4]
+    got = answer(*(W.clone() for W in weights), *case[4:])
     if not isinstance(got, (tuple, list)) or not all(isinstance(W, torch.Tensor) for W in got):
         return None
     shapes = [list(W.shape) for W in got]
@@ -237,7 +245,8 @@ def judge_looked(case, got, want):
     )
     factors, right = ([factor for factor, _ in pairs] for pairs in (got, want))
 
-    def near(factor, wanted, n=1000):
+    def near(factor, wanted, n=None):
+        n = n or x.numel()
         return any(abs(factor / wanted / one - 1) < 2e-4 for one in (1, (n / (n - 1)) ** 0.5))  # with n or n - 1
 
     names = ("query", "key", "value", "output")
@@ -262,39 +271,43 @@ def judge_looked(case, got, want):
             f"What is the standard deviation of all that the {name} writes, over sequences, tokens and channels together?"
         )
 
-    def written(q, k, v, heads, power=0.5, even=False):
+    def mixed(q, k, v, heads, root=None):
         q, k, v = ((x @ W.mT).unflatten(-1, (heads, -1)).transpose(1, 2) for W in (q, k, v))
-        logits = q @ k.mT / q.shape[-1] ** power
-        mix = torch.softmax(0 * logits if even else logits, dim=-1) @ v
-        return 1 / (mix.transpose(1, 2).flatten(2) @ weights[3].mT).std().item()
+        weights = torch.softmax(q @ k.mT / (root or q.shape[-1] ** 0.5), dim=-1)
+        return (weights @ v).transpose(1, 2).flatten(2)
 
-    q, k, v = (factor * V for factor, V in zip(factors[:3], weights[:3], strict=True))
-    if near(factors[3], written(q, k, v, n_heads), x.numel()):
+    def by(mix, W=weights[3]):
+        return 1 / (mix @ W.mT).std().item()
+
+    q, k, v = seen = [factor * V for factor, V in zip(factors[:3], weights[:3], strict=True)]
+    got, wanted = factors[3], by(mixed(*seen, n_heads))
+    if near(got, wanted):
         return
-    assert not near(factors[3], 1), "The output is as it was. Does your function return what it has divided?"
+    assert not near(got, 1), "The output is as it was. Does your function return what it has divided?"
     assert not any(
-        near(factors[3], written(*seen, n_heads)) for seen in (weights[:3], (*weights[:2], v), (q, k, weights[2]))
+        near(got, by(mixed(*some, n_heads))) for some in (weights[:3], (*weights[:2], v), (q, k, weights[2]))
     ), (
         "Query, key and value are right. Which of their matrices stand before the output when you measure it: those that you "
         "got, or those that you have divided?"
     )
-    assert not near(factors[3], 1 / (x @ v.mT @ weights[3].mT).std().item()), (
-        "Does the output projection read the values, or their averages?"
+    assert not near(got, by(x @ v.mT)), "Does the output projection read the values, or their averages?"
+    assert not near(got, by(mixed(*seen, n_heads), torch.eye(len(v)))), (
+        "That is what the output projection reads. What does it write?"
     )
-    assert not near(factors[3], written(q, k, v, n_heads) ** 2, x.numel()), (
-        "Do you divide by the variance of what the output writes, or by its root?"
+    assert not near(got, wanted**2), "Do you divide by the variance of what the output writes, or by its root?"
+    assert not any(near(got, by(mixed(*seen, n_heads, root))) for root in (1, x.shape[-1] ** 0.5)), (
+        "By what are the logits divided before the softmax, and how wide is what one head multiplies?"
     )
-    assert not near(factors[3], written(q, k, v, n_heads, power=0)), (
-        "By what are the logits divided before the softmax?"
-    )
-    assert not near(factors[3], written(q, k, v, n_heads, even=True)), (
+    assert not near(got, by(mixed(*seen, n_heads, math.inf))), (
         "That is right for uniform attention. Which weights have these queries and keys?"
     )
-    assert not near(factors[3], written(q, k, v, 1)), (
-        "Query, key and value are right. With one head the output would be, too. Which channels belong to which head?"
+    assert n_heads == 1, (
+        "Query, key and value are right, and with one head the output is, too. Which channels belong to which head, and where "
+        "do they stand when the heads come together?"
     )
     raise AssertionError(
-        "Query, key and value are right. What does the output projection read, and what does it write?"
+        "Query, key and value are right. What does the output projection read when every token may see all, and what does it "
+        "write?"
     )
 
 
@@ -329,6 +342,9 @@ lsuv_code = Code(
         "each token": (looked(size=lambda y: y.std(dim=-1).mean()), "channels together"),
         "each channel": (by_row, "By how many numbers"),
         "no root": (looked(root=1.0), "before the softmax"),
+        "root of d_model": (lambda *case: looked(root=case[4].shape[-1] ** 0.5)(*case), "how wide"),
+        "what the output reads": (
+            lambda *case: (*looked_at(*case)[:3], looked_at(*case)[3] * written_over_read(*case)), "What does it write"),
         "uniform": (looked(even=True), "Which weights"),
         "one head": (heads_mixed, "belong to which head"),
         "values, not averages": (on_tokens, "or their averages"),
@@ -494,7 +510,7 @@ turn_code = Code(
     ),
     name="turned_mean",
     starter="def turned_mean(W_q, W_k, n_heads, n_kv_heads):\n    ...",
-    forbidden=frozenset({"align_heads_", "grouped", "orthogonal_procrustes"}),
+    forbidden=frozenset({"align_heads_", "orthogonal_procrustes"}),
     make=turned_cases,
     ask=call_on,
     compare=judge_turned,
@@ -720,7 +736,7 @@ dead_adapters = Mend(
 
 # fmt: off
 def grouped_tokens(n_groups, seed, n=64, d=256):
-    """Values of n tokens that are alike in groups, (n, d), and their map."""
+    """Values of n tokens, alike in groups, (n, d), and their map."""
     generator = torch.Generator().manual_seed(seed)
     centre = torch.randn(n_groups, 1, d, generator=generator)
     own = torch.randn(n_groups, n // n_groups, d, generator=generator)
