@@ -18,12 +18,14 @@ import pytest
 import torch
 
 from attntut import sweeps
+from attntut.data import digits
 from attntut.device import seeded
 from attntut.evidence import Disagreement, compare
 from attntut.init import initialize_
 from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
 from attntut.sweeps import __main__ as command
-from attntut.sweeps import depth, swiglu
+from attntut.sweeps import depth, swiglu, width
+from attntut.train import train
 from attntut.transformer import Transformer
 
 LOG = "ATTNTUT_TEST_LOG"  # a folder in which runs leave a mark
@@ -512,7 +514,7 @@ def test_the_command_says_how_long_and_writes_the_table(tmp_path, monkeypatch, c
     assert "of which 0 are missing" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["deeph"])
-    assert "NAME must be one of depth, swiglu: got deeph" in capsys.readouterr().err
+    assert "NAME must be one of depth, swiglu, width: got deeph" in capsys.readouterr().err
 
 
 def test_nothing_is_written_where_a_run_failed(tmp_path, monkeypatch, capsys):
@@ -538,3 +540,40 @@ def test_the_wrong_matrix_of_a_swiglu_makes_the_same_function_and_the_other_plac
     assert torch.allclose(output["down"], output["up"], atol=1e-5), "Are the biases 0, so that y is linear in W₃?"
     assert not torch.allclose(output["down"], output["both"], atol=1e-3)
     assert torch.equal(output["never"], plain(x))
+
+
+def test_every_scheme_of_the_sweep_over_width_trains():
+    configs = [c for c in width.SWEEP.configs if c["width"] == 32 and c["seed"] == 0 and c["lr"] == 2**-7]
+    assert {(c["scheme"], c["power"]) for c in configs} == set(width.RATES)
+    results = [numbers for job in jobs(replace(width.SWEEP, configs=configs)) for numbers in width.run(job, steps=2)]
+    assert all(math.isfinite(numbers["loss"]) for numbers in results)
+
+
+def test_rates_fall_with_the_width_where_a_sum_over_it_follows_and_nowhere_else():
+    at = {d: width.factors(Transformer(width.shape({"scheme": "mup", "width": d}), seed=0), 1.0) for d in (32, 128)}
+    assert set(at[32].values()) == {1.0}, "At the base width every rate is the one that was given."
+    slow = {name for name, factor in at[128].items() if factor == 0.25}
+    assert {at[128][name] for name in at[128].keys() - slow} == {1.0}
+    matrices = {f"attention.{role}.weight" for role in ("query", "key", "value", "output")}
+    matrices |= {"feed_forward.0.weight", "feed_forward.2.weight"}
+    assert slow == {f"blocks.{i}.{name}" for i in (0, 1) for name in matrices} | {"readout.weight"}
+
+
+def test_power_makes_no_difference_at_the_base_width_and_one_at_another():
+    for d, same in ((32, True), (64, False)):
+        one, other = (
+            width.run([dict(scheme="lecun_normal", power=power, width=d, lr=0.01, seed=0)], steps=3) for power in (0, 1)
+        )
+        assert (one == other) is same
+
+
+def test_what_ngpt_normalizes_has_length_1_after_every_step():
+    model = width.model_of({"scheme": "ngpt", "width": 32, "seed": 0})
+    start = {name: p.clone() for name, p in model.named_parameters()}
+    train(model, digits(patch=4), lr=0.1, steps=3, after_step=width.to_sphere(model))
+    for name, dim in (("feed_forward.0", 1), ("feed_forward.2", 0), ("attention.query", 1), ("attention.output", 0)):
+        weight = model.blocks[0].get_submodule(name).weight
+        assert torch.allclose(weight.norm(dim=dim), torch.ones(()), atol=1e-5), name
+        assert not torch.allclose(weight, start[f"blocks.0.{name}.weight"], atol=0.01), "Nothing was trained."
+    assert torch.allclose(model.positions.norm(dim=1), torch.ones(()), atol=1e-5)
+    assert torch.allclose(model.embedding.weight.norm(dim=0), torch.ones(()), atol=1e-5)

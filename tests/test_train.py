@@ -88,12 +88,18 @@ def train_both_ways(models, data, lrs, seeds, **options):
     return ones, alone, many, together
 
 
+def unit_readout(parameters):
+    weight = parameters["readout.weight"]
+    weight.copy_(torch.nn.functional.normalize(weight, dim=-1))
+
+
 VARIANTS = {
     "plain": dict(),
     "adam with decay": dict(optimizer="adam", weight_decay=0.1),
     "adamw, everything": dict(weight_decay=0.1, warmup=7, clip_norm=0.5, betas=(0.8, 0.95), eval_every=8),
     "sgd": dict(optimizer="sgd", weight_decay=0.01, momentum=0.9),
     "sgd without momentum": dict(optimizer="sgd"),
+    "rates and a hook": dict(lr_factors={"readout.weight": 0.1, "readout.bias": 0.0}, after_step=unit_readout),
 }
 
 
@@ -118,6 +124,19 @@ def test_many_on_tokens_equal_one_by_one(tokens, shape):
     )
     assert_same_weights(ones, many)
     assert_same_histories(alone, together)
+
+
+def test_a_factor_of_the_rate_and_a_change_after_the_step_reach_the_parameters_that_they_name():
+    models, before = [Linear(i) for i in range(2)], [Linear(i) for i in range(2)]
+    seen = []
+    options = dict(steps=1, batch_size=8, lr_factors={"weight": 0.25})
+    options["after_step"] = lambda parameters: seen.append(parameters["bias"].shape)
+    train_many(models, blobs(), lrs=[0.1, 0.2], **options)
+    for model, old, lr in zip(models, before, (0.1, 0.2), strict=True):
+        slow, free = (model.weight - old.weight).abs().max().item(), (model.bias - old.bias).abs().max().item()
+        assert (slow, free) == pytest.approx((lr / 4, lr), rel=1e-3), "Adam's first step is the rate, in every entry."
+    train(models[0], blobs(), lr=0.1, **options)
+    assert [len(shape) for shape in seen] == [2, 1], "In train_many each parameter has one more dimension."
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4, 9])
@@ -457,6 +476,8 @@ BAD = [
     (dict(max_loss=math.nan), ValueError, "max_loss must be a number > 0: got nan"),
     (dict(batchsize=8), TypeError, "unexpected keyword argument 'batchsize'"),
     (dict(eval_every=0), ValueError, "eval_every must be an integer ≥ 1: got 0"),
+    (dict(lr_factors={"weight": -1.0}), ValueError, r"lr_factors\['weight'\] must be a number ≥ 0: got -1"),
+    (dict(lr_factors={"wieght": 1.0}), ValueError, "lr_factors must be one of .* got 'wieght'"),
     (dict(data=[1]), TypeError, r"data must be an attntut\.data\.Data: got list"),
 ]
 

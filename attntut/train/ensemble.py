@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -34,6 +34,11 @@ class Ensemble:
         """The trained weights by name, each ``(M, …)``: views of the matrix."""
         parts = self.flat.split([shape.numel() for shape in self.shapes.values()], dim=1)
         return {n: part.view(-1, *shape) for (n, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def row(self, numbers: Mapping[str, float]) -> Tensor:
+        """A number for each trained weight of a model by its parameter's name, 1 by default: ``(P,)``."""
+        parts = [self.flat.new_full((shape.numel(),), numbers.get(name, 1.0)) for name, shape in self.shapes.items()]
+        return torch.cat(parts)
 
     def losses(self, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
         """The loss of each model on its own batch, ``(M,)``; ``x`` is ``(M, B, T, …)``."""

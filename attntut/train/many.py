@@ -91,6 +91,8 @@ def _train_at_once(
         [batch_order(seed, len(data.train_inputs), settings) for seed in seeds], dim=1
     )  # (steps, M, B)
     lr = torch.tensor(lrs, dtype=ensemble.flat.dtype, device=device)[:, None]  # (M, 1)
+    if settings.lr_factors:
+        lr = lr * ensemble.row(settings.lr_factors)  # (M, P)
     optimizer = EnsembleOptimizer(ensemble.flat, settings)
     losses = torch.full((settings.steps, len(models)), math.nan, dtype=torch.float64, device=device)
     alive = torch.ones(len(models), dtype=torch.bool, device=device)
@@ -116,6 +118,9 @@ def _train_at_once(
             if not alive.all():
                 gradient[~alive] = 0
             optimizer.step(gradient, lr * settings.lr_factor(step) * alive[:, None])
+            if settings.after_step is not None:
+                with torch.no_grad():
+                    settings.after_step(ensemble.parameters())
             tick()
         evaluations.append(ensemble.evaluate(data, settings.steps))
     ensemble.write_back(models)

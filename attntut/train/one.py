@@ -33,7 +33,8 @@ def train(
         seed: of the order of the batches, and of dropout if there is any.
         progress: whether to show a bar; by default only where stderr is a terminal.
         options: ``steps``, and whatever else of :class:`Settings` (``batch_size``, ``optimizer``, ``weight_decay``,
-            ``momentum``, ``betas``, ``warmup``, ``clip_norm``, ``max_loss``, ``eval_every``) is not as there.
+            ``momentum``, ``betas``, ``warmup``, ``clip_norm``, ``max_loss``, ``eval_every``, ``lr_factors``,
+            ``after_step``) is not as there.
 
     Returns:
         The history. After a divergence the model has the weights from before the bad step.
@@ -53,8 +54,9 @@ def train(
     check_number("lr", lr, low=0), check_int("seed", seed, low=0)
     settings = Settings(**options)
     data = data_for(model, data, settings)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = _torch_optimizer(parameters, lr, settings)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    optimizer = _torch_optimizer(_groups(named, settings), lr, settings)
     batches = batch_order(seed, len(data.train_inputs), settings)  # (steps, batch)
     losses = torch.full((settings.steps,), math.nan, dtype=torch.float64)
     evaluations: list[Evaluation] = []
@@ -79,17 +81,29 @@ def train(
                 parameter.grad = gradient
             if settings.clip_norm is not None:
                 clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-            optimizer.param_groups[0]["lr"] = lr * settings.lr_factor(step)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * settings.lr_factor(step) * group["factor"]
             optimizer.step()
+            if settings.after_step is not None:
+                with torch.no_grad():
+                    settings.after_step(named)
             bar.update()
         optimizer.zero_grad()
         evaluations.append(evaluate(model, data, settings.steps))
     return History(losses, tuple(evaluations), diverged_at, float(lr), seed)
 
 
-def _torch_optimizer(parameters: list[nn.Parameter], lr: float, s: Settings) -> torch.optim.Optimizer:
-    fused = parameters[0].device.type in ("cpu", "cuda")
+def _groups(named: dict[str, nn.Parameter], settings: Settings) -> list[dict[str, Any]]:
+    """The parameters by the factor of their learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(settings.lr_factors.get(name, 1.0), []).append(parameter)
+    return [{"params": group, "factor": factor} for factor, group in groups.items()]
+
+
+def _torch_optimizer(groups: list[dict[str, Any]], lr: float, s: Settings) -> torch.optim.Optimizer:
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
     if s.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
+        return torch.optim.SGD(groups, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
     kind = torch.optim.AdamW if s.optimizer == "adamw" else torch.optim.Adam
-    return kind(parameters, lr=lr, betas=s.betas, eps=EPS, weight_decay=s.weight_decay, fused=fused)
+    return kind(groups, lr=lr, betas=s.betas, eps=EPS, weight_decay=s.weight_decay, fused=fused)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Settings:
         clip_norm: the gradient is scaled down to this norm where it is longer.
         max_loss: a loss above it counts as a divergence, like one that is not finite.
         eval_every: evaluate before the first update and after every so many; the end is evaluated in any case.
+        lr_factors: of the learning rate, by the name of the parameter; 1 for those that it does not name.
+        after_step: called after each update with the parameters by name, to change them in place; those of
+            :func:`~attntut.train.train_many` have one more dimension in front, that of the models.
 
     Example:
         >>> [Settings(steps=100, warmup=4).lr_factor(step) for step in (0, 1, 3, 99)]
@@ -51,6 +55,8 @@ class Settings:
     clip_norm: float | None = None
     max_loss: float = math.inf
     eval_every: int | None = None
+    lr_factors: Mapping[str, float] = field(default_factory=dict)
+    after_step: Callable[[Mapping[str, Tensor]], object] | None = None
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps), check_int("batch_size", self.batch_size)
@@ -70,6 +76,8 @@ class Settings:
             check_number("max_loss", self.max_loss, low=0, open_low=True)
         if self.eval_every is not None:
             check_int("eval_every", self.eval_every)
+        for name, factor in self.lr_factors.items():
+            check_number(f"lr_factors[{name!r}]", factor, low=0)
 
     def lr_factor(self, step: int) -> float:
         """The factor of the learning rate in step 0, 1, …: linear up to ``warmup``, then 1."""
@@ -97,6 +105,8 @@ def data_for(model: nn.Module, data: Data, settings: Settings) -> Data:
     n = len(data.train_inputs)
     if settings.batch_size > n:
         raise ValueError(f"batch_size must be at most {n}, the size of the training set: got {settings.batch_size}.")
+    for name in settings.lr_factors:
+        check_choice("lr_factors", name, [name for name, p in model.named_parameters() if p.requires_grad])
     weight = next(p for p in model.parameters() if p.requires_grad)
     return data.to(weight.device, weight.dtype)
 
