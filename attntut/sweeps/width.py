@@ -99,11 +99,11 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
 
 RATES = {  # log₂ of the lowest and the highest learning rate
     ("lecun_normal", 0.0): (-12, -6),
-    ("lecun_normal", 1.0): (-10, -5),
-    ("mup", 1.0): (-9, -4),
-    ("spectral", 1.0): (-9, -4),
-    ("unit_scaling", 0.0): (-9, -3),
-    ("ngpt", 0.0): (-11, -5),
+    ("lecun_normal", 1.0): (-10, -6),
+    ("mup", 1.0): (-9, -5),
+    ("spectral", 1.0): (-9, -5),
+    ("unit_scaling", 0.0): (-9, -4),
+    ("ngpt", 0.0): (-10, -5),
 }
 SWEEP = Sweep(
     "width",
