@@ -1,4 +1,4 @@
-"""Whether the best learning rate of a narrow model is that of a wide one, with rates that fall with the width or not."""
+"""Whether the best learning rate of a narrow model is that of a wide one, with rates that fall with width or not."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ SWEEP = Sweep(
         for config in grid(
             scheme=scheme,
             power=power,
-            width=[32, 128],
+            width=[32, 64, 128],
             lr=[2.0**k for k in range(low, high + 1)],
             seed=range(6),
         )
