@@ -77,7 +77,7 @@ def run(configs: list[dict[str, Any]], *, steps: int = STEPS) -> list[dict[str, 
 SWEEP = Sweep(
     "structure",
     run,
-    grid(start=STARTS, lr=[0.005, 0.01, 0.02, 0.04], seed=range(12)),
+    grid(start=STARTS, lr=[0.0025, 0.005, 0.01, 0.02, 0.04], seed=range(12)),
     shape=shape,
     at_once=24,
 )
