@@ -114,7 +114,7 @@ SWEEP = Sweep(
         for config in grid(
             scheme=scheme,
             power=power,
-            width=[32, 64, 128],
+            width=[32, 64, 128, 256],
             lr=[2.0**k for k in range(low, high + 1)],
             seed=range(6),
         )
