@@ -1,0 +1,237 @@
+"""The playground: what its page needs of ``attntut``, written into one script when the book is built.
+
+The page trains a small Transformer (``book/_static/playground``). Its data, the law of every role in every scheme that
+the page can have, and the thresholds of ``diagnose`` come from here, so that nothing is typed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from sphinx.application import Sphinx
+from torch import Tensor
+
+from attntut import Transformer, TransformerConfig
+from attntut.data import Data, associative_recall, characters, digits
+from attntut.diagnose.faults import faults
+from attntut.init import Scheme, schemes, view
+from attntut.init.laws import Law
+from attntut.init.requirements import REQUIREMENTS
+from attntut.parts import QKNorm
+
+NAME = "playground-data.js"
+FOLDER = Path(__file__).parents[2] / "_static" / "playground"
+WIDTHS, HEADS, DEPTHS = (16, 32), (1, 2, 4), (1, 2, 3, 4)
+SETTINGS = {
+    "norm",
+    "scale",
+    "residual_scale",
+    "skip_scale",
+}  # what the page's model can have of a scheme's architecture
+NORMS = {"pre", "post", "none"}
+FIRST = 36  # the letter that stands for 0; the one before it, "#", is a target that is not scored
+
+JUDGED = (
+    "not finite", "attention uniform (zero weights)", "attention uniform (tokens alike)", "heads identical",
+    "logits too large", "logits too large (trained)", "entropy collapsed", "soft-cap reached", "no gradient (zero weights)",
+    "gradients vanishing", "stream growing", "stream jumping", "rank collapsing", "rank collapsing (slowly)",
+)  # fmt: skip
+"""The faults that the page can see."""
+
+
+def previous_character(*, seq_len: int = 16, n_train: int = 320, n_test: int = 80) -> Data:
+    """Say at every position which character stood before it: one head that looks one step back, by position alone."""
+    text = characters(seq_len=seq_len)
+    inputs = torch.cat([text.train_inputs[:n_train], text.test_inputs[:n_test]])
+    targets = inputs.roll(1, dims=1)
+    targets[:, 0] = -100
+    parts = inputs[:n_train], targets[:n_train], inputs[n_train:], targets[n_train:]
+    return Data("previous character", *parts, n_classes=text.n_classes, alphabet=text.alphabet)
+
+
+@cache
+def tasks() -> dict[str, tuple[Data, dict[str, Any]]]:
+    """Name to data and the settings of :class:`~attntut.TransformerConfig` that they ask for."""
+    found = {
+        "digits": (digits(), dict(d_input=4)),
+        "recall": (associative_recall(n_train=800, n_test=200), dict(vocab_size=16, pooling="none")),
+        "previous": (previous_character(), dict(pooling="none", is_causal=True)),
+    }
+    found["previous"][1]["vocab_size"] = found["previous"][0].n_classes
+    return {
+        name: (data, dict(n_classes=data.n_classes, seq_len=data.train_inputs.shape[1]) | settings)
+        for name, (data, settings) in found.items()
+    }
+
+
+def letters(rows: Tensor) -> str:
+    """Small numbers as text, a letter each; column by column, which compresses best.
+
+    >>> letters(torch.tensor([[0, 1], [2, -100]]))
+    '$&%#'
+    """
+    return "".join(chr(FIRST + max(number, -1)) for number in rows.flatten(1).mT.flatten().tolist())
+
+
+def order(data: Data) -> Tensor:
+    """In which order the page has the inputs, those to train with first: images by their class, for the same reason."""
+    if data.name != "digits":
+        return torch.arange(len(data.train_inputs) + len(data.test_inputs))
+    train, test = data.train_targets, data.test_targets
+    return torch.cat([train.argsort(stable=True), len(train) + test.argsort(stable=True)])
+
+
+def pixels(inputs: Tensor, n_train: int) -> tuple[Tensor, float, float]:
+    """The integers that standardized pixels were, and the mean and the standard deviation of those to train with.
+
+    >>> inputs = digits().train_inputs
+    >>> found, mean, std = pixels(inputs, len(inputs))
+    >>> torch.equal((found - mean) / std, inputs)
+    True
+    """
+    values = inputs.double().unique()
+    numbers = ((inputs - values[0]) / values.diff().median()).round()
+    return numbers.long(), numbers[:n_train].mean().item(), numbers[:n_train].float().std().item()
+
+
+def task(name: str) -> dict[str, Any]:
+    """A task as the page reads it."""
+    data, settings = tasks()[name]
+    inputs, targets = (torch.cat(both) for both in zip(*_parts(data), strict=True))
+    about = dict(d_input=None, vocab_size=None, pooling="mean", is_causal=False) | settings
+    about |= dict(alphabet=data.alphabet, n_train=len(data.train_inputs))
+    if inputs.is_floating_point():
+        inputs, about["mean"], about["std"] = pixels(inputs, about["n_train"])
+    place = order(data)
+    return about | dict(inputs=letters(inputs[place]), targets=letters(targets[place][:, None]))
+
+
+def _parts(data: Data) -> list[tuple[Tensor, Tensor]]:
+    return [(data.train_inputs, data.train_targets), (data.test_inputs, data.test_targets)]
+
+
+def fits(scheme: Scheme) -> bool:
+    """Whether the page can have all that a scheme asks for: no batch, no part of the architecture that it lacks."""
+    if scheme.finish is not None or {"batch", "learning rates by role"} & {*scheme.requires}:
+        return False
+    wants = scheme.architecture(n_layers=2, d_head=8)
+    parts = wants.pop("parts", ())
+    return {*wants} <= SETTINGS and wants.get("norm", "pre") in NORMS and all(isinstance(p, QKNorm) for p in parts)
+
+
+@cache
+def _models() -> dict[tuple[str, int, int, int], Any]:
+    grid = itertools.product(tasks(), WIDTHS, HEADS, DEPTHS)
+    return {
+        (name, d, H, L): view(Transformer(TransformerConfig(d_model=d, n_heads=H, n_layers=L, **tasks()[name][1])))
+        for name, d, H, L in grid
+    }
+
+
+AXES = ("task", "d_model", "n_heads", "n_layers", "layer")
+
+
+def laws(scheme: Scheme) -> dict[str, dict[str, Any]]:
+    """Role (or ``role.bias``) to its law, a nested table over what it depends on.
+
+    >>> laws(schemes()["lecun_normal"])["query"]["axes"]
+    ['d_model']
+    """
+    found: dict[str, dict[tuple[Any, ...], list[Any]]] = {}
+    for place, seen in _models().items():
+        for entry in seen.entries:
+            key = (*place, entry.weight.layer)
+            found.setdefault(entry.role, {})[key] = _plain(scheme.law(entry.weight))
+            if entry.bias is not None:
+                found.setdefault(f"{entry.role}.bias", {})[key] = _plain(scheme.bias(entry.weight))
+    return {role: _table(by_place) for role, by_place in found.items()}
+
+
+def _plain(law: Law) -> list[Any]:
+    return [type(law).__name__.lower(), *dataclasses.astuple(law)]
+
+
+def _table(by_place: Mapping[tuple[Any, ...], list[Any]]) -> dict[str, Any]:
+    """The laws by the fewest axes that tell them apart."""
+    kept = list(range(len(AXES)))
+    for axis in range(len(AXES)):
+        fewer = [each for each in kept if each != axis]
+        if len({tuple(place[i] for i in fewer) for place in by_place}) == len(
+            {(tuple(place[i] for i in fewer), str(law)) for place, law in by_place.items()}
+        ):
+            kept = fewer
+    table: Any = {}
+    for place, law in by_place.items():
+        node, keys = table, [str(place[axis]) for axis in kept]
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        if keys:
+            node[keys[-1]] = law
+        else:
+            table = law
+    return dict(axes=[AXES[axis] for axis in kept], table=table)
+
+
+def catalogue() -> dict[str, Any]:
+    """The schemes that fit, with their laws, and what each asks of the architecture at every depth."""
+    return {
+        name: dict(
+            family=scheme.family,
+            why=scheme.why,
+            needs={need: REQUIREMENTS[need].reason for need in scheme.requires},
+            architecture=[
+                {k: v for k, v in scheme.architecture(L, 8).items() if k != "parts"}
+                | ({"qk_norm": True} if "QK-norm" in scheme.requires else {})
+                for L in DEPTHS
+            ],
+            laws=laws(scheme),
+        )
+        for name, scheme in schemes().items()
+        if fits(scheme)
+    }
+
+
+def judged() -> dict[str, Any]:
+    """The faults that the page can see: words, thresholds, and what each explains."""
+    return {
+        key: dict(
+            severity=each.severity,
+            quantity=each.quantity.format(what="numbers", matrix="W_q"),
+            chapter=each.chapter,
+            explains=each.explains,
+            spreads=each.spreads,
+            thresholds={name: threshold.value for name, threshold in each.thresholds.items()},
+        )
+        for key, each in faults().items()
+        if key in JUDGED
+    }
+
+
+def data() -> dict[str, Any]:
+    """All that the page needs of the package."""
+    sizes = dict(d_model=WIDTHS, n_heads=HEADS, n_layers=DEPTHS)
+    return dict(tasks={name: task(name) for name in tasks()}, schemes=catalogue(), faults=judged(), sizes=sizes)
+
+
+@cache
+def script() -> str:
+    """The data as a script, which also works where a page is opened from a disk."""
+    return f"const attntutData = {json.dumps(data(), separators=(',', ':'), ensure_ascii=False)};\n"
+
+
+def write(app: Sphinx, exception: Exception | None) -> None:
+    """Put the data beside the page's other scripts, if the book has the page."""
+    if not exception and app.builder.format == "html" and "book/playground" in app.env.found_docs:
+        Path(app.outdir, "_static", NAME).write_text(script(), encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    """Write the data at the end."""
+    app.connect("build-finished", write)
