@@ -1,4 +1,4 @@
-"""The playground's engine, in Node: equal to torch from the same weights and batches, and its laws to the registry's."""
+"""The playground's engine, in Node: equal to torch from the same weights and batches; its laws are the registry's."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ import torch.nn.functional as F
 from attntut import Transformer, TransformerConfig
 from attntut.data import UNSCORED
 from attntut.diagnose import diagnose
-from attntut.init import initialize_, schemes, view
+from attntut.init import schemes, view
 from attntut.init.laws import MatrixLaw
 from attntut.measure import attention_entropy, logit_statistics, rms, token_cosine
 from attntut.parts import QKNorm
 from attntut.train.scoring import cross_entropy
-from attntut.transformer import sinusoidal_positions
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
-from bookext import playground
+from bookext import playground  # noqa: E402
 
 ENGINE, RUNS = (ROOT / "book" / "_static" / "playground" / name for name in ("engine.js", "runs.js"))
 FIRST, LATER = 1e-5, 1e-3  # relative: logits, gradients and loss of the first step; the losses of 50 steps
@@ -37,7 +36,8 @@ SCHEMES = [name for name, scheme in schemes().items() if playground.fits(scheme)
 
 PROGRAM = """
 const data = DATA; ENGINE
-const engine = attntutEngine(), { Session } = attntutRuns(engine), cases = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const engine = attntutEngine(), { Session } = attntutRuns(engine);
+const cases = JSON.parse(require("fs").readFileSync(0, "utf8"));
 const numbers = (array) => Array.from(array, (each) => Number.isFinite(each) ? each : null);
 const work = {
   train({ config, weights, batches, optimizer }) {
@@ -69,8 +69,8 @@ const work = {
   },
   start({ settings }) {
     const session = new Session(data, settings), [run] = session.runs;
-    const { probe } = session, weights = Object.fromEntries(run.model.parameters.all.map((each) => [each.name, numbers(each.value)]));
-    run.look(probe);
+    const { probe } = session, { all } = run.model.parameters;
+    const weights = Object.fromEntries(all.map((each) => [each.name, numbers(each.value)]));
     return { findings: run.findings, x: numbers(probe.x), y: numbers(probe.y), weights, config: run.config };
   },
   data({ task }) {
@@ -114,8 +114,8 @@ def config_of(task: str = "digits", **settings) -> tuple[TransformerConfig, dict
     usual = dict(d_model=16, n_heads=2, n_layers=2, activation="relu")
     config = TransformerConfig(**usual | playground.tasks()[task][1] | settings, parts=(QKNorm(),) if qk_norm else ())
     names = (
-        "n_classes d_input vocab_size seq_len d_model n_heads n_layers norm residual_scale skip_scale positions pooling "
-        "is_causal scale"
+        "n_classes d_input vocab_size seq_len d_model n_heads n_layers norm residual_scale skip_scale positions "
+        "pooling is_causal scale"
     ).split()
     return config, {name: getattr(config, name) for name in names} | dict(qk_norm=qk_norm, soft_cap=cap)
 
@@ -195,7 +195,7 @@ def differences(ours: dict, theirs: dict) -> dict[str, float]:
     gradients = theirs["gradients"]
     whole = torch.cat([each.flatten() for each in gradients.values()]).norm().item()
     found = {"logits": apart(ours["logits"], theirs["logits"]) / FIRST}
-    # What is zero in theory, as the gradient of a key's bias, is rounding in both: it is measured by a hundredth of all.
+    # What is zero in theory, as the gradient of a key's bias, is rounding in both: a hundredth of all measures it.
     found |= {f"∇{name}": apart(ours["gradients"][name], each, whole / 100) / FIRST for name, each in gradients.items()}
     losses = [abs(a / b - 1) for a, b in zip(ours["losses"], theirs["losses"], strict=True)]
     return found | {"first loss": losses[0] / FIRST, "losses": max(losses) / LATER}
@@ -208,7 +208,7 @@ CASES = {
     "QK-norm": ("recall", dict(qk_norm=True), ADAM),
     "soft-cap": ("digits", dict(soft_cap=1.5), ADAM),
     "soft-cap, mask and QK-norm": ("previous", dict(soft_cap=1.0, qk_norm=True, norm="post"), SGD),
-    "scale, factors of skip and branch": ("digits", dict(scale=1.0, skip_scale=1.3, residual_scale=0.7, norm="post"), ADAM),
+    "factors": ("digits", dict(scale=1.0, skip_scale=1.3, residual_scale=0.7, norm="post"), ADAM),
     "sinusoidal positions": ("previous", dict(positions="sinusoidal"), ADAM),
     "no positions, one head, depth 4": ("recall", dict(positions="none", n_heads=1, n_layers=4), ADAM),
     "width 32, 4 heads, depth 1": ("digits", dict(d_model=32, n_heads=4, n_layers=1), SGD),

@@ -27,7 +27,7 @@ from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import QKNorm
 
 NAME = "playground-data.js"
-FOLDER = Path(__file__).parents[2] / "_static" / "playground"
+SCRIPTS = (NAME, *(f"playground/{name}.js" for name in ("engine", "runs", "playground")))
 WIDTHS, HEADS, DEPTHS = (16, 32), (1, 2, 4), (1, 2, 3, 4)
 SETTINGS = {
     "norm",
@@ -40,8 +40,8 @@ FIRST = 36  # the letter that stands for 0; the one before it, "#", is a target 
 
 JUDGED = (
     "not finite", "attention uniform (zero weights)", "attention uniform (tokens alike)", "heads identical",
-    "logits too large", "logits too large (trained)", "entropy collapsed", "soft-cap reached", "no gradient (zero weights)",
-    "gradients vanishing", "stream growing", "stream jumping", "rank collapsing", "rank collapsing (slowly)",
+    "logits too large", "logits too large (trained)", "entropy collapsed", "soft-cap reached",
+    "no gradient (zero weights)", "gradients vanishing", "stream growing", "stream jumping", "rank collapsing", "rank collapsing (slowly)",
 )  # fmt: skip
 """The faults that the page can see."""
 

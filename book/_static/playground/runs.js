@@ -1,6 +1,7 @@
 // Runs side by side: what trains them in a worker, and what is wrong with each in the words of attntut.diagnose.
-function attntutRuns({ Transformer, Optimizer, initialize, dataOf, batches, statistics, sumOf, rms, norm }) {
+function attntutRuns(engine) {
   "use strict";
+  const { Transformer, Optimizer, initialize, dataOf, batches, statistics, sumOf, rms, norm } = engine;
 
   // ----- what is wrong: faults of attntut.diagnose, by their names, thresholds and what each explains -------------------
 
@@ -94,94 +95,99 @@ function attntutRuns({ Transformer, Optimizer, initialize, dataOf, batches, stat
 
   // ----- runs side by side, and the worker that trains them --------------------------------------------------------------
 
-  const EVERY = 20; // steps between two looks at the test set
-  const POINTS = 400; // of a curve: when there are twice as many, every other one is dropped
+  const EVERY = 50; // steps between two looks at the test set
+  const POINTS = 300; // of a curve: when there are twice as many, every other one is dropped
 
-  /** One start, trained. */
+  /** Fewer points of a curve, once there are many. */
+  const thinned = (curve) => (curve.length < 2 * POINTS ? curve : curve.filter((_, i) => i % 2 === 0));
+
+  /** One start, trained. `own`: `start`, the norm and other parts of the architecture, positions, the optimizer. */
   class Run {
     constructor(data, settings, own, batch) {
-      const { task, d_model, n_heads, n_layers, seed } = settings, { seq_len, d_input, vocab_size, n_classes, pooling, is_causal } = data.tasks[task];
-      const shape = { task, d_model, n_heads, n_layers, seq_len, d_input, vocab_size, n_classes, pooling, is_causal };
+      const { task, d_model, n_heads, n_layers, seed } = settings, about = data.tasks[task];
+      const names = ["seq_len", "d_input", "vocab_size", "n_classes", "pooling", "is_causal"];
+      const given = { task, d_model, n_heads, n_layers, norm: own.norm, soft_cap: own.soft_cap, positions: own.positions };
       const wants = data.schemes[own.start.scheme].architecture[n_layers - 1];
-      this.config = { ...shape, ...wants, scale: wants.scale, norm: own.norm, qk_norm: own.qk_norm, soft_cap: own.soft_cap, positions: own.positions };
-      this.config.position_scale = own.position_scale ?? 1;
-      this.model = new Transformer(this.config, batch);
+      const config = { ...wants, ...given, position_scale: own.position_scale ?? 1, qk_norm: own.qk_norm || wants.qk_norm };
+      for (const name of names) config[name] = about[name];
+      this.model = new Transformer(config, batch);
       initialize(this.model, data, { ...own.start, position: own.position_scale }, seed);
       this.optimizer = new Optimizer(this.model.parameters, own);
-      Object.assign(this, { data, step: 0, every: 1, curve: [], tests: [], loss: NaN, accuracy: NaN, diverged: null, findings: [] });
+      Object.assign(this, { data, config, step: 0, every: 1, curve: [], tests: [], loss: NaN, accuracy: NaN, diverged: null });
     }
 
     /** One update; a loss or a gradient that is no number ends the run, with the weights from before. */
-    train({ x, y, B }) {
+    train({ x, y, B }, isSeen) {
       if (this.diverged !== null) return;
       const { loss } = this.model.loss(x, y, B), size = norm(this.model.parameters.gradients);
       this.loss = loss;
+      if (isSeen) this.look();
       if (!Number.isFinite(loss) || !Number.isFinite(size)) {
         this.diverged = this.step;
         return;
       }
       this.optimizer.step();
       if (this.step % this.every === 0) this.curve.push([this.step, loss]);
-      if (this.curve.length >= 2 * POINTS) {
-        this.curve = this.curve.filter((_, i) => i % 2 === 0);
-        this.every *= 2;
-      }
+      const fewer = thinned(this.curve);
+      if (fewer !== this.curve) [this.curve, this.every] = [fewer, 2 * this.every];
       this.step += 1;
     }
 
-    /** Accuracy on test inputs. */
-    evaluate(parts) {
-      let right = 0, scored = 0;
-      for (const { x, y, B } of parts) {
-        const result = this.model.loss(x, y, B, false);
-        right += result.right;
-        scored += result.scored;
-      }
-      this.accuracy = right / scored;
-      this.tests.push([this.step, this.accuracy]);
-      if (this.tests.length >= 2 * POINTS) this.tests = this.tests.filter((_, i) => i % 2 === 0);
-    }
-
-    /** Statistics and findings on a batch; those of the start are kept. */
-    look({ x, y, B }) {
-      this.model.loss(x, y, B);
+    /** Statistics and findings of the last batch; those of the start are kept. */
+    look() {
       this.seen = statistics(this.model);
       this.findings = diagnose(this.model, this.data, this.seen, this.step === 0);
       this.atStart ??= this.findings;
     }
 
-    /** The attention maps of one input: an array (L, H, T, T), and its prediction. */
+    /** Accuracy on the test inputs. */
+    evaluate(parts) {
+      if (this.diverged !== null) return;
+      const results = parts.map(({ x, y, B }) => this.model.loss(x, y, B, false));
+      this.accuracy = sumOf(results, (each) => each.right) / sumOf(results, (each) => each.scored);
+      this.tests = thinned([...this.tests, [this.step, this.accuracy]]);
+    }
+
+    /** The attention maps of one input, (L, H, T, T), and the answer. */
     maps({ x, y, B }) {
       const { seq_len: T, n_heads: H, n_classes } = this.config, size = H * T * T;
       const logits = this.model.forward(x, B), maps = new Float32Array(this.model.blocks.length * size);
       this.model.blocks.forEach(({ attention }, l) => maps.set(attention.weights.subarray(0, size), l * size));
-      const last = y.length - 1, row = logits.subarray(last * n_classes, (last + 1) * n_classes);
+      const row = logits.subarray((y.length - 1) * n_classes, y.length * n_classes);
       return { maps, answer: row.indexOf(Math.max(...row)) };
+    }
+
+    /** What the page shows of it. */
+    snapshot(input) {
+      const { step, curve, tests, loss, accuracy, diverged, seen, atStart, findings } = this;
+      return { step, curve, tests, loss, accuracy, diverged, seen, atStart, findings, ...this.maps(input) };
     }
   }
 
   /** Several runs on the same batches. */
   class Session {
     constructor(data, settings, batch = 32) {
-      this.runs = settings.runs.map((own) => new Run(data, settings, own, batch));
-      this.set = dataOf(data.tasks[settings.task]);
-      this.batches = batches(this.set.n_train, batch, settings.seed);
-      const test = Array.from({ length: this.set.n - this.set.n_train }, (_, i) => this.set.n_train + i);
-      this.test = Array.from({ length: Math.ceil(test.length / batch) }, (_, i) => this.set.take(test.slice(i * batch, (i + 1) * batch)));
-      this.probe = this.set.take(batches(this.set.n_train, batch, settings.seed).next().value); // the first batch
+      const set = (this.set = dataOf(data.tasks[settings.task])), order = () => batches(set.n_train, batch, settings.seed);
+      const tested = Array.from({ length: set.n - set.n_train }, (_, i) => set.n_train + i);
+      this.tests = tested.filter((_, i) => i % batch === 0).map((first) => set.take(tested.slice(first - set.n_train).slice(0, batch)));
+      this.tested = tested;
+      this.order = order();
       this.step = 0;
-      this.evaluate();
+      this.runs = settings.runs.map((own) => new Run(data, settings, own, batch));
+      this.probe = set.take(order().next().value); // the first batch, to look at the start
+      for (const run of this.runs) {
+        run.evaluate(this.tests);
+        run.loss = run.model.loss(this.probe.x, this.probe.y, batch).loss;
+        run.look();
+      }
     }
 
-    advance() {
-      const batch = this.set.take(this.batches.next().value);
-      for (const run of this.runs) run.train(batch);
+    /** One step of all runs; `isSeen`: with statistics. */
+    advance(isSeen) {
+      const batch = this.set.take(this.order.next().value);
+      for (const run of this.runs) run.train(batch, isSeen);
       this.step += 1;
-      if (this.step % EVERY === 0) this.evaluate();
-    }
-
-    evaluate() {
-      for (const run of this.runs) if (run.diverged === null) run.evaluate(this.test);
+      if (this.step % EVERY === 0) for (const run of this.runs) run.evaluate(this.tests);
     }
 
     get isOver() {
@@ -190,55 +196,43 @@ function attntutRuns({ Transformer, Optimizer, initialize, dataOf, batches, stat
 
     /** What the page shows; `shown` is the number of a test input. */
     snapshot(shown) {
-      const input = this.set.take([this.set.n_train + (shown % (this.set.n - this.set.n_train))]);
-      const runs = this.runs.map((run) => {
-        run.look(this.probe);
-        const { step, curve, tests, loss, accuracy, diverged, seen, atStart, findings } = run;
-        return { step, curve, tests, loss, accuracy, diverged, seen, atStart, findings, ...run.maps(input) };
-      });
-      return { step: this.step, isOver: this.isOver, input, runs };
+      const input = this.set.take([this.tested[shown % this.tested.length]]);
+      return { step: this.step, isOver: this.isOver, input, runs: this.runs.map((run) => run.snapshot(input)) };
     }
   }
 
-  /** In a worker: train for a moment, tell, listen. Messages: `{ settings }`, `{ playing }`, `{ steps }`, `{ shown }`. */
+  /** In a worker: train for a moment, tell, listen. Messages: `data`, `settings`, `playing`, `steps`, `shown`, `interval`. */
   function serve(worker) {
-    let data, session, playing = false, shown = 0, told = 0, since = 0, stepsSince = 0, speed = 0, loop = null;
-    const tell = () => {
-      const now = performance.now();
-      if (stepsSince && now > since) speed = (1000 * stepsSince) / (now - since);
-      worker.postMessage({ ...session.snapshot(shown), playing, speed });
-      [told, since, stepsSince] = [performance.now(), performance.now(), 0];
-    };
-    const advance = (isDue) => {
-      do {
-        session.advance();
-        stepsSince += 1;
-      } while (!session.isOver && !isDue());
+    let data, session, playing = false, shown = 0, interval = 200, told = 0, count = 0, busy = 0, timer = null;
+    const tell = (number) => {
+      const speed = busy ? (1000 * count) / busy : 0;
+      worker.postMessage({ ...session.snapshot(shown), playing, speed, number });
+      if (busy > 1000) [count, busy] = [count / 2, busy / 2]; // the last seconds count most
+      told = performance.now();
     };
     const turn = () => {
-      loop = null;
-      if (!playing) return;
       const start = performance.now();
-      advance(() => performance.now() - start > 30);
+      let isDue = false;
+      do {
+        isDue = performance.now() - told > interval;
+        session.advance(isDue);
+        count += 1;
+      } while (!isDue && !session.isOver && performance.now() - start < 30);
+      busy += performance.now() - start;
       if (session.isOver) playing = false;
-      if (!playing || performance.now() - told > 200) tell();
-      if (playing) loop = setTimeout(turn, 0);
+      if (isDue || !playing) tell();
+      timer = playing ? setTimeout(turn, 0) : null;
     };
     worker.onmessage = ({ data: message }) => {
-      if (message.data) data = message.data;
-      if (message.settings) session = new Session(data, message.settings);
-      if ("shown" in message) shown = message.shown;
+      data = message.data ?? data;
+      shown = message.shown ?? shown;
+      interval = message.interval ?? interval;
+      if (message.settings) [session, count, busy] = [new Session(data, message.settings), 0, 0];
+      for (let step = 0; step < (message.steps ?? 0) && !session.isOver; step++) session.advance(true);
       if ("playing" in message) playing = message.playing && !session.isOver;
-      if (message.steps && !session.isOver) {
-        let left = message.steps;
-        since = performance.now();
-        advance(() => --left <= 0);
-      }
-      if (playing && loop === null) {
-        since = performance.now();
-        loop = setTimeout(turn, 0);
-      }
-      tell();
+      if (playing && timer === null) timer = setTimeout(turn, 0);
+      if (!playing && timer !== null) timer = clearTimeout(timer) ?? null;
+      if (session) tell(message.number);
     };
   }
 
