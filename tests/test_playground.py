@@ -35,9 +35,13 @@ STEPS, BATCH = 50, 8
 SCHEMES = [name for name, scheme in schemes().items() if playground.fits(scheme)]
 
 PROGRAM = """
-const data = DATA; ENGINE
-const engine = attntutEngine(), { Session } = attntutRuns(engine);
+const data = DATA; ENGINE WORK
 const cases = JSON.parse(require("fs").readFileSync(0, "utf8"));
+process.stdout.write(JSON.stringify(cases.map((each) => work[each.work](each))));
+"""
+
+WORK = """
+const engine = attntutEngine(), { Session } = attntutRuns(engine);
 const numbers = (array) => Array.from(array, (each) => Number.isFinite(each) ? each : null);
 const work = {
   train({ config, weights, batches, optimizer }) {
@@ -78,7 +82,6 @@ const work = {
     return { x: numbers(all.x), y: numbers(all.y), n_train: set.n_train };
   },
 };
-process.stdout.write(JSON.stringify(cases.map((each) => work[each.work](each))));
 """
 
 
@@ -97,7 +100,8 @@ def engine(tmp_path_factory):
         source = source.replace(*wrong) if wrong[0] else source
         program = folder / "program.js"
         source += RUNS.read_text(encoding="utf-8")
-        program.write_text(PROGRAM.replace("DATA", data, 1).replace("ENGINE", source, 1), encoding="utf-8")
+        text = PROGRAM.replace("WORK", WORK, 1).replace("DATA", data, 1).replace("ENGINE", source, 1)
+        program.write_text(text, encoding="utf-8")
         ran = subprocess.run([node, program], input=json.dumps(cases), capture_output=True, text=True, check=False)
         assert ran.returncode == 0, ran.stderr[-2000:]
         return json.loads(ran.stdout)

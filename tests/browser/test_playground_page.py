@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import sys
+from pathlib import Path
 
 import pytest
 from built_book import BUILT
 from test_site import weight
+
+sys.path.append(str(Path(__file__).parents[1]))
+from test_playground import ADAM, SGD, WORK, by_torch, case_of, config_of, differences, model_of
 
 pytestmark = pytest.mark.browser
 
@@ -123,3 +128,14 @@ def test_without_scripts_there_is_a_picture_and_a_sentence(visit):
     page = visit(PAGE, scripts=False).page
     assert page.locator(".playground img").is_visible() and page.locator(".playground figcaption").is_visible()
     assert not page.locator(".pg-preset").first.is_visible()
+
+
+@pytest.mark.parametrize("task, norm, optimizer", [("digits", "pre", SGD), ("previous", "post", ADAM)])
+def test_the_engine_of_the_browser_is_equal_to_torch(play, task, norm, optimizer):
+    page = play().page
+    config, names = config_of(task, norm=norm)
+    model = model_of(config)
+    case = case_of(task, model, names, optimizer)
+    ours = page.evaluate(f"(one) => {{ const data = attntutData; {WORK} return work.train(one); }}", case)
+    found = differences(ours, by_torch(task, model, optimizer))
+    assert max(found.values()) <= 1, found

@@ -372,7 +372,7 @@
   function paintInput() {
     const { input: { x, y } } = last, task = data.tasks[state.shared.task], name = state.shared.task;
     const letter = (token) => (name === "recall" ? (token < 8 ? "abcdefgh"[token] : `${token - 8}`) : (task.alphabet[token] ?? "?").replace(" ", "␣").replace("\n", "⏎"));
-    const asked = y.at(-1), says = (answer) => (name === "digits" ? `${answer}` : letter(answer));
+    const asked = y.at(-1), says = (answer) => (name === "digits" ? `${answer}` : `“${letter(answer)}”`);
     let picture;
     if (name === "digits") {
       picture = make("canvas", { width: 8, height: 8, role: "img", "aria-label": `A handwritten ${asked}` });
