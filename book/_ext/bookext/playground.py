@@ -19,6 +19,7 @@ from sphinx.application import Sphinx
 from torch import Tensor
 
 from attntut import Transformer, TransformerConfig
+from attntut.anatomy.weight import BRANCH, Weight
 from attntut.data import Data, associative_recall, characters, digits
 from attntut.diagnose.faults import faults
 from attntut.init import Scheme, schemes, view
@@ -41,7 +42,8 @@ FIRST = 36  # the letter that stands for 0; the one before it, "#", is a target 
 JUDGED = (
     "not finite", "attention uniform (zero weights)", "attention uniform (tokens alike)", "heads identical",
     "logits too large", "logits too large (trained)", "entropy collapsed", "soft-cap reached",
-    "no gradient (zero weights)", "gradients vanishing", "stream growing", "stream jumping", "rank collapsing", "rank collapsing (slowly)",
+    "no gradient (zero weights)", "gradients vanishing", "stream growing", "stream jumping",
+    "rank collapsing", "rank collapsing (slowly)",
 )  # fmt: skip
 """The faults that the page can see."""
 
@@ -56,15 +58,20 @@ def previous_character(*, seq_len: int = 16, n_train: int = 320, n_test: int = 8
     return Data("previous character", *parts, n_classes=text.n_classes, alphabet=text.alphabet)
 
 
+def recall() -> Data:
+    """Two pairs of a key (a letter) and a value (a number), then a key: which value went with it?"""
+    data = associative_recall(n_pairs=2, n_keys=6, n_values=6, n_train=1000, n_test=200)
+    return dataclasses.replace(data, alphabet="abcdef123456")
+
+
 @cache
 def tasks() -> dict[str, tuple[Data, dict[str, Any]]]:
     """Name to data and the settings of :class:`~attntut.TransformerConfig` that they ask for."""
     found = {
         "digits": (digits(), dict(d_input=4)),
-        "recall": (associative_recall(n_train=800, n_test=200), dict(vocab_size=16, pooling="none")),
-        "previous": (previous_character(), dict(pooling="none", is_causal=True)),
+        "recall": (recall(), dict(vocab_size=12, pooling="none")),
+        "previous": (previous_character(), dict(vocab_size=65, pooling="none", is_causal=True)),
     }
-    found["previous"][1]["vocab_size"] = found["previous"][0].n_classes
     return {
         name: (data, dict(n_classes=data.n_classes, seq_len=data.train_inputs.shape[1]) | settings)
         for name, (data, settings) in found.items()
@@ -126,16 +133,20 @@ def fits(scheme: Scheme) -> bool:
     return {*wants} <= SETTINGS and wants.get("norm", "pre") in NORMS and all(isinstance(p, QKNorm) for p in parts)
 
 
-@cache
-def _models() -> dict[tuple[str, int, int, int], Any]:
-    grid = itertools.product(tasks(), WIDTHS, HEADS, DEPTHS)
-    return {
-        (name, d, H, L): view(Transformer(TransformerConfig(d_model=d, n_heads=H, n_layers=L, **tasks()[name][1])))
-        for name, d, H, L in grid
-    }
-
-
 AXES = ("task", "d_model", "n_heads", "n_layers", "layer")
+
+
+@cache
+def _weights() -> list[tuple[tuple[Any, ...], Weight, bool]]:
+    """Every weight of every model that the page can have: its place on the axes, and whether it has a bias."""
+    found = []
+    for name, d in itertools.product(tasks(), WIDTHS):
+        small = view(Transformer(TransformerConfig(d_model=d, n_heads=1, n_layers=1, **tasks()[name][1])))
+        for entry, H, L in itertools.product(small.entries, HEADS, DEPTHS):
+            for layer in range(1, L + 1) if entry.role in BRANCH else (1,):
+                weight = entry.weight.replace(n_heads=H, d_head=d // H, n_layers=L, layer=layer)
+                found.append(((name, d, H, L, layer), weight, entry.bias is not None))
+    return found
 
 
 def laws(scheme: Scheme) -> dict[str, dict[str, Any]]:
@@ -145,17 +156,15 @@ def laws(scheme: Scheme) -> dict[str, dict[str, Any]]:
     ['d_model']
     """
     found: dict[str, dict[tuple[Any, ...], list[Any]]] = {}
-    for place, seen in _models().items():
-        for entry in seen.entries:
-            key = (*place, entry.weight.layer)
-            found.setdefault(entry.role, {})[key] = _plain(scheme.law(entry.weight))
-            if entry.bias is not None:
-                found.setdefault(f"{entry.role}.bias", {})[key] = _plain(scheme.bias(entry.weight))
+    for place, weight, has_bias in _weights():
+        found.setdefault(weight.role, {})[place] = _plain(scheme.law(weight))
+        if has_bias and scheme.bias_function is not None:
+            found.setdefault(f"{weight.role}.bias", {})[place] = _plain(scheme.bias(weight))
     return {role: _table(by_place) for role, by_place in found.items()}
 
 
 def _plain(law: Law) -> list[Any]:
-    return [type(law).__name__.lower(), *dataclasses.astuple(law)]
+    return [type(law).__name__.lower(), *vars(law).values()]
 
 
 def _table(by_place: Mapping[tuple[Any, ...], list[Any]]) -> dict[str, Any]:
@@ -163,9 +172,8 @@ def _table(by_place: Mapping[tuple[Any, ...], list[Any]]) -> dict[str, Any]:
     kept = list(range(len(AXES)))
     for axis in range(len(AXES)):
         fewer = [each for each in kept if each != axis]
-        if len({tuple(place[i] for i in fewer) for place in by_place}) == len(
-            {(tuple(place[i] for i in fewer), str(law)) for place, law in by_place.items()}
-        ):
+        pairs = {(tuple(place[i] for i in fewer), tuple(law)) for place, law in by_place.items()}
+        if len({place for place, _ in pairs}) == len(pairs):
             kept = fewer
     table: Any = {}
     for place, law in by_place.items():

@@ -491,7 +491,7 @@ function attntutEngine() {
 
   /** The law of a role in a scheme: `[kind, size, …]`. What it does not depend on has no axis. */
   function lawOf(data, scheme, { role, layer, isBias }, config) {
-    const { axes, table } = data.schemes[scheme].laws[isBias ? `${role}.bias` : role];
+    const { axes, table } = data.schemes[scheme].laws[isBias ? `${role}.bias` : role] ?? { axes: [], table: ["constant", 0] }; // biases
     const place = { ...config, layer };
     return axes.reduce((node, axis) => node[place[axis]], table);
   }

@@ -371,7 +371,7 @@
   /** The test input whose maps are shown, and what each run says of it. */
   function paintInput() {
     const { input: { x, y } } = last, task = data.tasks[state.shared.task], name = state.shared.task;
-    const letter = (token) => (name === "recall" ? (token < 8 ? "abcdefgh"[token] : `${token - 8}`) : (task.alphabet[token] ?? "?").replace(" ", "␣").replace("\n", "⏎"));
+    const letter = (token) => (task.alphabet[token] ?? "?").replace(" ", "␣").replace("\n", "⏎");
     const asked = y.at(-1), says = (answer) => (name === "digits" ? `${answer}` : `“${letter(answer)}”`);
     let picture;
     if (name === "digits") {
