@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 from torch import Tensor
 
 from attntut import Transformer, TransformerConfig
-from attntut.anatomy.weight import BRANCH, Weight
+from attntut.anatomy.weight import ATTENTION, BRANCH, Weight
 from attntut.data import Data, associative_recall, characters, digits
 from attntut.diagnose.faults import faults
 from attntut.init import Scheme, schemes, view
@@ -37,6 +37,7 @@ SETTINGS = {
     "skip_scale",
 }  # what the page's model can have of a scheme's architecture
 NORMS = {"pre", "post", "none"}
+FINISHED = ("mimetic", "negative_identity", "qk_gain")  # whose last touch the page's engine has, too
 FIRST = 36  # the letter that stands for 0; the one before it, "#", is a target that is not scored
 
 JUDGED = (
@@ -126,7 +127,7 @@ def _parts(data: Data) -> list[tuple[Tensor, Tensor]]:
 
 def fits(scheme: Scheme) -> bool:
     """Whether the page can have all that a scheme asks for: no batch, no part of the architecture that it lacks."""
-    if scheme.finish is not None or {"batch", "learning rates by role"} & {*scheme.requires}:
+    if (scheme.finish and scheme.name not in FINISHED) or {"batch", "learning rates by role"} & {*scheme.requires}:
         return False
     wants = scheme.architecture(n_layers=2, d_head=8)
     parts = wants.pop("parts", ())
@@ -157,10 +158,22 @@ def laws(scheme: Scheme) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[tuple[Any, ...], list[Any]]] = {}
     for place, weight, has_bias in _weights():
-        found.setdefault(weight.role, {})[place] = _plain(scheme.law(weight))
+        found.setdefault(weight.role, {})[place] = _drawn(scheme, weight)
         if has_bias and scheme.bias_function is not None:
             found.setdefault(f"{weight.role}.bias", {})[place] = _plain(scheme.bias(weight))
     return {role: _table(by_place) for role, by_place in found.items()}
+
+
+def _drawn(scheme: Scheme, weight: Weight) -> list[Any]:
+    """The law of a weight, and what `finish` makes of it."""
+    options = scheme.options
+    if scheme.name == "mimetic" and weight.role in ATTENTION:
+        scores = weight.role in ("query", "key")
+        how = (options["query_key"], 1, weight.n_heads) if scores else (options["value_output"], -1, 1)
+        return ["fitted", scheme.std(weight), *how, weight.role]
+    if scheme.name == "negative_identity" and weight.role in ("value", "output"):
+        return [*_plain(scheme.law(weight)), options["noise"]]
+    return _plain(scheme.law(weight))
 
 
 def _plain(law: Law) -> list[Any]:
@@ -200,6 +213,7 @@ def catalogue() -> dict[str, Any]:
                 for L in DEPTHS
             ],
             laws=laws(scheme),
+            query_gain=scheme.options["gain"] if name == "qk_gain" else 1,
         )
         for name, scheme in schemes().items()
         if fits(scheme)

@@ -146,7 +146,8 @@ function attntutEngine() {
   class Attention {
     constructor(parameters, name, config, batch) {
       const { seq_len: T, d_model: d, n_heads: H } = config, rows = batch * T;
-      Object.assign(this, { T, d, H, dHead: d / H, scale: config.scale ?? (d / H) ** -0.5, cap: config.soft_cap, causal: config.is_causal });
+      Object.assign(this, { T, d, H, dHead: d / H, cap: config.soft_cap, causal: config.is_causal });
+      this.scale = config.scale ?? (d / H) ** -0.5;
       for (const role of ["query", "key", "value", "output"]) this[role] = new Linear(parameters, `${name}.${role}`, d, d, rows);
       if (config.qk_norm) {
         const part = `${name}.parts.qk_norm`;
@@ -459,7 +460,15 @@ function attntutEngine() {
       while (Math.abs(z) > cut) z = random.normal();
       w[i] = sigma * z;
     }),
-    identity: ({ value, columns }, [gain]) => value.forEach((_, i) => (value[i] = Math.floor(i / columns) === i % columns ? gain : 0)),
+    identity({ value, columns }, [gain, noise = 0], random) {
+      value.forEach((_, i) => (value[i] = (Math.floor(i / columns) === i % columns ? gain : 0) + noise * random.normal()));
+    },
+    fitted({ value, columns: d }, [, scale, sign, heads, role], random) { // mimetic: one side of a pair, head by head
+      for (let h = 0, row = 0; h < heads; h++) {
+        const { left, right } = factors(scale, sign, d, random), side = role === "query" || role === "value" ? left : right;
+        for (let i = 0; i < d / heads; i++, row++) side[i].forEach((w, j) => (value[role === "output" ? j * d + row : row * d + j] = w));
+      }
+    },
     orthogonal({ value, rows, columns }, [gain], random) { // Gram–Schmidt on the rows, or the columns if there are fewer
       const [few, many, down, right] = rows <= columns ? [rows, columns, columns, 1] : [columns, rows, 1, columns];
       const vectors = [];
@@ -476,6 +485,32 @@ function attntutEngine() {
     },
   };
 
+  /** scale · (Z + sign I) = Σ left[i] right[i]ᵀ, the largest terms first: its singular vectors, by Jacobi's rotations. */
+  function factors(scale, sign, d, random) {
+    const unit = (i) => Float64Array.from({ length: d }, (_, k) => +(k === i)), ones = Array.from({ length: d }, (_, i) => unit(i));
+    const columns = ones.map((one) => one.map((each) => scale * (random.normal() / Math.sqrt(d) + sign * each)));
+    const dot = (a, b) => a.reduce((sum, each, k) => sum + each * b[k], 0);
+    for (let sweep = 0; sweep < 12; sweep++) {
+      for (let p = 0; p < d; p++) {
+        for (let q = p + 1; q < d; q++) {
+          const [a, b, along] = [dot(columns[p], columns[p]), dot(columns[q], columns[q]), dot(columns[p], columns[q])];
+          if (Math.abs(along) < 1e-14 * Math.sqrt(a * b)) continue;
+          const zeta = (b - a) / (2 * along), t = (zeta < 0 ? -1 : 1) / (Math.abs(zeta) + Math.hypot(1, zeta));
+          const cos = 1 / Math.hypot(1, t), sin = cos * t;
+          for (const each of [columns, ones]) {
+            const [x, y] = [each[p], each[q]];
+            [each[p], each[q]] = [x.map((v, k) => cos * v - sin * y[k]), y.map((v, k) => sin * v + cos * x[k])];
+          }
+        }
+      }
+    }
+    const terms = columns.map((column, i) => ({ size: norm(column), column, row: ones[i] })).sort((a, b) => b.size - a.size);
+    return {
+      left: terms.map(({ size, column }) => column.map((each) => each / Math.sqrt(size))),
+      right: terms.map(({ size, row }) => row.map((each) => each * Math.sqrt(size))),
+    };
+  }
+
   const GROUPS = {
     query_key: ["query", "key"], value_output: ["value", "output"],
     feed_forward: ["feed_forward_in", "feed_forward_out"], embedding: ["embedding"],
@@ -485,7 +520,7 @@ function attntutEngine() {
   /** What a parameter is for: `{ role, layer, isBias }`, or null for the norms. */
   function roleOf({ name }) {
     if (/norm\./.test(name)) return null;
-    const words = name.split("."), isBias = words.at(-1) === "bias", last = words.filter((each) => each !== "weight" && each !== "bias").at(-1);
+    const isBias = name.endsWith(".bias"), words = name.replace(/\.(weight|bias)$/, "").split("."), last = words.at(-1);
     return { role: LAST[last] ?? last, layer: words[0] === "blocks" ? +words[1] + 1 : 1, isBias };
   }
 
@@ -502,8 +537,8 @@ function attntutEngine() {
     if (kind === "constant") return 0;
     if (kind === "identity" || kind === "orthogonal") return (size / Math.sqrt(Math.max(rows, columns))) * root;
     const density = Math.exp(-(cut ** 2) / 2) / Math.sqrt(2 * Math.PI);
-    const spread = { normal: 1, uniform: 3 ** -0.5, truncnormal: kind === "truncnormal" ? Math.sqrt(1 - (2 * cut * density) / erf(cut / Math.SQRT2)) : 1 };
-    return size * spread[kind] * root;
+    if (kind === "truncnormal") return size * Math.sqrt(1 - (2 * cut * density) / erf(cut / Math.SQRT2)) * root;
+    return size * (kind === "uniform" ? 3 ** -0.5 : 1) * root;
   }
 
   function erf(x) { // its series: enough for a cut of a few σ
@@ -517,12 +552,14 @@ function attntutEngine() {
   function initialize(model, data, start, seed) {
     for (const parameter of model.parameters.all) {
       const place = roleOf(parameter);
+      if (/query_norm/.test(parameter.name)) parameter.value.fill(data.schemes[start.scheme].query_gain ?? 1);
       if (!place) continue;
       const group = Object.keys(GROUPS).find((each) => GROUPS[each].includes(place.role)), isTable = isTableOf(model.config, place.role);
       let law = lawOf(data, start.scheme, place, model.config);
       if (!place.isBias && start[group] != null) law = ["normal", start[group] / (isTable ? 1 : Math.sqrt(parameter.columns))];
       if (place.role === "position" && start.position != null) law = ["normal", start.position];
-      LAWS[law[0]](parameter, law.slice(1), generator(`${seed} ${parameter.name}`)); // the same numbers for every scheme
+      const drawn = law[0] === "fitted" ? parameter.name.replace(place.role, group) : parameter.name; // a pair is drawn as one
+      LAWS[law[0]](parameter, law.slice(1), generator(`${seed} ${drawn}`)); // the same numbers for every scheme
     }
   }
 
@@ -538,7 +575,7 @@ function attntutEngine() {
       const group = Object.keys(GROUPS).find((each) => GROUPS[each].includes(place.role)) ?? place.role;
       found[group] = [...(found[group] ?? []), gain];
     }
-    return Object.fromEntries(Object.entries(found).map(([group, each]) => [group, Math.sqrt(each.reduce((a, b) => a + b * b, 0) / each.length)]));
+    return Object.fromEntries(Object.entries(found).map(([group, each]) => [group, rms(each)]));
   }
 
   // ----- data -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@
     positions: { learned: "learned", sinusoidal: "sinusoidal", none: "none" },
     optimizer: { adam: "Adam", sgd: "SGD" },
     lr: [0.0001, 0.0003, 0.001, 0.002, 0.005, 0.01, 0.03, 0.1, 0.3], warmup: [0, 10, 50, 100, 200],
-    soft_cap: { "": "none", 2: "2", 5: "5", 20: "20" }, position_scale: { "": "as the scheme has it", 0.02: "0.02", 0.1: "0.1", 0.3: "0.3", 1: "1", 3: "3" },
+    soft_cap: { "": "none", 2: "2", 5: "5", 20: "20" },
+    position_scale: { "": "as the scheme has it", 0.02: "0.02", 0.1: "0.1", 0.3: "0.3", 1: "1", 3: "3" },
   };
   const GROUPS = { query_key: "query, key", value_output: "value, output", feed_forward: "feed-forward", embedding: "embedding" };
   let state, seenNumber = 0, last = null, shown = 0, playing = false, resumes = false;
@@ -35,13 +36,18 @@
       for (const [name, value] of settings.map((each) => each.split(":"))) if (name in OWN) own[name] = read(value, OWN[name]);
       runs.push(own);
     }
-    const known = runs.length && runs.every(isKnown) && data.tasks[shared.task] && ["depth", "width", "heads"].every((each) => CHOICES[each].includes(shared[each]));
-    return known ? { shared, runs } : null;
+    const fits = ["depth", "width", "heads"].every((each) => CHOICES[each].includes(shared[each])) && data.tasks[shared.task];
+    return fits && runs.length && runs.every(isKnown) ? { shared, runs } : null;
   }
 
-  const read = (text, usual) => (typeof usual === "boolean" ? text === "true" : Number.isFinite(+text) && text !== "" ? +text : text);
-  const isKnown = (own) => data.schemes[own.scheme] && own.norm in CHOICES.norm && own.positions in CHOICES.positions && own.optimizer in CHOICES.optimizer
-    && own.lr > 0 && own.warmup >= 0 && Object.keys(GROUPS).every((each) => own[each] === null || own[each] > 0);
+  function read(text, usual) {
+    if (typeof usual === "boolean") return text === "true";
+    return text !== "" && Number.isFinite(+text) ? +text : text;
+  }
+
+  const isKnown = (own) => data.schemes[own.scheme] && ["norm", "positions", "optimizer"].every((each) => own[each] in CHOICES[each])
+    && own.lr > 0 && own.warmup >= 0
+    && [...Object.keys(GROUPS), "position_scale", "soft_cap"].every((each) => own[each] === null || own[each] > 0);
 
   function written({ shared, runs }) {
     const parts = Object.keys(SHARED).filter((name) => shared[name] !== SHARED[name]).map((name) => `${name}=${shared[name]}`);
@@ -87,6 +93,7 @@
   }
 
   function restart() {
+    last = null;
     history.replaceState(null, "", `#${written(state)}`);
     root.classList.add("is-waiting");
     send({ settings: settings(), playing, shown });
@@ -94,8 +101,9 @@
 
   // ----- building blocks of the page --------------------------------------------------------------------------------------
 
+  const SVG = "http://www.w3.org/2000/svg";
   const make = (name, attributes = {}, ...children) => fill(document.createElement(name), attributes, children);
-  const svg_ = (name, attributes = {}, ...children) => fill(document.createElementNS("http://www.w3.org/2000/svg", name), attributes, children);
+  const shape = (name, attributes = {}, ...children) => fill(document.createElementNS(SVG, name), attributes, children);
   function fill(node, attributes, children) {
     for (const [name, value] of Object.entries(attributes)) {
       if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
@@ -108,8 +116,10 @@
 
   function select(label, choices, value, onchange, extra = {}) {
     const list = make("select", { ...extra, onchange: (event) => onchange(event.target.value) });
-    for (const [key, text] of options(choices)) list.append(make("option", { value: key, selected: `${key}` === `${value ?? ""}` }, text));
-    if (value !== null && ![...list.options].some((each) => each.selected && each.value === `${value}`)) {
+    for (const [key, text] of options(choices)) {
+      list.append(make("option", { value: key, selected: `${key}` === `${value ?? ""}` }, text));
+    }
+    if (value !== null && list.value !== `${value}`) {
       list.append(make("option", { value, selected: true }, `${value}`)); // it came with the address
     }
     return make("label", { class: "pg-field" }, make("span", {}, label), list);
@@ -119,12 +129,13 @@
     if (value === null || Number.isNaN(value)) return "–";
     if (!Number.isFinite(value)) return "∞";
     if (value === 0) return "0";
-    return Math.abs(value) >= 1e4 || Math.abs(value) < 1e-3 ? value.toExponential(1).replace("e+", " · 10^").replace("e-", " · 10^−") : `${+value.toPrecision(places)}`;
+    if (Math.abs(value) < 1e4 && Math.abs(value) >= 1e-3) return `${+value.toPrecision(places)}`;
+    return value.toExponential(1).replace(/e[+]?/, "e").replace("-", "−");
   };
 
   // ----- the controls ------------------------------------------------------------------------------------------------------
 
-  const view = {}; // the parts that change
+  const view = {}, opened = []; // the parts that change; which details are open
   const presets = [...document.querySelectorAll(".pg-preset")].map((button) => {
     const section = button.closest("section"), title = section.querySelector("h2, h3").firstChild.textContent;
     return { id: section.id, title, button, section, state: button.dataset.state };
@@ -159,25 +170,30 @@
     view.tests = plot("Test accuracy", "share of the answers that are right", false);
     view.shown = make("div", { class: "pg-input" });
     view.runs = state.runs.map(runOf);
-    const list = presets.map((each) => [each.id, each.title]);
+    const choice = (name) => select(name, CHOICES[name], shared[name], change(name), { "data-name": name });
+    const questions = { "": "— your own —", ...Object.fromEntries(presets.map((each) => [each.id, each.title])) };
+    const add = () => { state.runs.push({ ...state.runs.at(-1) }); build(); restart(); };
     root.replaceChildren(
-      make("div", { class: "pg-top" },
-        select("A question to start with", [["", "— your own —"], ...list].reduce((o, [k, v]) => ({ ...o, [k]: v }), {}), id, open, { "data-name": "preset" }),
-        view.notes),
-      make("div", { class: "pg-bar", role: "group", "aria-label": "Training" }, view.play,
-        button("One step (s)", "Step", () => send({ steps: 1, playing: false })),
-        button("Back to the start (r)", "Reset", () => { playing = false; restart(); }),
-        button("Other weights and batches (n)", "New seed", () => { shared.seed += 1; restart(); }), view.step),
+      make("div", { class: "pg-top" }, select("A question to start with", questions, id, open, { "data-name": "preset" }), view.notes),
+      make("div", { class: "pg-bar", role: "group", "aria-label": "Training" },
+        view.play,
+        button("One step (s)", "Step", oneStep),
+        button("Back to the start (r)", "Reset", reset),
+        button("Other weights and batches (n)", "New seed", newSeed),
+        view.step),
       make("div", { class: "pg-shared", role: "group", "aria-label": "For all runs" },
-        ...Object.keys(SHARED).slice(0, 4).map((name) => select(name, CHOICES[name], shared[name], change(name), { "data-name": name }))),
+        ...["task", "depth", "width", "heads"].map(choice)),
       make("div", { class: "pg-curves" }, view.loss.node, view.tests.node),
       view.shown,
-      make("div", { class: "pg-runs" }, ...view.runs.map((each) => each.node),
-        state.runs.length < 3 ? button("Add a run", "+ Add a run beside", () => { state.runs.push({ ...state.runs.at(-1) }); build(); restart(); }, { class: "pg-add" }) : ""),
+      make("div", { class: "pg-runs" },
+        ...view.runs.map((each) => each.node),
+        ...(state.runs.length < 3 ? [button("Add a run", "+ Add a run beside", add, { class: "pg-add" })] : [])),
     );
-    if (last && last.runs.length === state.runs.length) draw();
   }
 
+  const oneStep = () => send({ steps: 1, playing: false });
+  const reset = () => { playing = false; restart(); };
+  const newSeed = () => { state.shared.seed += 1; restart(); };
   const text = ({ section }) => section.querySelector("p").textContent;
 
   function open(id) {
@@ -196,7 +212,7 @@
 
   /** The controls and results of one run. */
   function runOf(own, i) {
-    const letter = LETTERS[i], scheme = data.schemes[own.scheme], gain = gains(own);
+    const letter = LETTERS[i];
     const change = (name) => (value) => {
       own[name] = value === "" ? null : read(value, OWN[name]);
       if (name === "scheme") {
@@ -208,41 +224,54 @@
       root.querySelectorAll(".pg-run")[i].querySelector(`[data-name="${name}"]`)?.focus();
     };
     const field = (label, name) => select(label, CHOICES[name], own[name], change(name), { "data-name": name });
-    const schemeList = make("select", { "data-name": "scheme", onchange: (event) => change("scheme")(event.target.value) });
-    for (const family of new Set(Object.values(data.schemes).map((each) => each.family))) {
-      const names = Object.keys(data.schemes).filter((name) => data.schemes[name].family === family);
-      schemeList.append(make("optgroup", { label: family }, ...names.map((name) => make("option", { value: name, selected: name === own.scheme }, name))));
-    }
-    const sliders = Object.entries(GROUPS).map(([group, label]) => slider(group, label, own, gain, i));
-    const wants = scheme.architecture[state.shared.depth - 1], needs = Object.entries(scheme.needs);
-    const lacking = wants.norm && wants.norm !== own.norm ? `It needs ${needs[0][0]}, because ${needs[0][1]}.` : "";
+    const scheme = data.schemes[own.scheme], wants = scheme.architecture[state.shared.depth - 1].norm;
+    const needs = Object.entries(scheme.needs).map(([need, reason]) => `${own.scheme} needs ${need}, because ${reason}.`);
+    const gain = gains(own), gone = `Remove run ${letter}`, remove = () => { state.runs.splice(i, 1); build(); restart(); };
     const found = {
-      numbers: make("p", { class: "pg-numbers" }), words: make("p", { class: "pg-words" }), maps: make("div", { class: "pg-maps" }),
-      layers: make("table", { class: "pg-layers" }),
+      numbers: make("p", { class: "pg-numbers" }), words: make("p", { class: "pg-words" }),
+      maps: make("div", { class: "pg-maps" }), layers: make("table", { class: "pg-layers" }),
     };
-    const details = make("details", { open: view.opened?.[i] ?? false, ontoggle: (event) => ((view.opened ??= [])[i] = event.target.open) },
-      make("summary", {}, "Architecture and optimizer"),
-      make("div", { class: "pg-more" }, field("norm", "norm"), field("positions", "positions"), field("their size", "position_scale"), field("soft-cap", "soft_cap"),
-        field("optimizer", "optimizer"), field("rate", "lr"), field("warm-up steps", "warmup"),
-        make("label", { class: "pg-check" }, make("input", { type: "checkbox", "data-name": "qk_norm", checked: own.qk_norm, onchange: (event) => change("qk_norm")(`${event.target.checked}`) }), "QK-norm")));
+    const isNormed = make("input", {
+      type: "checkbox", "data-name": "qk_norm", checked: own.qk_norm, onchange: (event) => change("qk_norm")(`${event.target.checked}`),
+    });
+    const isOpen = (opened[i] ??= false), keep = (event) => { opened[i] = event.target.open; };
     const node = make("div", { class: `pg-run pg-run-${i}`, role: "group", "aria-label": `Run ${letter}` },
-      make("div", { class: "pg-head" }, make("span", { class: "pg-swatch", "aria-hidden": "true" }, letter),
-        make("label", { class: "pg-field" }, make("span", {}, "start"), schemeList),
-        state.runs.length > 1 ? button(`Remove run ${letter}`, "×", () => { state.runs.splice(i, 1); build(); restart(); }, { class: "pg-remove", "aria-label": `Remove run ${letter}` }) : ""),
-      make("p", { class: "pg-why" }, lacking || scheme.why), make("p", { class: "pg-unit" }, "size of the weights, σ√fan_in"), ...sliders, details, found.numbers, found.words, found.maps,
+      make("div", { class: "pg-head" },
+        make("span", { class: "pg-swatch", "aria-hidden": "true" }, letter),
+        make("label", { class: "pg-field" }, make("span", {}, "start"), schemeList(own, change("scheme"))),
+        ...(state.runs.length > 1 ? [button(gone, "×", remove, { class: "pg-remove", "aria-label": gone })] : [])),
+      make("p", { class: "pg-why" }, wants && wants !== own.norm ? needs.join(" ") : scheme.why),
+      make("p", { class: "pg-unit" }, "size of the weights, σ√fan_in"),
+      ...Object.entries(GROUPS).map(([group, label]) => slider(group, label, own, gain)),
+      make("details", { open: isOpen, ontoggle: keep },
+        make("summary", {}, "Architecture and optimizer"),
+        make("div", { class: "pg-more" },
+          field("norm", "norm"), field("positions", "positions"), field("their size", "position_scale"), field("soft-cap", "soft_cap"),
+          field("optimizer", "optimizer"), field("rate", "lr"), field("warm-up steps", "warmup"),
+          make("label", { class: "pg-check" }, isNormed, "QK-norm"))),
+      found.numbers, found.words, found.maps,
       make("div", { class: "pg-scroll", tabindex: "0", role: "region", "aria-label": `Run ${letter}, layer by layer` }, found.layers));
     return { node, ...found };
+  }
+
+  /** The schemes by their families. */
+  function schemeList(own, onchange) {
+    const all = Object.entries(data.schemes), families = [...new Set(all.map(([, each]) => each.family))];
+    const option = ([name]) => make("option", { value: name, selected: name === own.scheme }, name);
+    const group = (family) => make("optgroup", { label: family }, ...all.filter(([, each]) => each.family === family).map(option));
+    return make("select", { "data-name": "scheme", onchange: (event) => onchange(event.target.value) }, ...families.map(group));
   }
 
   /** The gain of each group as the scheme has it. */
   function gains(own) {
     const { task, depth, width, heads } = state.shared, about = data.tasks[task];
-    const model = new engine.Transformer({ ...about, task, d_model: width, n_heads: heads, n_layers: depth, norm: "none", positions: "learned" }, 1);
+    const config = { ...about, task, d_model: width, n_heads: heads, n_layers: depth, norm: "none", positions: "learned" };
+    const model = new engine.Transformer(config, 1);
     return engine.gains(model, data, own.scheme);
   }
 
   const LOWEST = -6; // powers of 2; the end of the slider stands for 0, too
-  function slider(group, label, own, gain, i) {
+  function slider(group, label, own, gain) {
     const value = own[group] ?? gain[group], output = make("output", {});
     const place = value > 0 ? Math.max(LOWEST, Math.min(5, Math.log2(value))) : LOWEST;
     const input = make("input", { type: "range", min: LOWEST, max: 5, step: "any", value: place, "data-name": group });
@@ -264,8 +293,9 @@
       input.value = Math.round(4 * input.value + way) / 4;
       input.dispatchEvent(new Event("input"));
     });
-    const back = button(`As ${own.scheme} has it`, "↺", () => { own[group] = null; build(); restart(); }, { class: "pg-back", "aria-label": `${label}: as ${own.scheme} has it` });
-    const node = make("div", { class: `pg-slider${own[group] === null ? "" : " is-set"}` }, make("label", {}, make("span", {}, label), input), output, back);
+    const usual = `${label}: as ${own.scheme} has it`, forget = () => { own[group] = null; build(); restart(); };
+    const node = make("div", { class: `pg-slider${own[group] === null ? "" : " is-set"}` },
+      make("label", {}, make("span", {}, label), input), output, button(usual, "↺", forget, { class: "pg-back", "aria-label": usual }));
     paint(value);
     return node;
   }
@@ -273,39 +303,48 @@
   // ----- what is drawn -----------------------------------------------------------------------------------------------------
 
   function plot(title, about, isLogarithmic) {
-    const lines = LETTERS.split("").map((_, i) => svg_("polyline", { class: `pg-line pg-run-${i}`, fill: "none" }));
-    const ticks = svg_("g", { class: "pg-ticks" }), svg = svg_("svg", { viewBox: "0 0 320 150", role: "img", "aria-label": title }, ticks, ...lines);
+    const lines = [0, 1, 2].map((i) => shape("polyline", { class: `pg-line pg-run-${i}`, fill: "none" }));
+    const ticks = shape("g", { class: "pg-ticks" });
+    const svg = shape("svg", { viewBox: "0 0 320 150", role: "img", "aria-label": title }, ticks, ...lines);
     const node = make("figure", { class: "pg-plot" }, make("figcaption", {}, make("b", {}, title), ` ${about}`), svg);
     return { node, lines, ticks, svg, isLogarithmic, title };
   }
 
   const LEFT = 40, RIGHT = 316, TOP = 6, BOTTOM = 128;
+
+  /** The ends of the axis of values, and its marks: shares from 0 to 1, or losses, by powers of ten. */
+  function axisOf(values, isLogarithmic) {
+    if (!isLogarithmic) return { y: (v) => BOTTOM - (BOTTOM - TOP) * v, marks: [0, 0.5, 1], name: (v) => `${100 * v} %` };
+    const low = Math.max(1e-3, Math.min(1, ...values)) * 0.8, high = Math.min(1e6, Math.max(3, ...values)) * 1.1;
+    const first = high / low < 50 ? [1, 2, 5] : [1], powers = [-3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
+    const marks = powers.flatMap((power) => first.map((each) => +(each * 10 ** power).toPrecision(1)));
+    const share = (v) => Math.log(Math.max(low, Math.min(high, v)) / low) / Math.log(high / low);
+    return { y: (v) => BOTTOM - (BOTTOM - TOP) * share(v), marks: marks.filter((v) => v >= low && v <= high), name: (v) => `${v}` };
+  }
+
   function paintPlot({ lines, ticks, svg, isLogarithmic, title }, curves) {
-    const all = curves.flat(), steps = Math.max(50, ...all.map(([step]) => step)), values = all.map(([, value]) => value).filter(Number.isFinite);
-    let low = 0, high = 1;
-    if (isLogarithmic) {
-      low = Math.max(1e-3, Math.min(1, ...values)) * 0.8;
-      high = Math.min(1e6, Math.max(3, ...values)) * 1.1;
-    }
-    const scale = (v) => (isLogarithmic ? Math.log(Math.max(low, Math.min(high, v)) / low) / Math.log(high / low) : v);
-    const x = (step) => LEFT + (RIGHT - LEFT) * (step / steps), y = (value) => BOTTOM - (BOTTOM - TOP) * scale(value);
-    curves.forEach((curve, i) => lines[i].setAttribute("points", curve.filter(([, v]) => Number.isFinite(v)).map(([s, v]) => `${x(s).toFixed(1)},${y(v).toFixed(1)}`).join(" ")));
-    lines.slice(curves.length).forEach((line) => line.setAttribute("points", ""));
-    const each = high / low < 50 ? [1, 2, 5] : [1], powers = [-3, -2, -1, 0, 1, 2, 3, 4, 5, 6];
-    const round = powers.flatMap((power) => each.map((first) => +(first * 10 ** power).toPrecision(1)));
-    const marks = isLogarithmic ? round.filter((v) => v >= low && v <= high) : [0, 0.5, 1];
+    const finite = curves.map((curve) => curve.filter(([, value]) => Number.isFinite(value))), all = finite.flat();
+    const steps = Math.max(50, ...all.map(([step]) => step)), axis = axisOf(all.map(([, value]) => value), isLogarithmic);
+    const x = (step) => LEFT + (RIGHT - LEFT) * (step / steps);
+    const text = (at, y, anchor, words) => shape("text", { x: at, y, "text-anchor": anchor }, words);
+    lines.forEach((line, i) => {
+      line.setAttribute("points", (finite[i] ?? []).map(([step, v]) => `${x(step).toFixed(1)},${axis.y(v).toFixed(1)}`).join(" "));
+    });
     ticks.replaceChildren(
-      ...marks.flatMap((v) => [svg_("path", { d: `M${LEFT} ${y(v)}H${RIGHT}` }), svg_("text", { x: LEFT - 5, y: y(v) + 4, "text-anchor": "end" }, isLogarithmic ? `${v}` : `${100 * v} %`)]),
-      ...[0, 0.5, 1].map((part) => svg_("text", { x: x(part * steps), y: BOTTOM + 17, "text-anchor": ["start", "middle", "end"][2 * part] }, part === 1 ? `step ${steps}` : `${Math.round(part * steps)}`)));
-    const ends = curves.map((curve, i) => `${LETTERS[i]} ${digits(curve.at(-1)?.[1] ?? NaN)}`).join(", ");
+      ...axis.marks.map((v) => shape("path", { d: `M${LEFT} ${axis.y(v)}H${RIGHT}` })),
+      ...axis.marks.map((v) => text(LEFT - 5, axis.y(v) + 4, "end", axis.name(v))),
+      text(LEFT, BOTTOM + 17, "start", "0"), text(x(steps / 2), BOTTOM + 17, "middle", `${Math.round(steps / 2)}`),
+      text(RIGHT, BOTTOM + 17, "end", `step ${steps}`));
+    const ends = finite.map((curve, i) => `${LETTERS[i]} ${digits(curve.at(-1)?.[1] ?? NaN)}`).join(", ");
     svg.setAttribute("aria-label", `${title} at step ${last.step}: ${ends}`);
   }
 
   function draw() {
-    if (!last || last.runs.length !== state.runs.length) return;
+    if (!last) return;
     root.classList.remove("is-waiting");
     paintPlay();
-    view.step.textContent = `step ${last.step}${playing && last.speed ? ` · ${digits(last.speed)} steps/s` : ""} · seed ${state.shared.seed}`;
+    const speed = playing && last.speed ? ` · ${digits(last.speed)} steps/s` : "";
+    view.step.textContent = `step ${last.step}${speed} · seed ${state.shared.seed}`;
     paintPlot(view.loss, last.runs.map((run) => (run.curve.length ? run.curve : [[0, run.loss]])));
     paintPlot(view.tests, last.runs.map((run) => run.tests));
     paintInput();
@@ -319,7 +358,8 @@
       : `diverged at step ${run.diverged}: the loss or a gradient is no number. The weights are those before that step.`;
     numbers.classList.toggle("is-ill", run.diverged !== null);
     const start = run.atStart[0], now = run.step > 0 ? run.findings[0] : null;
-    words.replaceChildren(...(start ? ["At the start: ", ...sentence(start)] : ["At the start: nothing is wrong."]), ...(now ? [make("br"), "Now: ", ...sentence(now)] : []));
+    words.replaceChildren("At the start: ", ...(start ? sentence(start) : ["nothing is wrong."]));
+    if (now) words.append(make("br"), "Now: ", ...sentence(now));
     words.dataset.severity = (now ?? start)?.severity ?? "none";
     paintMaps(run, maps, i);
     paintLayers(run, layers);
@@ -329,14 +369,16 @@
   function sentence({ name, severity, layers, quantity, value, threshold, chapter }) {
     const where = layers.length > 1 ? `blocks ${layers.map((l) => l + 1).join(", ")}` : `block ${layers[0] + 1}`;
     const limit = threshold === value ? "" : ` (limit ${digits(threshold)})`;
-    return [`${severity}: `, make("a", { href: `${document.documentElement.dataset.content_root}${chapter}` }, name), ` in ${where}. ${quantity}: ${digits(value)}${limit}.`];
+    const href = `${document.documentElement.dataset.content_root}${chapter}`;
+    return [`${severity}: `, make("a", { href }, name), ` in ${where}. ${quantity}: ${digits(value)}${limit}.`];
   }
 
   function paintMaps({ maps }, node, i) {
     const { depth, heads } = state.shared, T = data.tasks[state.shared.task].seq_len, size = T * T;
     if (node.childElementCount !== depth * heads) {
       node.style.setProperty("--heads", heads);
-      node.replaceChildren(...Array.from({ length: depth * heads }, () => make("figure", {}, make("canvas", { width: T, height: T, role: "img" }), make("figcaption", {}))));
+      const figure = () => make("figure", {}, make("canvas", { width: T, height: T, role: "img" }), make("figcaption"));
+      node.replaceChildren(...Array.from({ length: depth * heads }, figure));
     }
     const color = getComputedStyle(node).color.match(/[\d.]+/g).slice(0, 3).map(Number);
     [...node.children].forEach((figure, k) => {
@@ -349,13 +391,13 @@
       if (canvas.width !== T) [canvas.width, canvas.height] = [T, T];
       canvas.getContext("2d").putImageData(image, 0, 0);
       const keys = digits(Math.exp(heard));
-      figure.lastChild.textContent = k === 0 ? `${keys} keys` : keys;
+      figure.lastChild.textContent = k === 0 ? `${keys} ${keys === "1" ? "key" : "keys"}` : keys;
       canvas.setAttribute("aria-label", `Block ${Math.floor(k / heads) + 1}, head ${(k % heads) + 1}: a token hears ${keys} of ${T}`);
     });
   }
 
   function paintLayers({ seen }, table) {
-    const most = Math.sqrt(2 * Math.log(data.tasks[state.shared.task].seq_len)), columns = seen.layers.length;
+    const most = Math.sqrt(2 * Math.log(data.tasks[state.shared.task].seq_len));
     const rows = [
       [`std of the logits (limit ${digits(most)})`, seen.layers.map((each) => each.logit_std)],
       ["entropy, share of ln n", seen.layers.map((each) => each.entropy_share)],
@@ -363,9 +405,10 @@
       ["RMS of the stream", seen.stream.slice(1).map((each) => each.rms)],
       ["token cosine", seen.stream.slice(1).map((each) => each.token_cosine)],
     ];
-    table.replaceChildren(
-      make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "block"), ...Array.from({ length: columns }, (_, l) => make("th", { scope: "col" }, `${l + 1}`)))),
-      make("tbody", {}, ...rows.map(([name, values]) => make("tr", {}, make("th", { scope: "row" }, name), ...values.map((each) => make("td", {}, digits(each)))))));
+    const head = ["block", ...seen.layers.map((_, l) => `${l + 1}`)].map((each) => make("th", { scope: "col" }, each));
+    const cells = (values) => values.map((each) => make("td", {}, digits(each)));
+    const row = ([name, values]) => make("tr", {}, make("th", { scope: "row" }, name), ...cells(values));
+    table.replaceChildren(make("thead", {}, make("tr", {}, ...head)), make("tbody", {}, ...rows.map(row)));
   }
 
   /** The test input whose maps are shown, and what each run says of it. */
@@ -384,9 +427,11 @@
       picture.getContext("2d").putImageData(image, 0, 0);
     } else picture = make("code", {}, Array.from(x, letter).join(name === "recall" ? " " : ""));
     const answers = last.runs.map((run, i) => `${LETTERS[i]} says ${says(run.answer)}`).join(", ");
-    view.shown.replaceChildren(picture, make("p", {}, `The maps below are those of this test input: a row for each token that asks, a column for each that is heard. ${
-      name === "digits" ? "Its class" : name === "recall" ? "The value of the last key" : "The character before the last"} is ${says(asked)}; ${answers}.`),
-      button("Maps of another test input", "Another input", () => { shown += 1; send({ shown }); view.shown.lastChild.focus(); }));
+    const what = { digits: "Its class", recall: "The value of the last key", previous: "The character before the last" }[name];
+    const about = "The maps below are those of this test input: a row for each token that asks, a column for each that is heard.";
+    const another = () => { shown += 1; send({ shown }); view.shown.lastChild.focus(); };
+    view.shown.replaceChildren(picture, make("p", {}, `${about} ${what} is ${says(asked)}; ${answers}.`),
+      button("Maps of another test input", "Another input", another));
   }
 
   // ----- what a screen reader hears: what the reader did, and what happens, not every step ------------------------------------
@@ -395,9 +440,10 @@
   let said = "";
   const say = (words) => { live.textContent = words; };
   function announce() {
-    const ill = last.runs.flatMap((run, i) => (run.diverged === null ? [] : [`Run ${LETTERS[i]} diverged at step ${run.diverged}.`])).join(" ");
-    const sum = last.runs.map((run, i) => `${LETTERS[i]}: loss ${digits(run.loss)}, accuracy ${Math.round(100 * run.accuracy)} percent`).join("; ");
-    const words = playing ? `Training. ${ill}` : `Step ${last.step}. ${sum}. ${ill}`;
+    const tell = (run, i) => (run.diverged === null ? "" : `Run ${LETTERS[i]} diverged at step ${run.diverged}. `);
+    const sum = (run, i) => `${LETTERS[i]}: loss ${digits(run.loss)}, accuracy ${Math.round(100 * run.accuracy)} percent`;
+    const ill = last.runs.map(tell).join("");
+    const words = playing ? `Training. ${ill}` : `Step ${last.step}. ${last.runs.map(sum).join("; ")}. ${ill}`;
     if (words !== said) say((said = words));
   }
 
@@ -405,7 +451,7 @@
 
   root.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, button, summary, a")) return;
-    const act = { " ": () => toggle(), s: () => send({ steps: 1, playing: false }), r: () => { playing = false; restart(); }, n: () => { state.shared.seed += 1; restart(); } }[event.key];
+    const act = { " ": () => toggle(), s: oneStep, r: reset, n: newSeed }[event.key];
     if (!act) return;
     event.preventDefault();
     act();
@@ -431,7 +477,7 @@
     else [resumes, playing] = [false, resumes || playing];
     send({ playing });
   });
-  new MutationObserver(() => last && draw()).observe(document.documentElement, { attributeFilter: ["data-theme"] }); // maps are painted anew
+  new MutationObserver(draw).observe(document.documentElement, { attributeFilter: ["data-theme"] }); // maps are painted anew
   const pace = () => worker.postMessage({ data, interval: still.matches ? 1000 : 200 });
   still.addEventListener("change", pace);
   pace();

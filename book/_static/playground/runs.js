@@ -35,7 +35,8 @@ function attntutRuns(engine) {
         const { keys_at_least: fewest, largest } = limits("logits too large"), freezing = Math.sqrt(2 * Math.log(T));
         const spread = (linear) => rms(linear.weight.value) * Math.sqrt(d);
         const usual = config.qk_norm ? 0 : spread(attention.query) * spread(attention.key) * attention.scale * Math.sqrt(attention.dHead);
-        const isElse = !config.qk_norm && usual < Math.min(freezing, layer.logit_std / 2) && !(attention.scale > 1.01 * attention.dHead ** -0.5);
+        const isScaled = attention.scale <= 1.01 * attention.dHead ** -0.5; // else that is the cause
+        const isElse = !config.qk_norm && isScaled && usual < Math.min(freezing, layer.logit_std / 2);
         const ill = layer.heads.map((h) => h.logit_std).filter((each) => each > freezing);
         if (T >= fewest && layer.logit_std > freezing && !(isElse && layer.max_weight < largest) && ill.length) {
           add("logits too large", [l], Math.max(...ill), freezing);
@@ -65,7 +66,8 @@ function attntutRuns(engine) {
     if (isFresh && L > 1 && apart[0] > 10 * floor) {
       const end = apart.findIndex((each) => each <= floor), last = end < 0 ? L - 1 : end;
       const rate = (Math.max(apart[last], floor) / apart[0]) ** (1 / last);
-      if (last > 0 && apart[last] < collapse.alike && rate < collapse.left_a_block) add("rank collapsing", every, rate, collapse.left_a_block);
+      const isCollapse = last > 0 && apart[last] < collapse.alike && rate < collapse.left_a_block;
+      if (isCollapse) add("rank collapsing", every, rate, collapse.left_a_block);
     }
     const slowly = limits("rank collapsing (slowly)"), ratio = seen.layers.at(-1).ratio_query;
     if (L > 2 && apart[0] > 10 * slowly.alike && apart.at(-1) < slowly.alike && ratio < slowly.gradient_ratio) {
@@ -81,17 +83,16 @@ function attntutRuns(engine) {
       if (!explains.includes(other.fault) && !explains.includes(name(other.fault))) return false;
       return (spreads && other.order >= cause.order) || cause.layers.some((l) => other.layers.includes(l));
     };
-    const kept = found.filter((each) => !found.some((cause) => hides(cause, each)));
+    const kept = found.filter((each) => !found.some((cause) => hides(cause, each))), order = ["error", "warning", "note"];
+    const size = (value) => Math.log(Math.max(Math.abs(value), 1e-300)), excess = (f) => Math.abs(size(f.value) - size(f.threshold));
     const merged = [...new Set(kept.map((each) => name(each.fault)))].map((one) => {
-      const same = kept.filter((each) => name(each.fault) === one), excess = (f) => Math.abs(Math.log(Math.max(Math.abs(f.value), 1e-300) / Math.max(Math.abs(f.threshold), 1e-300)));
-      const worst = same.reduce((a, b) => (excess(b) > excess(a) ? b : a)), order = ["error", "warning", "note"];
+      const same = kept.filter((each) => name(each.fault) === one), layers = [...new Set(same.flatMap((f) => f.layers))];
+      const worst = same.reduce((a, b) => (excess(b) > excess(a) ? b : a)), { quantity, chapter } = faults[worst.fault];
       const severity = order.find((each) => same.some((f) => f.severity === each));
-      return { ...worst, severity, name: one, layers: [...new Set(same.flatMap((f) => f.layers))], rank: order.indexOf(severity), ...words(faults[worst.fault]) };
+      return { ...worst, severity, name: one, layers, rank: order.indexOf(severity), quantity, chapter };
     });
     return merged.sort((a, b) => a.rank - b.rank || a.order - b.order);
   }
-
-  const words = ({ quantity, chapter }) => ({ quantity, chapter });
 
   // ----- runs side by side, and the worker that trains them --------------------------------------------------------------
 
