@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -17,10 +19,11 @@ import torch.nn.functional as F
 from attntut import Transformer, TransformerConfig
 from attntut.data import UNSCORED
 from attntut.diagnose import diagnose
-from attntut.init import schemes, view
+from attntut.init import initialize_, schemes, view
 from attntut.init.laws import MatrixLaw
 from attntut.measure import attention_entropy, logit_statistics, rms, token_cosine
 from attntut.parts import QKNorm
+from attntut.train import train_many
 from attntut.train.scoring import cross_entropy
 
 ROOT = Path(__file__).parents[1]
@@ -433,3 +436,49 @@ def test_the_words_are_those_of_diagnose(starts, name):
         assert (ours["severity"], ours["fault"]) == (worst.severity, worst.fault)
         assert ours["value"] == pytest.approx(worst.value, rel=1e-3, abs=1e-6)
         assert ours["threshold"] == pytest.approx(worst.threshold, rel=1e-3)
+
+
+# ----- what the questions lead to, in torch -----
+
+FOUND = {
+    "Too small, too large": (100, ["B", "A", "C"], 0.2),  # 0.90, 0.56 and 0.24 in six runs each
+    "The size of the positions": (100, ["A", "B", "C"], 0.1),  # 0.90, 0.34 and 0.16
+    "Post-norm without warm-up": (50, ["C", "B", "A"], 0.05),  # 0.37, 0.29 and 0.14
+}
+"""Question: after how many steps, the runs from the most to the least accurate, and how far apart they are at least."""
+
+
+def state_of(title: str) -> tuple[dict, list[dict]]:
+    """The settings of a question: those of all runs, and those of each."""
+    page = (ROOT / "book" / "playground.md").read_text(encoding="utf-8")
+    state = re.search(rf'^### {title}\n.*?data-state="(.*?)"', page, re.MULTILINE | re.DOTALL)[1]
+    given = dict(part.split("=") for part in state.split("&"))
+    runs = [dict(each.split(":") for each in f"scheme:{given.pop(x)}".split("~")) for x in "abc" if x in given]
+    return given, runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", FOUND)
+def test_torch_finds_what_the_question_leads_to(title):
+    shared, runs = state_of(title)
+    steps, order, least = FOUND[title]
+    data, task = playground.tasks()[shared.get("task", "digits")]
+    sizes = dict(d_model=int(shared["width"]), n_heads=4, n_layers=int(shared.get("depth", 2)), activation="relu")
+    accuracy = {}
+    for name, own in zip("ABC", runs, strict=True):
+        models = [Transformer(TransformerConfig(**sizes, **task, norm=own.get("norm", "pre"))) for _ in range(5)]
+        for seed, model in enumerate(models):
+            generator = torch.Generator().manual_seed(seed)
+            initialize_(model, own["scheme"], generator=generator)
+            with torch.no_grad():
+                if "query_key" in own:
+                    for entry in view(model).by_role("query", "key"):
+                        std = float(own["query_key"]) / math.sqrt(entry.weight.fan_in)
+                        entry.view.normal_(0, std, generator=generator)
+                if "position_scale" in own:
+                    model.positions.normal_(0, float(own["position_scale"]), generator=generator)
+        how = dict(lrs=float(own.get("lr", 0.002)), warmup=int(own.get("warmup", 0)), optimizer="adam", progress=False)
+        histories = train_many(models, data, steps=steps, **how)
+        accuracy[name] = sum(each.final_accuracy for each in histories) / len(histories)
+    found = [accuracy[name] for name in order]
+    assert all(more - less > least for more, less in itertools.pairwise(found)), accuracy
