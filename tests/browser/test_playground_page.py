@@ -135,7 +135,7 @@ def test_the_engine_of_the_browser_is_equal_to_torch(play, task, norm, optimizer
     page = play().page
     config, names = config_of(task, norm=norm)
     model = model_of(config)
-    case = case_of(task, model, names, optimizer)
+    case = case_of(task, model, names, optimizer, steps=20)
     ours = page.evaluate(f"(one) => {{ const data = attntutData; {WORK} return work.train(one); }}", case)
-    found = differences(ours, by_torch(task, model, optimizer))
+    found = differences(ours, by_torch(task, model, optimizer, steps=20))
     assert max(found.values()) <= 1, found

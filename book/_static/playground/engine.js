@@ -490,7 +490,7 @@ function attntutEngine() {
     const unit = (i) => Float64Array.from({ length: d }, (_, k) => +(k === i)), ones = Array.from({ length: d }, (_, i) => unit(i));
     const columns = ones.map((one) => one.map((each) => scale * (random.normal() / Math.sqrt(d) + sign * each)));
     const dot = (a, b) => a.reduce((sum, each, k) => sum + each * b[k], 0);
-    for (let sweep = 0; sweep < 12; sweep++) {
+    for (let sweep = 0; sweep < 10; sweep++) {
       for (let p = 0; p < d; p++) {
         for (let q = p + 1; q < d; q++) {
           const [a, b, along] = [dot(columns[p], columns[p]), dot(columns[q], columns[q]), dot(columns[p], columns[q])];
@@ -499,7 +499,7 @@ function attntutEngine() {
           const cos = 1 / Math.hypot(1, t), sin = cos * t;
           for (const each of [columns, ones]) {
             const [x, y] = [each[p], each[q]];
-            [each[p], each[q]] = [x.map((v, k) => cos * v - sin * y[k]), y.map((v, k) => sin * v + cos * x[k])];
+            [each[p], each[q]] = [x.map((v, k) => cos * v - sin * y[k]), y.map((v, k) => cos * v + sin * x[k])];
           }
         }
       }
