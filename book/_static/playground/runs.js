@@ -170,14 +170,15 @@ function attntutRuns(engine) {
     constructor(data, settings, batch = 32) {
       const set = (this.set = dataOf(data.tasks[settings.task])), order = () => batches(set.n_train, batch, settings.seed);
       const tested = Array.from({ length: set.n - set.n_train }, (_, i) => set.n_train + i);
-      this.tests = tested.filter((_, i) => i % batch === 0).map((first) => set.take(tested.slice(first - set.n_train).slice(0, batch)));
+      const parts = Math.ceil(tested.length / batch); // each with something of every class, by which images are sorted
+      this.tests = Array.from({ length: parts }, (_, part) => set.take(tested.filter((_, i) => i % parts === part)));
       this.tested = tested;
       this.order = order();
       this.step = 0;
       this.runs = settings.runs.map((own) => new Run(data, settings, own, batch));
       this.probe = set.take(order().next().value); // the first batch, to look at the start
       for (const run of this.runs) {
-        run.evaluate(this.tests);
+        run.evaluate(this.tests.slice(0, 4)); // a part of them: this must be quick, as a slider is being moved
         run.loss = run.model.loss(this.probe.x, this.probe.y, batch).loss;
         run.look();
       }
@@ -197,7 +198,7 @@ function attntutRuns(engine) {
 
     /** What the page shows; `shown` is the number of a test input. */
     snapshot(shown) {
-      const input = this.set.take([this.tested[shown % this.tested.length]]);
+      const input = this.set.take([this.tested[(37 * shown) % this.tested.length]]);
       return { step: this.step, isOver: this.isOver, input, runs: this.runs.map((run) => run.snapshot(input)) };
     }
   }
