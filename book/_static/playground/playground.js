@@ -368,7 +368,7 @@
   /** A finding, linked to the chapter that treats it. */
   function sentence({ name, severity, layers, quantity, value, threshold, chapter }) {
     const where = layers.length > 1 ? `blocks ${layers.map((l) => l + 1).join(", ")}` : `block ${layers[0] + 1}`;
-    const limit = threshold === value ? "" : ` (limit ${digits(threshold)})`;
+    const limit = threshold === value ? "" : ` (limit ${digits(threshold, 3)})`;
     const href = `${document.documentElement.dataset.content_root}${chapter}`;
     return [`${severity}: `, make("a", { href }, name), ` in ${where}. ${quantity}: ${digits(value)}${limit}.`];
   }
@@ -399,7 +399,7 @@
   function paintLayers({ seen }, table) {
     const most = Math.sqrt(2 * Math.log(data.tasks[state.shared.task].seq_len));
     const rows = [
-      [`std of the logits (limit ${digits(most)})`, seen.layers.map((each) => each.logit_std)],
+      [`std of the logits (limit ${digits(most, 3)})`, seen.layers.map((each) => each.logit_std)],
       ["entropy, share of ln n", seen.layers.map((each) => each.entropy_share)],
       ["gradient of query over value", seen.layers.map((each) => each.ratio_query)],
       ["RMS of the stream", seen.stream.slice(1).map((each) => each.rms)],
