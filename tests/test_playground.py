@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import doctest
 import itertools
 import json
 import math
@@ -317,6 +318,10 @@ def test_the_statistics_are_those_of_the_package(engine, task):
 
 
 # ----- data and laws: those of the package -----
+
+
+def test_the_examples_run():
+    assert not doctest.testmod(playground).failed
 
 
 @pytest.mark.parametrize("task", playground.tasks())

@@ -54,7 +54,7 @@ def test_it_trains_pauses_steps_and_goes_back(play):
     page.wait_for_function(f"{STEPS} > 3")
     assert page.locator(".pg-play").inner_text().endswith("Pause")
     page.click(".pg-play")
-    page.wait_for_function("document.querySelector('.pg-play').textContent.endsWith('Play')")
+    page.wait_for_function("!document.querySelector('.pg-step').textContent.includes('steps/s')")  # the worker stopped
     at = page.evaluate(STEPS)
     page.get_by_role("button", name="Step", exact=True).click()
     page.wait_for_function(f"{STEPS} === {at + 1}")
