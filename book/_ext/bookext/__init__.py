@@ -11,6 +11,7 @@ Each module is one concern with its own ``setup(app)``:
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
 * ``exercises``: a place to answer them on the page, and their map
+* ``playground``: the data of the page in which a small Transformer trains
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
@@ -34,6 +35,7 @@ from . import (
     mathfont,
     mathml,
     numbers,
+    playground,
     portable,
     published,
     records,
@@ -42,7 +44,7 @@ from . import (
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
-    records, claims, evidence, exercises, published,
+    records, claims, evidence, exercises, playground, published,
 )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from typing import Any
 from pygments.formatters import HtmlFormatter
 from sphinx.application import Sphinx
 
+from . import playground
+
 HERE = Path(__file__).parent
 LIGHT, DARK = "a11y-high-contrast-light", "a11y-high-contrast-dark"
 STYLES, SCRIPTS = ("pygments.css", "book.css"), ("book.js",)
@@ -64,6 +66,7 @@ def add(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], 
     context["design_styles"] = [str(f).removeprefix("_static/") for f in design if "design" in str(f)]
     is_notebook = pagename in app.env.found_docs and str(app.env.doc2path(pagename)).endswith(".ipynb")
     context["notebook"] = f"{pagename}.ipynb" if is_notebook else None  # bookext.published
+    context["playground_scripts"] = playground.SCRIPTS
     context["digest"] = lambda name: _digest(Path(app.srcdir), name)
     if doctree is not None:
         first = re.search(r"<p>(.*?)</p>", body, flags=re.DOTALL)
@@ -82,6 +85,8 @@ def explorer_files() -> list[Path]:
 
 def _digest(root: Path, name: str) -> str:
     places = [root / "book" / "_static" / name, *(path for path in explorer_files() if path.name == name)]
+    if name == playground.NAME:
+        return hashlib.sha256(playground.script().encode()).hexdigest()[:8]
     data = next((path.read_bytes() for path in places if path.exists()), highlighting().encode())
     return hashlib.sha256(data).hexdigest()[:8]
 
