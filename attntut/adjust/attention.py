@@ -9,6 +9,7 @@ the module's changes ask for there, with the model's own scale, masks, dropout a
 from __future__ import annotations
 
 import math
+import sys
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -310,8 +311,8 @@ class Listener(TorchFunctionMode):
     def _weights(self, logits: Tensor, hidden: Callable[[], Tensor]) -> Tensor | None:
         for change in self.changes:
             if _overrides(change, "weights"):
-                weights = change.weights(self._by_head(logits), self._by_head(hidden()))  # type: ignore[attr-defined]
-                return self._back(weights, logits)
+                own: Any = change
+                return self._back(own.weights(self._by_head(logits), self._by_head(hidden())), logits)
         return None
 
     def _merged(self, heads: Tensor) -> Tensor:
@@ -380,11 +381,15 @@ class AdjustedForward:
         self.module, self.n_heads = module, n_heads
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A compiler that is not there need not be told; to load it takes a second.
+        return (self._uncompiled if "torch._dynamo" in sys.modules else self._run)(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module
         x = next(tensors_in((args, kwargs)), None)
         if isinstance(module, nn.MultiheadAttention) and not module.batch_first and x is not None and x.ndim == 3:
             x = x.transpose(0, 1)
-        with Listener(module, module._modules[CHANGES].values(), self.n_heads, x) as listener:  # type: ignore[union-attr, operator]
+        with Listener(module, module._modules[CHANGES].values(), self.n_heads, x) as listener:  # type: ignore[operator, union-attr]
             output = type(module).forward(module, *args, **kwargs)
         if not listener.seen:
             raise RuntimeError(
@@ -393,6 +398,8 @@ class AdjustedForward:
                 "choose such an implementation (attn_implementation='eager' or 'sdpa' in Hugging Face models)."
             )
         return output
+
+    _uncompiled = torch._disable_dynamo(_run)
 
 
 def _unfused(module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -14,9 +14,9 @@ from attntut.anatomy.names import RolePatterns
 
 
 @adjustment(
-    formula=r"\eta_l = \eta\, \xi^{L - l}, \qquad l = 0 \text{ (embedding)}, 1, \ldots, L",
+    formula=r"\eta_l = \eta\, \xi^{L + 1 - l}, \qquad l = 0 \text{ (embedding)}, 1, \ldots, L, L + 1 \text{ (readout)}",
     cite="clark2020electra",
-    source="Clark et al. (2020), ELECTRA, section 3.2 and appendix; Bao et al. (2022), BEiT",
+    source="Clark et al. (2020), ELECTRA, appendix; counted as in BEiT's optim_factory.py and MAE's lr_decay.py",
     why="In fine-tuning, what lies near the input is more general and should move less.",
 )
 def layer_lr_decay(
@@ -28,13 +28,13 @@ def layer_lr_decay(
     roles: RolePatterns | None = None,
     n_heads: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Parameter groups whose learning rate falls from the last block to the embedding.
+    """Parameter groups whose learning rate falls from the readout through the blocks to the embedding.
 
-    What comes after the blocks learns as the last one does. Each stack of a model counts its own blocks.
+    Each stack of a model counts its own blocks; the embedding is one step before those of the deepest.
 
     Args:
         model: any model with blocks that contain attention.
-        lr: η, of the last block.
+        lr: η, of what comes after the blocks.
         decay: ξ.
         inputs, roles, n_heads: as in :func:`attntut.init.view`.
 
@@ -50,7 +50,7 @@ def layer_lr_decay(
         >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, n_layers=2))
         >>> groups = layer_lr_decay(model, lr=0.1, decay=0.5)
         >>> [(group["name"], group["lr"]) for group in groups]
-        [('before the blocks', 0.025), ('blocks 1', 0.05), ('blocks 2', 0.1), ('after the blocks', 0.1)]
+        [('before the blocks', 0.0125), ('blocks 1', 0.025), ('blocks 2', 0.05), ('after the blocks', 0.1)]
         >>> optimizer = torch.optim.AdamW(groups)
     """
     check_number("lr", lr, low=0)
@@ -62,13 +62,13 @@ def layer_lr_decay(
     depth = max(each.n_layers for each in blocks.values())
     at_input = {entry.parameter for entry in view.by_role("embedding", "position")}
     modules = {name.rpartition(".")[0] for name in at_input}
-    groups: dict[str, dict[str, Any]] = {"before the blocks": {"lr": lr * decay**depth, "params": []}}
+    groups: dict[str, dict[str, Any]] = {"before the blocks": {"lr": lr * decay ** (depth + 1), "params": []}}
     after: dict[str, Any] = {"lr": lr, "params": []}
     for name, parameter in model.named_parameters():
         block = block_of(blocks, name)
         if block.name:
             group = groups.setdefault(
-                f"{block.stack} {block.layer}", {"lr": lr * decay ** (block.n_layers - block.layer), "params": []}
+                f"{block.stack} {block.layer}", {"lr": lr * decay ** (block.n_layers + 1 - block.layer), "params": []}
             )
         else:
             is_before = name in at_input or name.rpartition(".")[0] in modules - {""}

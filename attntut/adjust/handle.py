@@ -6,7 +6,7 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -80,10 +80,16 @@ class Patch:
 
     def attend(self, place: Attention, change: AttentionPart) -> None:
         """Act inside an attention: as an :class:`~attntut.adjust.attention.AttentionChange` says."""
-        query = place.query or self.refuse(f"the queries of {place.name or 'the model'} are not known")
+        query = self.query(place)
         change.to(query.view.device, query.view.dtype).train(place.module.training)
         attention.insert(place.module, query.weight.n_heads, self.name, change)
         self._later(attention.remove, place.module, self.name)
+
+    def query(self, place: Attention) -> Entry:
+        """The queries' matrix of an attention; refuses if it is not known."""
+        if place.query is None:
+            self.refuse(f"the queries of {place.name or 'the model'} are not known")
+        return place.query
 
     def hook(self, register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> None:
         """Register a hook of torch's: ``patch.hook(module.register_forward_hook, function)``."""
@@ -104,9 +110,9 @@ class Patch:
         for step in steps:
             parametrize.register_parametrization(owner, name, step)
         ours: Any = [*steps]
-        self._later(parametrize.remove_parametrizations, owner, name, leave_parametrized=False)
+        self._later(_unparametrize, owner, name)
         self._checks.append(
-            lambda: "" if [*owner.parametrizations[name]] == ours else f"{parameter} was parametrized once more"  # type: ignore[index, union-attr]
+            lambda: "" if [*owner.parametrizations[name]] == ours else f"{parameter} was parametrized once more"  # type: ignore[index]
         )
 
     def replace(self, name: str, module: nn.Module) -> None:
@@ -126,7 +132,7 @@ class Patch:
         """The module that a projection's parameter is in."""
         return self.model.get_submodule(entry.parameter.rpartition(".")[0])
 
-    def refuse(self, why: str) -> Any:
+    def refuse(self, why: str) -> NoReturn:
         """Raise: the method cannot be applied.
 
         Raises:
@@ -351,6 +357,14 @@ def _in_order(owner: nn.Module, names: list[str]) -> None:
     """The parameters in their old order; others behind them."""
     for name in [*names, *(each for each in owner._parameters if each not in names)]:
         owner._parameters[name] = owner._parameters.pop(name)
+
+
+def _unparametrize(owner: nn.Module, name: str) -> None:
+    """Make a parameter plain; torch takes the property from the class, which a copy of the module may share."""
+    kind = type(owner)
+    own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(kind.__name__, kind.__bases__, own)
+    parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
 
 
 def _nested(encoder: nn.Module, before: Any) -> None:

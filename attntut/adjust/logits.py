@@ -63,12 +63,12 @@ class Cap(AttentionChange):
     why="A number that flattens attention (τ > 1) or sharpens it (τ < 1) without a change to any matrix.",
     treats=("logits too large", "entropy collapsed", "attention uniform (tokens alike)"),
 )
-def temperature(patch: Patch, *, tau: float | str = 1.0, learned: bool = False) -> None:
+def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool = False) -> None:
     """Divide the logits by a number, before the mask.
 
     Args:
         patch: of the model.
-        tau: τ; or ``"sqrt d_head"``, which turns the usual 1/√d_head into 1/d_head.
+        tau: τ; ``"sqrt d_head"`` turns the usual 1/√d_head into 1/d_head.
         learned: start there, and learn one number a head, ln(1/τ).
 
     Example:
@@ -81,9 +81,7 @@ def temperature(patch: Patch, *, tau: float | str = 1.0, learned: bool = False) 
     if tau != "sqrt d_head":
         check_number("tau", tau, low=0, open_low=True)
     for place in patch.attentions:
-        if place.query is None:
-            patch.refuse(f"the queries of {place.name or 'the model'} are not known")
-        weight = place.query.weight
+        weight = patch.query(place).weight
         value = math.sqrt(weight.d_head) if isinstance(tau, str) else tau
         patch.attend(place, LearnedTemperature(weight.n_heads, value) if learned else Temperature(value))
 

@@ -1,4 +1,4 @@
-"""Methods on queries, keys, values and heads: an :class:`~attntut.adjust.attention.AttentionChange` in each attention."""
+"""Methods on queries, keys, values and heads, each an :class:`~attntut.adjust.attention.AttentionChange`."""
 
 from __future__ import annotations
 
@@ -61,9 +61,7 @@ def qk_norm(patch: Patch, *, gain: float | None = None, norm: str = "rms") -> No
     if gain is not None:
         check_number("gain", gain, low=0, open_low=True)
     for place in patch.attentions:
-        if place.query is None or place.key is None:
-            patch.refuse(f"the queries and keys of {place.name or 'the model'} are not both known")
-        d_head = place.query.weight.d_head
+        d_head = patch.query(place).weight.d_head
         if norm == "l2":
             patch.attend(place, UnitQueriesKeys(d_head**0.5 if gain is None else gain))
         else:

@@ -1,4 +1,4 @@
-"""Methods on the matrices themselves: computed from others (``torch.nn.utils.parametrize``), or clipped after a step."""
+"""Methods on the matrices themselves: computed (``torch.nn.utils.parametrize``), or clipped after a step."""
 
 from __future__ import annotations
 
