@@ -64,8 +64,10 @@ def test_it_is_undone_to_the_bit(models, name, model_name):
     method = options(name, model)
     try:
         handle = adjust(model, name, **method)
-    except ValueError as refused:
-        assert re.search(rf"'{name}' (cannot be applied|needs|clashes)", str(refused))
+    except ValueError as error:
+        refused = re.search(rf"'{name}' (cannot be applied|needs|clashes)", str(error))
+        if not refused:
+            raise
     else:
         assert acting_on(model) == (name,)
         step(model, inputs, method)
@@ -164,9 +166,11 @@ def test_nothing_is_left_when_it_fails_half_way(models, monkeypatch):
             adjustments()[name].function(patch)
         raise KeyError("half-way")
 
-    monkeypatch.setitem(registry._ADJUSTMENTS, "half", replace(adjustments()["soft_cap"], name="half", function=half))
-    with pytest.raises(KeyError):
-        adjust(model, "half")
+    monkeypatch.setitem(
+        registry._ADJUSTMENTS, "half_way", replace(adjustments()["soft_cap"], name="half_way", function=half)
+    )
+    with pytest.raises(KeyError, match="half-way"):
+        adjust(model, "half_way")
     assert everything(model) == before
 
 
@@ -181,6 +185,7 @@ def test_a_forward_pass_that_fails_leaves_no_mode(models):
     assert everything(model) == before
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
 @pytest.mark.parametrize("name", ["qk_norm", "sigma_reparam"])
 def test_a_compiled_model_does_the_same(name):
     model = ours().eval()
@@ -247,11 +252,11 @@ def test_an_attention_that_cannot_be_seen_says_so():
 
     model = Hidden(D, H)
     adjust(model, "soft_cap")
-    with pytest.raises(RuntimeError, match="neither was seen. Undo the adjustment"):
+    with pytest.raises(RuntimeError, match=r"neither was seen\. Undo the adjustment"):
         model(*[torch.randn(3, 2, D)] * 3)
     model = Hidden(D, H)
     before = everything(model)
-    with pytest.raises((ValueError, RuntimeError), match="inputs tell the roles|neither was seen"):
+    with pytest.raises((ValueError, RuntimeError), match=r"inputs tell the roles|neither was seen"):
         adjust(model, "soft_cap", inputs=(torch.randn(3, 2, D),) * 3)
     assert everything(model) == before
 

@@ -412,14 +412,16 @@ def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart) ->
     Raises:
         ValueError: its ``forward`` is already an attribute, or it has an attribute of our name.
     """
-    if CHANGES not in module._modules:
-        if "forward" in vars(module) or hasattr(module, CHANGES):
-            taken = "forward" if "forward" in vars(module) else CHANGES
-            raise ValueError(f"{type(module).__name__} must not have an attribute {taken!r} of its own: it has one.")
-        module.add_module(CHANGES, nn.ModuleDict())
-        vars(module)["forward"] = AdjustedForward(module, n_heads)
-        module.register_forward_pre_hook(_unfused)
-    module._modules[CHANGES].add_module(name, change)  # type: ignore[union-attr]
+    changes: Any = module._modules.get(CHANGES)
+    if changes is not None:
+        changes.add_module(name, change)
+        return
+    taken = "forward" if "forward" in vars(module) else CHANGES if hasattr(module, CHANGES) else None
+    if taken:
+        raise ValueError(f"{type(module).__name__} must not have an attribute {taken!r} of its own: it has one.")
+    module.add_module(CHANGES, nn.ModuleDict({name: change}))
+    vars(module)["forward"] = AdjustedForward(module, n_heads)
+    module.register_forward_pre_hook(_unfused)
 
 
 def remove(module: nn.Module, name: str) -> None:
