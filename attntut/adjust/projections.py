@@ -92,4 +92,5 @@ class NormedQueriesKeys(AttentionChange):
         nn.init.constant_(self.query_norm.weight, gain)
 
     def heads(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_norm(query), self.key_norm(key)
+        dtype = self.query_norm.weight.dtype  # within autocast, queries may be coarser
+        return self.query_norm(query.to(dtype)).to(query.dtype), self.key_norm(key.to(dtype)).to(key.dtype)
