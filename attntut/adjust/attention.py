@@ -399,7 +399,7 @@ class AdjustedForward:
             )
         return output
 
-    _uncompiled = torch._disable_dynamo(_run)
+    _uncompiled = torch._disable_dynamo(_run)  # type: ignore[attr-defined]
 
 
 def _unfused(module: nn.Module, args: tuple[Any, ...]) -> None:

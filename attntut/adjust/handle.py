@@ -170,7 +170,9 @@ def adjust(
     """Apply a method of adjustment to a model, in place, until it is undone.
 
     The model keeps its class, its parameters (the same objects) and its place; parameters that the method brings are
-    among ``model.parameters()`` from now on: make the optimizer afterwards.
+    among ``model.parameters()`` from now on: make the optimizer afterwards. A copy of the model stays adjusted when the
+    original is undone. ``torch.compile`` runs an adjusted attention uncompiled (the graph breaks there); what acts
+    elsewhere compiles with the rest.
 
     Args:
         model: any model that contains attention.
