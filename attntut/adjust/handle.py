@@ -70,6 +70,9 @@ class Patch:
     def __init__(self, name: str, model: nn.Module, view: ModelView) -> None:
         self.name, self.model, self.view = name, model, view
         self.n_changes = 0
+        self._names: dict[nn.Parameter, list[str]] = {}  # a tied parameter has several
+        for each, parameter in model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(parameter, []).append(each)
         self._checks: list[Callable[[], str]] = []
         self._stack = ExitStack()
 
@@ -97,8 +100,7 @@ class Patch:
 
     def parametrize(self, parameter: str, *steps: nn.Module) -> None:
         """Compute a parameter from the one that is stored, step by step (:mod:`torch.nn.utils.parametrize`)."""
-        names = [name for name, each in self.model.named_parameters(remove_duplicate=False)
-                 if each is self.model.get_parameter(parameter)]  # fmt: skip
+        names = self._names[self.model.get_parameter(parameter)]
         path, _, name = parameter.rpartition(".")
         owner = self.model.get_submodule(path)
         if "parametrizations" in path:
@@ -108,7 +110,7 @@ class Patch:
         _remember(owner, "_parameters_before", list(owner._parameters))
         self._later(_forget, owner, "_parameters_before", _in_order)
         for step in steps:
-            parametrize.register_parametrization(owner, name, step)
+            parametrize.register_parametrization(owner, name, step, unsafe=True)  # unasked, it would run all of it
         ours: Any = [*steps]
         self._later(_unparametrize, owner, name)
         self._checks.append(
