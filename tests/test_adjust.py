@@ -161,7 +161,7 @@ def test_nothing_is_left_when_it_fails_half_way(models, monkeypatch):
     def half(patch):
         patch.keep(*patch.model.parameters())
         for each in patch.model.parameters():
-            each.data.zero_()
+            each.data.fill_(1)
         for name in ("soft_cap", "sigma_reparam", "branch_scale"):
             adjustments()[name].function(patch)
         raise KeyError("half-way")
@@ -186,16 +186,15 @@ def test_a_forward_pass_that_fails_leaves_no_mode(models):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
-@pytest.mark.parametrize("name", ["qk_norm", "sigma_reparam"])
-def test_a_compiled_model_does_the_same(name):
-    model = ours().eval()
-    adjust(model, name)
-    inputs = inputs_of("ours")
+def test_a_compiled_model_does_the_same():
+    model, inputs = ours(n_layers=1).eval(), inputs_of("ours")
+    adjust(model, "qk_norm"), adjust(model, "sigma_reparam", force=True)  # one inside attention, one elsewhere
     expected = output(model, inputs)
     gradients = torch.autograd.grad(expected.square().sum(), [*model.parameters()])
     compiled = torch.compile(model, backend="aot_eager")
-    assert torch.allclose(output(compiled, inputs), expected, atol=1e-6)
-    found = torch.autograd.grad(output(compiled, inputs).square().sum(), [*model.parameters()])
+    result = output(compiled, inputs)
+    assert torch.allclose(result, expected, atol=1e-6)
+    found = torch.autograd.grad(result.square().sum(), [*model.parameters()])
     assert all(map(torch.allclose, found, gradients, [1e-4] * len(found), [1e-5] * len(found)))
 
 

@@ -1,4 +1,4 @@
-"""σReparam and QK-clip: by hand, their promises under hostile weights, their gradients."""
+"""σReparam, weight norm, QK-clip, redrawn blocks: by hand, their promises under hostile weights, their gradients."""
 
 import pytest
 import torch
@@ -78,6 +78,115 @@ def test_its_gradient_is_that_of_finite_differences(packed):
 
     values = [each.detach().requires_grad_() for each in model.parameters()]
     assert parametrized and torch.autograd.gradcheck(function, values)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: torch.randn(256, 256), lambda: torch.randn(64, 256), lambda: torch.eye(40), lambda: torch.full((30, 20), 1e-9),
+    lambda: torch.randn(100, 100) * torch.logspace(0, -6, 100), lambda: 1e6 * torch.randn(200, 30).half().float() / 1e2,
+])  # fmt: skip
+def test_the_first_singular_value_is_nearly_exact_and_never_too_large(make):
+    from attntut.adjust.weights import _largest_pair
+
+    torch.manual_seed(0)
+    matrix = make()
+    u, v = _largest_pair(matrix)
+    assert torch.allclose(torch.stack([u.norm(), v.norm()]), torch.ones(2), atol=1e-5)
+    assert 0.99 < torch.dot(u, matrix @ v) / torch.linalg.matrix_norm(matrix, 2) < 1.0001
+
+
+def test_a_matrix_without_a_size_is_refused():
+    model = MultiHeadAttention(D, H, packed=True)
+    nn.init.zeros_(model.in_proj.weight[D : 2 * D])
+    for name, message in (("sigma_reparam", "a part that is 0"), ("weight_norm", "a row that is 0")):
+        with pytest.raises(ValueError, match=message):
+            adjust(model, name)
+
+
+# ---- weight norm
+
+
+@pytest.mark.parametrize("name", ["ours", "ours, packed, post-LN", "torch encoder", "GPT-2", "T5"])
+def test_the_length_of_a_row_is_its_gain_and_the_model_is_the_same_at_first(name):
+    if name not in MODELS:
+        pytest.skip("transformers is not installed")
+    model, inputs = MODELS[name]().eval(), inputs_of(name)
+    expected, rows = output(model, inputs), [each.view.norm(dim=1) for each in roles(model)]
+    lengths = [(each.parameter, each.matrix) for each in roles(model)]
+    with adjust(model, "weight_norm"), torch.no_grad():
+        assert torch.allclose(output(model, inputs), expected, atol=1e-4)
+        for (parameter, matrix), length in zip(lengths, rows, strict=True):
+            matrix.write_(1e6 * torch.rand(matrix.shape[0], 1) * matrix.read())
+            owner, _, own = parameter.rpartition(".")
+            computed = getattr(model.get_submodule(owner), own).contiguous()
+            assert computed.norm() == pytest.approx(torch.linalg.vector_norm(computed).item())
+            gain = model.get_submodule(owner).parametrizations[own][0].gain.flatten()
+            assert torch.isclose(gain[:, None], length[None], rtol=1e-3).any(0).all()
+        assert torch.allclose(output(model, inputs), expected, atol=1e-3)  # only the directions count
+
+
+def test_it_is_torch_s_weight_norm():
+    layer, twin = MultiHeadAttention(8, 2, bias=False), nn.Linear(8, 8, bias=False)
+    twin.weight.data.copy_(layer.query.weight)
+    adjust(layer, "weight_norm")
+    nn.utils.parametrizations.weight_norm(twin)
+    x = torch.randn(3, 8)
+    first, second = layer.query(x), twin(x)
+    assert torch.allclose(first, second, atol=1e-5)
+    first.square().sum().backward(), second.square().sum().backward()
+    theirs, mine = twin.parametrizations.weight, layer.query.parametrizations.weight
+    assert torch.allclose(mine.original.grad, theirs.original1.grad, atol=1e-5)
+    assert torch.allclose(mine[0].gain.grad, theirs.original0.grad, atol=1e-5)
+
+
+# ---- blocks drawn again
+
+
+@pytest.mark.parametrize("name", ["torch encoder", "torch transformer", "BERT", "GPT-2", "ours"])
+def test_the_last_block_is_new_and_the_others_are_not(name):
+    if name not in MODELS:
+        pytest.skip("transformers is not installed")
+    model = MODELS[name]()
+    before = {key: each.clone() for key, each in model.named_parameters()}
+    for each in model.parameters():
+        each.data.add_(0.5)
+    trained = {key: each.clone() for key, each in model.named_parameters()}
+    if name == "torch transformer":  # one block a stack
+        with pytest.raises(ValueError, match="its blocks are not known"):
+            adjust(model, "reinit_top_layers")
+        return
+    handle = adjust(model, "reinit_top_layers", scheme="normal", generator=torch.Generator().manual_seed(0))
+    changed = {key for key, each in model.named_parameters() if not torch.equal(each, trained[key])}
+    assert changed == {key for key in before if ".1." in key and not key.endswith("gain")}
+    for key in changed:
+        each = model.get_parameter(key)
+        if each.ndim > 1:
+            assert each.std().item() == pytest.approx(0.02, rel=0.25)
+        else:
+            assert each.eq(0).all() or each.eq(1).all()
+    handle.undo()
+    assert all(torch.equal(each, trained[key]) for key, each in model.named_parameters())
+
+
+def test_a_pooler_may_go_too():
+    pytest.importorskip("transformers")
+    model = MODELS["BERT"]()
+    pooler, table = model.pooler.dense.weight.clone(), model.embeddings.word_embeddings.weight.clone()
+    with adjust(model, "reinit_top_layers", n_layers=2, readout=True):
+        assert not torch.equal(model.pooler.dense.weight, pooler)
+        assert torch.equal(model.embeddings.word_embeddings.weight, table)
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(n_layers=3), "n_layers must be an integer between 1 and 2"), (dict(n_layers=0), "n_layers must be"),
+    (dict(scheme="lsuv"), "measures or corrects"), (dict(scheme="norml"), "Did you mean 'normal'"),
+    (dict(scheme="t5"), "needs"), (dict(generator=3), "generator must be a torch.Generator"),
+])  # fmt: skip
+def test_blocks_are_drawn_by_a_scheme_that_fits(options, message):
+    model = ours()
+    before = [each.clone() for each in model.parameters()]
+    with pytest.raises((ValueError, TypeError), match=message):
+        adjust(model, "reinit_top_layers", **options)
+    assert all(map(torch.equal, before, model.parameters()))
 
 
 # ---- QK-clip

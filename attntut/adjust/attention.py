@@ -402,7 +402,7 @@ class AdjustedForward:
     _uncompiled = torch._disable_dynamo(_run)  # type: ignore[attr-defined]
 
 
-def _unfused(module: nn.Module, args: tuple[Any, ...]) -> None:
+def unfused(module: nn.Module, args: tuple[Any, ...]) -> None:
     """A hook that does nothing: torch's fused encoder layers go step by step where a part has one."""
 
 
@@ -421,7 +421,7 @@ def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart) ->
         raise ValueError(f"{type(module).__name__} must not have an attribute {taken!r} of its own: it has one.")
     module.add_module(CHANGES, nn.ModuleDict({name: change}))
     vars(module)["forward"] = AdjustedForward(module, n_heads)
-    module.register_forward_pre_hook(_unfused)
+    module.register_forward_pre_hook(unfused)
 
 
 def remove(module: nn.Module, name: str) -> None:
@@ -430,5 +430,5 @@ def remove(module: nn.Module, name: str) -> None:
     del changes[name]
     if not len(changes):
         del module._modules[CHANGES], vars(module)["forward"]
-        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _unfused]:
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is unfused]:
             del module._forward_pre_hooks[key]

@@ -125,6 +125,14 @@ class Patch:
         self._later(parent._modules.__setitem__, own, before)
         self._checks.append(lambda: "" if parent._modules.get(own) is module else f"{name} was replaced once more")
 
+    def add(self, owner: nn.Module, name: str, module: nn.Module) -> None:
+        """Give a module one more, under a name that is free."""
+        if hasattr(owner, name):
+            self.refuse(f"a {type(owner).__name__} has an attribute {name!r} of its own")
+        owner.add_module(name, module)
+        self._later(owner._modules.pop, name)
+        self._checks.append(lambda: "" if owner._modules.get(name) is module else f"{name} was replaced since")
+
     def keep(self, *tensors: Tensor) -> None:
         """Give these their present values back at the end; the method may then write to them."""
         for each in tensors:
