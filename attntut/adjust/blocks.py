@@ -131,7 +131,8 @@ def _norms(patch: Patch) -> Iterator[tuple[str, nn.Module, int]]:
     widths = {patch.query(place).weight.d_model for place in patch.attentions}
     inside = tuple(f"{place.name}." for place in patch.attentions if place.name)
     for name, module in patch.model.named_modules():
-        if not is_norm(module) or [*module.children()] or f"{name}.".startswith(inside):
+        is_ours = name.rpartition(".")[2] == SANDWICH
+        if not is_norm(module) or [*module.children()] or is_ours or f"{name}.".startswith(inside):
             continue
         shape = getattr(module, "normalized_shape", None) or (max((p.numel() for p in module.parameters()), default=0),)
         over_channels = not isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase)

@@ -71,6 +71,7 @@ class Matrix:
     def rows(self, numbers: Sequence[int]) -> Matrix | None:
         """Some of the rows, in this order; None where they do not lie evenly in memory."""
         view, split = self.view, self.row_dims
+        levels: Levels | None
         if split == 1 and isinstance(numbers, range):  # one piece, and perhaps a large one
             first, levels = numbers[0] * view.stride(0), ((len(numbers), numbers.step * view.stride(0)),)
         else:
