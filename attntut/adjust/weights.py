@@ -305,7 +305,8 @@ def reinit_top_layers(
         ...     [torch.equal(each.linear1.weight, old) for each, old in zip(model.layers, before)]
         [True, True, False]
     """
-    check_int("n_layers", n_layers), _check_generator(generator)
+    check_int("n_layers", n_layers)
+    _check_generator(generator)
     found, view = find_scheme(scheme), patch.view
     blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
     last = block_of(blocks, patch.attentions[-1].name)
