@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 import numbers
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -76,6 +79,40 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{name} must be one of {expected}: got {value!r}.{hint}")
     return value
+
+
+def check_options(owner: str, options: Iterable[str], known: Mapping[str, Any]) -> None:
+    """Refuse an option that is not known; the message has the known ones with their defaults.
+
+    >>> check_options("The scheme 'lecun'", {"gian": 2}, {"gain": 1.0})
+    Traceback (most recent call last):
+    ...
+    ValueError: The scheme 'lecun' has no option 'gian'. Its options: gain=1.0. Did you mean 'gain'?
+    """
+    for name in options:
+        if name not in known:
+            shown = ", ".join(
+                option if default is inspect.Parameter.empty else f"{option}={default!r}"
+                for option, default in known.items()
+            )
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+            raise ValueError(
+                f"{owner} has no option {name!r}. "
+                + (f"Its options: {shown}." if shown else "It has no options.")
+                + (f" Did you mean {near[0]!r}?" if near else "")
+            )
+
+
+def year_in(cite: str) -> int:
+    """The year in a key of the bibliography.
+
+    >>> year_in("henry2020query")
+    2020
+    """
+    found = re.search(r"\d{4}", cite)
+    if found is None:
+        raise ValueError(f"year must be given where cite has none: got cite={cite!r}.")
+    return int(found[0])
 
 
 def check_tensor(

@@ -110,10 +110,24 @@ def scaled_dot_product_attention(
     else:
         _check_mask(mask, logits.shape)
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
-        # The softmax of a row of −inf is 0/0, and so is its gradient: give such a row finite logits, then weight 0.
-        blind = (logits == -math.inf).all(dim=-1, keepdim=True)
-        weights = torch.softmax(logits.masked_fill(blind, 0), dim=-1).masked_fill(blind, 0)
+        weights = masked_softmax(logits)
     return weights @ value, weights
+
+
+def masked_softmax(logits: Tensor) -> Tensor:
+    """Softmax along the last dimension, where a row of −∞ gives weights 0, and gradients 0, not NaN.
+
+    Args:
+        logits: ``(..., n, m)``.
+
+    Example:
+        >>> masked_softmax(torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]]))
+        tensor([[1., 0.],
+                [0., 0.]])
+    """
+    # The softmax of a row of −inf is 0/0, and so is its gradient: give such a row finite logits, then weight 0.
+    blind = (logits == -math.inf).all(dim=-1, keepdim=True)
+    return torch.softmax(logits.masked_fill(blind, 0), dim=-1).masked_fill(blind, 0)
 
 
 def causal_mask(n: int, m: int | None = None, *, device: torch.device | str | None = None) -> Tensor:

@@ -71,16 +71,19 @@ class Matrix:
     def rows(self, numbers: Sequence[int]) -> Matrix | None:
         """Some of the rows, in this order; None where they do not lie evenly in memory."""
         view, split = self.view, self.row_dims
-        offsets = [0]
-        for size, stride in zip(view.shape[:split], view.stride(), strict=False):
-            offsets = [offset + i * stride for offset in offsets for i in range(size)]
-        levels = nested([offsets[number] for number in numbers])
+        levels: Levels | None
+        if split == 1 and isinstance(numbers, range):  # one piece, and perhaps a large one
+            first, levels = numbers[0] * view.stride(0), ((len(numbers), numbers.step * view.stride(0)),)
+        else:
+            offsets = [0]
+            for size, stride in zip(view.shape[:split], view.stride(), strict=False):
+                offsets = [offset + i * stride for offset in offsets for i in range(size)]
+            first, levels = offsets[numbers[0]], nested([offsets[number] for number in numbers])
         if levels is None:
             return None
         sizes, steps = zip(*levels, strict=True)
         shape, strides = (*sizes, *view.shape[split:]), (*steps, *view.stride()[split:])
-        start = view.storage_offset() + offsets[numbers[0]]
-        return Matrix(view.as_strided(shape, strides, start), len(levels))
+        return Matrix(view.as_strided(shape, strides, view.storage_offset() + first), len(levels))
 
 
 def nested(offsets: Sequence[int]) -> Levels | None:

@@ -50,6 +50,7 @@ class Drawers:
         self.left: dict[str, str] = {}
         self._vectors = [(each.data_ptr(), each.data_ptr() + each.nbytes, each) for each in _small(module)]
         self.blocks = find_blocks(module, self.heard.attention, self.heard.apart)
+        self._modules = dict(module.named_modules(remove_duplicate=False))
         self._ran = {each for name in self.heard.called for each in prefixes(name)}
         self._done: set[int] = set()
         names: dict[int, list[str]] = {}  # a tied parameter has several
@@ -244,7 +245,7 @@ class Drawers:
                 )
 
     def _owner(self, name: str) -> nn.Module:
-        return self.module.get_submodule(name.rpartition(".")[0])
+        return self._modules[name.rpartition(".")[0]]
 
     def _take(self, parameter: object, *, again: bool = False) -> Tensor | None:
         """The parameter's data, if it is one and no drawer has it."""
@@ -262,8 +263,9 @@ def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     [('weight', 'Linear'), ('0.weight', 'Sequential')]
     """
     path = name.split(".")
+    chain = [*itertools.accumulate(path[:-1], nn.Module.get_submodule, initial=module)]
     for depth in range(len(path) - 1, -1, -1):
-        yield ".".join(path[depth:]), module.get_submodule(".".join(path[:depth]))
+        yield ".".join(path[depth:]), chain[depth]
 
 
 def _small(module: nn.Module) -> Iterator[nn.Parameter]:
@@ -310,15 +312,16 @@ def _is_plain(layout: Layout) -> bool:
     return layout.sizes is None and layout.groups == 1 and layout.stacked is None and not layout.transposed
 
 
-def _turns(sizes: Sequence[int], groups: int) -> Iterator[list[int]]:
+def _turns(sizes: Sequence[int], groups: int) -> Iterator[Sequence[int]]:
     """The rows of each role where all of them take turns.
 
-    >>> list(_turns((2, 1), groups=2))
-    [[0, 1, 3, 4], [2, 5]]
+    >>> list(_turns((2, 1), groups=2)), list(_turns((2, 1), groups=1))
+    ([[0, 1, 3, 4], [2, 5]], [range(0, 2), range(2, 3)])
     """
     start, period = 0, sum(sizes)
     for size in sizes:
-        yield [group * period + start + row for group in range(groups) for row in range(size)]
+        turns = [range(group * period + start, group * period + start + size) for group in range(groups)]
+        yield turns[0] if groups == 1 else [*itertools.chain(*turns)]
         start += size
 
 

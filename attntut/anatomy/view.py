@@ -236,7 +236,9 @@ def look(
         drawers.left,
         tuple(places.unsure),
         frozenset(heard.zero_centred).union(
-            f"{name}.weight" for name, each in module.named_modules() if getattr(each, "zero_centred", False) is True
+            f"{name}.weight"
+            for name in drawers.norms
+            if getattr(module.get_submodule(name), "zero_centred", False) is True
         ),
     )
 

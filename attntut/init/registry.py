@@ -19,12 +19,11 @@ Tests, catalogue and explorers find it by :func:`schemes`, and ``help(lecun_norm
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from attntut._checks import check_choice
+from attntut._checks import check_choice, year_in
 from attntut.anatomy.weight import BRANCH, Weight
 from attntut.init import requirements
 from attntut.init.laws import Law, Normal
@@ -67,7 +66,7 @@ def scheme(
     for label, text in (("formula", formula), ("source", source), ("why", why)):
         if not text.strip():
             raise ValueError(f"{label} must say something: got {text!r}.")
-    published = _year_in(cite) if year is None else year
+    published = year_in(cite) if year is None else year
 
     def register(function: Function) -> Function:
         name = function.__name__
@@ -93,13 +92,6 @@ def scheme(
         return function
 
     return register
-
-
-def _year_in(cite: str) -> int:
-    found = re.search(r"\d{4}", cite)
-    if found is None:
-        raise ValueError(f"year must be given where cite has none: got cite={cite!r}.")
-    return int(found[0])
 
 
 def _explanation(each: Scheme) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -10,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from attntut._checks import check_options
 from attntut.anatomy.weight import Weight, weights
 from attntut.init import requirements
 from attntut.init.laws import Constant, Law
@@ -146,15 +146,7 @@ class Scheme:
         Raises:
             ValueError: names the options that it has.
         """
-        for name in options:
-            if name not in self.options:
-                known = ", ".join(f"{option}={default!r}" for option, default in self.options.items())
-                near = difflib.get_close_matches(name, self.options, n=1, cutoff=0.4)
-                raise ValueError(
-                    f"The scheme {self.name!r} has no option {name!r}. "
-                    + (f"Its options: {known}." if known else "It has no options.")
-                    + (f" Did you mean {near[0]!r}?" if near else "")
-                )
+        check_options(f"The scheme {self.name!r}", options, self.options)
 
     def _call(self, function: Callable[..., Any], *args: Any, options: Mapping[str, Any]) -> Any:
         self.check_options(options)

@@ -1,0 +1,31 @@
+"""What to change when the initialization was not enough: a catalogue of methods, on any model, that can be undone.
+
+``adjust(model, name, **options)`` applies a method that acts on a model, and gives a handle that takes it away; the
+functions of the other families (groups, schedules, optimizers, loss) give ordinary torch objects, and are called as
+they are. A method is one decorated function in the file of its family; what it says of itself is in the decorator.
+
+A function on a model gets a :class:`Patch`: its ``attend``, ``hook``, ``parametrize``, ``replace`` and ``keep`` change
+the model by torch's own means and know the way back; ``patch.view`` has the roles (:mod:`attntut.anatomy`). Inside
+attention, an :class:`AttentionChange` is asked at each place (queries and keys, values, logits before and after the
+mask, weights, merged heads), with one shape in every model, for fused kernels and for a softmax that is written out.
+"""
+
+from attntut.adjust import blocks, gradients, groups, logits, loss, optimizers, projections, schedules, weights  # noqa: F401
+from attntut.adjust.attention import AttentionChange
+from attntut.adjust.groups import layer_lr_decay
+from attntut.adjust.handle import Handle, Patch, acting_on, adjust
+from attntut.adjust.registry import Adjustment, adjustment, adjustments
+from attntut.adjust.schedules import warmup
+
+__all__ = [
+    "Adjustment",
+    "AttentionChange",
+    "Handle",
+    "Patch",
+    "acting_on",
+    "adjust",
+    "adjustment",
+    "adjustments",
+    "layer_lr_decay",
+    "warmup",
+]

@@ -1,0 +1,434 @@
+"""Act inside somebody's attention: on its queries, keys and values, its logits, its weights, and what the heads found.
+
+While an attention module runs, a :class:`Listener` (a ``TorchFunctionMode``, so that autograd sees what it does) looks
+for the product of queries and keys on its way to a softmax, and for ``F.scaled_dot_product_attention``. It does what
+the module's changes ask for there, with the model's own scale, masks, dropout and grouped queries. The module's
+``forward`` is an attribute that runs the class's own within the mode; it is copied and pickled along with the module.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from attntut._restore import tensors_in
+from attntut.attention import causal_mask, masked_softmax
+from attntut.parts import AttentionPart
+
+CHANGES = "adjusted"
+"""The name under which an attention module holds its changes."""
+HIDDEN = -1e4
+"""What is laid upon logits and goes below this is a mask."""
+
+PRODUCTS = ("matmul", "bmm", "baddbmm", "rmatmul", "einsum")
+SCALED = ("mul", "imul", "rmul", "multiply", "div", "truediv", "itruediv", "true_divide", "divide")
+MOVED = (
+    "view reshape transpose permute contiguous flatten unflatten unsqueeze squeeze expand clone to type float half "
+    "bfloat16 double type_as swapaxes movedim"
+).split()
+Step = Callable[[Tensor], Tensor]
+
+
+class AttentionChange(AttentionPart):
+    """What a method does inside attention; each function leaves what it gets as it is, unless it is overridden.
+
+    Shapes are the same in every model: queries ``(B, H, T, d_head)``, keys and values ``(B, H, S, d_head)`` or, with
+    grouped queries, fewer heads; logits and weights ``(B, H, T, S)``.
+
+    Attributes:
+        scale: if it is a number, it replaces the factors that the model multiplies the logits with: for changes of
+            queries and keys that would take a factor of theirs away.
+    """
+
+    scale: float | None = None
+
+    def values(self, value: Tensor) -> Tensor:
+        """Values before they are averaged."""
+        return value
+
+    def logits(self, logits: Tensor) -> Tensor:
+        """Logits, scaled, before anything (a mask, a bias of positions) is added to them."""
+        return logits
+
+    def masked(self, logits: Tensor) -> Tensor:
+        """Logits as the softmax gets them."""
+        return logits
+
+    def weights(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """Weights instead of the softmax's; ``hidden`` is True where a mask lies."""
+        raise NotImplementedError
+
+
+def _overrides(change: AttentionPart, name: str) -> bool:
+    own = getattr(type(change), name, None)
+    return own is not None and own not in (getattr(AttentionChange, name), getattr(AttentionPart, name, None))
+
+
+@dataclass
+class Scores:
+    """A product of queries and keys on its way to a softmax.
+
+    Attributes:
+        query, key: what was multiplied, ``(…, T, d)`` and ``(…, S, d)``.
+        product: multiplies them again.
+        logits: the product, scaled, before anything was laid upon it.
+        moves: what was done to the product so far: scaling, layout.
+        scales: of each of these, whether it scales.
+        laid: what was done after that: masks, biases.
+    """
+
+    query: Tensor
+    key: Tensor
+    product: Callable[[Tensor, Tensor], Tensor]
+    logits: Tensor
+    moves: list[Step] = field(default_factory=list)
+    scales: list[bool] = field(default_factory=list)
+    laid: list[Step] = field(default_factory=list)
+
+
+class Weights:
+    """What marks a softmax's result."""
+
+
+class Listener(TorchFunctionMode):
+    """Changes one call of an attention module.
+
+    Args:
+        module: the attention.
+        changes: what to do, in this order.
+        n_heads: of its queries.
+        x: what it was called with: the tokens that ask.
+    """
+
+    def __init__(self, module: nn.Module, changes: Iterable[AttentionPart], n_heads: int, x: Tensor | None) -> None:
+        super().__init__()
+        self.module, self.changes, self.n_heads, self.x = module, list(changes), n_heads, x
+        self.marks: list[tuple[Tensor, Scores | Weights]] = []
+        self.seen = 0
+
+    def __torch_function__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:  # opaque to a mode; its copy is not
+            with self:
+                return _multi_head_attention_forward(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            return self._fused(*args, **kwargs)
+        plain = getattr(func, "__name__", "")
+        name = plain.strip("_")
+        if name in PRODUCTS:
+            return self._product(name, func, args, kwargs)
+        marked, mark = self._marked(args, kwargs)
+        if marked is None or mark is None:
+            return func(*args, **kwargs)
+        if isinstance(mark, Scores) and name in ("softmax", "_safe_softmax"):
+            return self._softmax(mark, marked, func, args, kwargs)
+        return self._follow(mark, marked, name, plain, func, args, kwargs)
+
+    # ---- an attention that is written out
+
+    def _marked(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor | None, Scores | Weights | None]:
+        if self.marks:
+            for each in tensors_in((args, kwargs)):
+                for tensor, mark in self.marks:
+                    if tensor is each:
+                        return tensor, mark
+        return None, None
+
+    def _mark(self, tensor: Tensor, mark: Scores | Weights) -> None:
+        self.marks = [each for each in self.marks if each[0] is not tensor] + [(tensor, mark)]
+
+    def _product(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        factors = _factors(name, args, kwargs)
+        if factors is None or factors[0].ndim < 3 or any(isinstance(each, nn.Parameter) for each in factors):
+            return func(*args, **kwargs)
+        left, right = factors
+        _, mark = self._marked((left,), {})
+        if isinstance(mark, Weights):
+            return self._mix(left, right, name, func, args, kwargs)
+        if name == "einsum":
+            key, product = right, lambda query, key: func(args[0], query, key)
+        else:
+            key, product = right.mT, lambda query, key: query @ key.mT
+        scores = Scores(left, key, product, left)
+        if name != "baddbmm":
+            out = scores.logits = func(*args, **kwargs)
+        else:
+            alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
+            scores.moves, scores.scales = [lambda new: new * alpha], [True]
+            out = scores.logits = torch.bmm(left, right) * alpha
+            if beta != 0:
+                scores.laid = [lambda new: new + beta * args[0]]
+                out = scores.laid[0](out)
+        self._mark(out, scores)
+        return out
+
+    def _follow(
+        self,
+        mark: Scores | Weights,
+        marked: Tensor,
+        name: str,
+        plain: str,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        """Run a function, and know its result as what it was made of."""
+        in_place = (plain.endswith("_") and not plain.startswith("_")) or plain.startswith("__i")
+        if in_place and isinstance(mark, Scores) and mark.logits is marked:
+            mark.logits = mark.logits.clone()
+        out = func(*args, **kwargs)
+        if not isinstance(out, Tensor) or out.numel() != marked.numel() or not out.is_floating_point():
+            return out
+        if isinstance(mark, Weights):
+            self._mark(out, mark)
+            return out
+
+        def step(new: Tensor) -> Tensor:
+            new = new.clone() if in_place else new
+            swapped = [new if each is marked else each for each in args]
+            return func(*swapped, **{key: new if each is marked else each for key, each in kwargs.items()})
+
+        others = [each for each in tensors_in((args, kwargs)) if each is not marked]
+        scales = name in SCALED and all(each.numel() == 1 for each in others)
+        if mark.laid or not (scales or name in MOVED):
+            mark = Scores(mark.query, mark.key, mark.product, mark.logits, mark.moves, mark.scales, [*mark.laid, step])
+        else:
+            mark = Scores(mark.query, mark.key, mark.product, out, [*mark.moves, step], [*mark.scales, scales])
+        self._mark(out, mark)
+        return out
+
+    def _softmax(self, scores: Scores, marked: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+        if dim not in (-1, marked.ndim - 1):
+            return func(*args, **kwargs)
+        self.seen += 1
+        logits = scores.logits
+        if self._asks("heads"):
+            query, key, scale = self._heads(scores.query, scores.key)
+            logits = scores.product(query, key)
+            logits = logits if scale is None else logits * scale
+            for step, scales in zip(scores.moves, scores.scales, strict=True):
+                logits = logits if scales and scale is not None else step(logits)
+        logits = self._each("logits", logits)
+
+        def lay(logits: Tensor) -> Tensor:
+            for step in scores.laid:
+                logits = step(logits)
+            return logits
+
+        logits = self._each("masked", lay(logits))
+        weights = self._weights(logits, lambda: lay(torch.zeros_like(scores.logits)) <= HIDDEN)
+        if weights is None:
+            swapped = [logits if each is marked else each for each in args]
+            weights = func(*swapped, **{key: logits if each is marked else each for key, each in kwargs.items()})
+        self._mark(weights, Weights())
+        return weights
+
+    def _mix(
+        self, weights: Tensor, value: Tensor, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The weights meet the values."""
+        if self._asks("values"):
+            changed = self._each("values", value)
+            args = tuple(changed if each is value else each for each in args)
+            kwargs = {key: changed if each is value else each for key, each in kwargs.items()}
+        out = func(*args, **kwargs)
+        return self._merged(out)
+
+    # ---- torch's function
+
+    def _fused(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        self.seen += 1
+        if self._asks("heads"):
+            query, key, own = self._heads(query, key)
+            scale = scale if own is None else own
+        value = self._each("values", value)
+        if not any(map(self._asks, ("logits", "masked", "weights"))):
+            options = dict(enable_gqa=True) if enable_gqa else {}
+            heads = F.scaled_dot_product_attention(
+                query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
+            )
+            return self._merged(heads)
+        if enable_gqa:
+            key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
+        logits = self._each("logits", query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale))
+
+        def lay(logits: Tensor) -> Tensor:
+            if is_causal:
+                logits = logits.masked_fill(~causal_mask(*logits.shape[-2:], device=logits.device), -math.inf)
+            if attn_mask is None:
+                return logits
+            is_bool = attn_mask.dtype == torch.bool
+            return logits.masked_fill(~attn_mask, -math.inf) if is_bool else logits + attn_mask
+
+        logits = self._each("masked", lay(logits))
+        weights = self._weights(logits, lambda: lay(torch.zeros_like(logits)) <= HIDDEN)
+        weights = masked_softmax(logits) if weights is None else weights
+        return self._merged(F.dropout(weights, dropout_p) @ value)
+
+    # ---- the changes, on tensors of one shape
+
+    def _asks(self, name: str) -> bool:
+        return any(_overrides(change, name) for change in self.changes)
+
+    def _each(self, name: str, tensor: Tensor) -> Tensor:
+        for change in self.changes:
+            if _overrides(change, name):
+                tensor = self._back(getattr(change, name)(self._by_head(tensor)), tensor)
+        return tensor
+
+    def _heads(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float | None]:
+        scale = None
+        for change in self.changes:
+            if _overrides(change, "heads"):
+                new = change.heads(self._by_head(query), self._by_head(key))
+                query, key = self._back(new[0], query), self._back(new[1], key)
+                own = getattr(change, "scale", None)
+                scale = scale if own is None else own
+        return query, key, scale
+
+    def _weights(self, logits: Tensor, hidden: Callable[[], Tensor]) -> Tensor | None:
+        for change in self.changes:
+            if _overrides(change, "weights"):
+                own: Any = change
+                return self._back(own.weights(self._by_head(logits), self._by_head(hidden())), logits)
+        return None
+
+    def _merged(self, heads: Tensor) -> Tensor:
+        for change in self.changes:
+            if _overrides(change, "merged"):
+                by_head = self._by_head(heads).transpose(1, 2)  # (B, T, H, d_head)
+                merged = change.merged(by_head.flatten(2), self.x)  # type: ignore[arg-type]
+                heads = self._back(merged.view(by_head.shape).transpose(1, 2), heads)
+        return heads
+
+    def _by_head(self, tensor: Tensor) -> Tensor:
+        """``(B, H, …, …)``, also where heads are folded into the batch, or split into groups."""
+        if tensor.ndim == 5:
+            return tensor.flatten(1, 2)
+        if tensor.ndim == 3 and tensor.shape[0] % self.n_heads == 0:
+            return tensor.unflatten(0, (-1, self.n_heads))
+        if tensor.ndim != 4:
+            raise RuntimeError(
+                f"The heads of {type(self.module).__name__} must be found in what it computes: {self.n_heads} heads in "
+                f"shape {tuple(tensor.shape)} are not. Undo the adjustment."
+            )
+        return tensor
+
+    def _back(self, tensor: Tensor, like: Tensor) -> Tensor:
+        return tensor if tensor.ndim == like.ndim else tensor.reshape(*like.shape[:-1], tensor.shape[-1])
+
+
+# F.multi_head_attention_forward hands itself to a mode as a whole. Its copy does not ask whether there is one.
+_multi_head_attention_forward = types.FunctionType(
+    F.multi_head_attention_forward.__code__,
+    vars(F) | {"has_torch_function": lambda tensors: False},
+    argdefs=F.multi_head_attention_forward.__defaults__,
+)
+
+
+def _factors(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:
+    """The two tensors whose last and second last, or two last, dimensions are multiplied; None if that is not it."""
+    if name == "rmatmul":
+        args = args[::-1]
+    if name == "einsum":
+        if len(args) == 2 and isinstance(args[1], list | tuple):
+            args = (args[0], *args[1])
+        if not (len(args) == 3 and isinstance(args[0], str)):
+            return None
+        inputs, _, output = args[0].replace(" ", "").partition("->")
+        left, _, right = inputs.partition(",")
+        is_scores = left[-1:] == right[-1:] != output[-1:] and output[-2:] == left[-2:-1] + right[-2:-1]
+        is_mix = left[-1:] == right[-2:-1] and output[-2:] == left[-2:-1] + right[-1:]
+        return (args[1], args[2]) if is_scores or is_mix else None
+    tensors = [
+        *args[1 if name == "baddbmm" else 0 :],
+        *(kwargs[k] for k in ("batch1", "batch2", "mat2") if k in kwargs),
+    ]
+    return (tensors[0], tensors[1]) if len(tensors) >= 2 and all(isinstance(t, Tensor) for t in tensors[:2]) else None
+
+
+class AdjustedForward:
+    """The ``forward`` of an attention module with changes.
+
+    Args:
+        module: the attention.
+        n_heads: of its queries.
+    """
+
+    def __init__(self, module: nn.Module, n_heads: int) -> None:
+        self.module, self.n_heads = module, n_heads
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # A compiler that is not there need not be told; to load it takes a second.
+        return (self._uncompiled if "torch._dynamo" in sys.modules else self._run)(*args, **kwargs)
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        module = self.module
+        x = next(tensors_in((args, kwargs)), None)
+        if isinstance(module, nn.MultiheadAttention) and not module.batch_first and x is not None and x.ndim == 3:
+            x = x.transpose(0, 1)
+        with Listener(module, module._modules[CHANGES].values(), self.n_heads, x) as listener:  # type: ignore[operator, union-attr]
+            output = type(module).forward(module, *args, **kwargs)
+        if not listener.seen:
+            raise RuntimeError(
+                f"{type(module).__name__} must compute attention by a softmax of a product of queries and keys, or by "
+                "F.scaled_dot_product_attention, for a method to act on it: neither was seen. Undo the adjustment, or "
+                "choose such an implementation (attn_implementation='eager' or 'sdpa' in Hugging Face models)."
+            )
+        return output
+
+    _uncompiled = torch._disable_dynamo(_run)  # type: ignore[attr-defined]
+
+
+def unfused(module: nn.Module, args: tuple[Any, ...]) -> None:
+    """A hook that does nothing: torch's fused encoder layers go step by step where a part has one."""
+
+
+def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart) -> None:
+    """Let an attention module run with one more change.
+
+    Raises:
+        ValueError: its ``forward`` is already an attribute, or it has an attribute of our name.
+    """
+    changes: Any = module._modules.get(CHANGES)
+    if changes is not None:
+        changes.add_module(name, change)
+        return
+    taken = "forward" if "forward" in vars(module) else CHANGES if hasattr(module, CHANGES) else None
+    if taken:
+        raise ValueError(f"{type(module).__name__} must not have an attribute {taken!r} of its own: it has one.")
+    module.add_module(CHANGES, nn.ModuleDict({name: change}))
+    vars(module)["forward"] = AdjustedForward(module, n_heads)
+    module.register_forward_pre_hook(unfused)
+
+
+def remove(module: nn.Module, name: str) -> None:
+    """Take a change away; with the last one, all traces."""
+    changes: Any = module._modules[CHANGES]
+    del changes[name]
+    if not len(changes):
+        del module._modules[CHANGES], vars(module)["forward"]
+        for key in [key for key, hook in module._forward_pre_hooks.items() if hook is unfused]:
+            del module._forward_pre_hooks[key]

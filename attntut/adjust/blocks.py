@@ -1,0 +1,285 @@
+"""Methods on branches and norms: hooks on the last matrix of a branch, or another module in the place of a norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attntut import parts
+from attntut._checks import check_choice, check_number
+from attntut.adjust.attention import unfused
+from attntut.adjust.handle import Patch
+from attntut.adjust.registry import adjustment
+from attntut.anatomy.blocks import block_of, find_blocks, is_norm
+from attntut.anatomy.view import Entry
+from attntut.anatomy.weight import BRANCH_OUT
+
+
+@adjustment(
+    formula=r"x \leftarrow x + \frac{1}{\sqrt L}\, f(x)",
+    cite="noci2022signal",
+    source="Noci et al. (2022), section 3.2: α = 1/√L on each branch",
+    why="The branches together add as much as one: the stream stays bounded at any depth, and tokens stay apart.",
+    treats=("stream growing", "rank collapsing", "rank collapsing (slowly)", "depth scaling absent"),
+    clashes={"residual scale": "the model scales its branches itself"},
+)
+def branch_scale(patch: Patch, *, factor: float | None = None) -> None:
+    """Multiply what each branch adds to the stream by one small number.
+
+    Args:
+        patch: of the model.
+        factor: of every branch; by default 1/√L with the number of blocks of its stack.
+
+    Example:
+        >>> import torch
+        >>> from attntut.adjust import adjust
+        >>> model = nn.TransformerEncoderLayer(16, nhead=2, norm_first=True, batch_first=True, dropout=0)
+        >>> x = torch.randn(4, 8, 16)
+        >>> branches = model(x) - x
+        >>> with adjust(model, "branch_scale", factor=0.0):
+        ...     torch.equal(model(x), x)
+        True
+    """
+    if factor is not None:
+        check_number("factor", factor)
+    for owner, entry in _ends(patch):
+        patch.hook(owner.register_forward_hook, Scaled(entry.weight.n_layers**-0.5 if factor is None else factor))
+
+
+class Scaled:
+    """A hook that multiplies what a module gives, or the first of several things that it gives."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return (self.factor * output[0], *output[1:]) if isinstance(output, tuple) else self.factor * output
+
+
+def _ends(patch: Patch) -> Iterator[tuple[nn.Module, Entry]]:
+    """The last matrix of each branch, and the module whose result it makes."""
+    done = set()
+    for entry in patch.view.by_role(*BRANCH_OUT):
+        owner, name = patch.owner(entry), entry.parameter.rpartition(".")[0]
+        around = patch.model.get_submodule(name.rpartition(".")[0])
+        if isinstance(around, nn.MultiheadAttention):  # it multiplies with the matrix, and does not call its layer
+            owner = around
+        elif not entry.parameter.endswith("weight") or {*owner._parameters} - {"weight", "bias"}:
+            patch.refuse(f"{entry.parameter} is not in a layer of its own, whose result could be changed")
+        if owner not in done:
+            done.add(owner)
+            yield owner, entry
+
+
+@adjustment(
+    formula=r"x \leftarrow x + \operatorname{LN}(f(\operatorname{LN}(x)))",
+    cite="ding2021cogview",
+    source="CogView (Ding et al. 2021): THUDM/CogView, mpu/sparse_transformer.py; with RMSNorm: Gemma 2",
+    why="What a branch adds has one size whatever its weights: values and matrices that grow cannot flood the stream.",
+    treats=("stream growing", "stream jumping"),
+    requires=("pre-LN",),
+    clashes={"branch_scale": "the norm divides out a factor before it"},
+)
+def sandwich(patch: Patch, *, norm: str = "layer", gain: float = 1.0) -> None:
+    """Normalize what each branch gives, before it is added to the stream.
+
+    Each token then gets a vector of length g·√d_model from every branch, at the start of training too; to scale it by
+    depth, choose g < 1. The variant of CogView's code that divides by the largest entry first is the same function.
+
+    Args:
+        patch: of the model.
+        norm: ``"layer"`` or ``"rms"``.
+        gain: g at the start, learnable, one number a channel.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> model = nn.TransformerEncoderLayer(16, nhead=2, norm_first=True, batch_first=True, dropout=0)
+        >>> x = torch.randn(4, 8, 16)
+        >>> nn.init.normal_(model.linear2.weight, std=1e3)[0, 0].item() == 0
+        False
+        >>> with adjust(model, "sandwich", gain=0.1):
+        ...     bool((model(x) - x).norm(dim=-1).max() < 2 * 0.1 * 16**0.5)
+        True
+    """
+    make = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}[check_choice("norm", norm, ("layer", "rms"))]
+    check_number("gain", gain)
+    for owner, entry in _ends(patch):
+        new = make(entry.weight.fan_out, eps=1e-6).to(entry.view.device, entry.view.dtype)
+        nn.init.constant_(new.weight, gain)
+        patch.add(owner, SANDWICH, new)
+        patch.hook(owner.register_forward_hook, _normalize)
+
+
+SANDWICH = "sandwich"
+
+
+def _normalize(module: nn.Module, args: Any, output: Any) -> Any:
+    """A hook that runs a norm of the module on what it gives, or on the first of several things."""
+    norm = module.get_submodule(SANDWICH)
+    return (norm(output[0]), *output[1:]) if isinstance(output, tuple) else norm(output)
+
+
+# ---- the norms of the stream
+
+
+def _norms(patch: Patch) -> Iterator[tuple[str, nn.Module, int]]:
+    """The norms over the stream's channels, outside attention: name, module, width."""
+    widths = {patch.query(place).weight.d_model for place in patch.attentions}
+    inside = tuple(f"{place.name}." for place in patch.attentions if place.name)
+    for name, module in patch.model.named_modules():
+        is_ours = name.rpartition(".")[2] == SANDWICH
+        if not is_norm(module) or [*module.children()] or is_ours or f"{name}.".startswith(inside):
+            continue
+        shape = getattr(module, "normalized_shape", None) or (max((p.numel() for p in module.parameters()), default=0),)
+        over_channels = not isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase)
+        if over_channels and shape[-1] in widths:
+            yield name, module, shape[-1]
+
+
+def _swap(patch: Patch, name: str, old: nn.Module, new: nn.Module, *, shared: tuple[str, ...] = ()) -> None:
+    """Put one norm in the place of another; these parameters stay the same ones, where the old norm has them."""
+    like = next((each for each in old.parameters()), patch.view.entries[0].view)
+    new.to(like.device, like.dtype).train(old.training)
+    is_plain = f"{name}.weight" not in patch.view.zero_centred
+    for own in shared if is_plain else ():
+        if isinstance(parameter := getattr(old, own, None), nn.Parameter):
+            new.register_parameter(own, parameter)
+    vars(new).setdefault("eps", None)  # torch's encoder layers ask for it,
+    new.register_forward_pre_hook(unfused)  # and would know better than to call the norm
+    patch.replace(name, new)
+
+
+@adjustment(
+    formula=r"y = g \odot \frac{x}{\sqrt{\operatorname{mean}(x^2)}}",
+    cite="zhang2019root",
+    source="Zhang & Sennrich (2019); torch.nn.RMSNorm, with ε = 1e-6 as in Llama",
+    why="A LayerNorm without the mean and the shift: what training needs is the scale, and it costs less.",
+)
+def rms_norm(patch: Patch) -> None:
+    """Put an RMSNorm in the place of each LayerNorm of the stream.
+
+    The gains stay the same parameters; shifts are left out until it is undone. Norms inside attention (of queries and
+    keys, say) and those of other widths stay, and so do RMSNorms.
+
+    Args:
+        patch: of the model.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> model = nn.TransformerEncoderLayer(4, nhead=2, batch_first=True)
+        >>> with adjust(model, "rms_norm"):
+        ...     model.norm1(torch.tensor([3.0, 3.0, 4.0, 4.0]))
+        tensor([0.8485, 0.8485, 1.1314, 1.1314], grad_fn=<...>)
+    """
+    for name, old, width in _norms(patch):
+        if not isinstance(old, nn.RMSNorm) and "rmsnorm" not in type(old).__name__.lower():
+            _swap(patch, name, old, parts.RMSNorm().make(width, layer=1), shared=("weight",))
+
+
+@adjustment(
+    formula=r"y = g \frac{x}{\lVert x \rVert}, \qquad g = \sqrt d \text{ at the start}",
+    cite="nguyen2019transformers",
+    source="Nguyen & Salazar (2019); tnq177/transformers_without_tears, layers.py, ScaleNorm, with ε = 1e-5",
+    why="One learnable number a norm: every token has the same length, and no channel a gain of its own.",
+    clashes={"rms_norm": "two norms cannot stand in one place"},
+)
+def scale_norm(patch: Patch) -> None:
+    """Put a ScaleNorm in the place of each norm of the stream.
+
+    The gains and shifts of the channels are left out until it is undone.
+
+    Args:
+        patch: of the model.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> model = nn.TransformerEncoderLayer(4, nhead=2, batch_first=True)
+        >>> with adjust(model, "scale_norm"):
+        ...     model.norm1(torch.tensor([3.0, 0.0, 4.0, 0.0]))
+        tensor([1.2000, 0.0000, 1.6000, 0.0000], grad_fn=<...>)
+    """
+    for name, old, width in _norms(patch):
+        _swap(patch, name, old, ScaleNorm(width))
+
+
+class ScaleNorm(nn.Module):
+    """g·x/‖x‖."""
+
+    def __init__(self, d_model: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.gain, self.eps = nn.Parameter(torch.tensor(d_model**0.5)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gain * F.normalize(x, dim=-1, eps=self.eps)
+
+
+@adjustment(
+    formula=r"y = \gamma \odot \tanh(\alpha x) + \beta",
+    cite="zhu2025transformers",
+    source="Zhu et al. (2025): α = 0.5 at the start",
+    why="What a branch reads is bounded entry by entry, without any statistics of a token.",
+    clashes={
+        "rms_norm": "two norms cannot stand in one place",
+        "scale_norm": "two norms cannot stand in one place",
+    },
+)
+def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
+    """Put a dynamic tanh in the place of each norm of the stream.
+
+    γ and β are the norm's gain and shift, the same parameters; where it has none, they start at 1 and 0. Nothing
+    divides by the scale of a token: a stream whose entries are far below 1/α stays small.
+
+    Args:
+        patch: of the model.
+        alpha: α at the start, learnable, one number a norm.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> model = nn.TransformerEncoderLayer(4, nhead=2, batch_first=True)
+        >>> with adjust(model, "dyt", alpha=1.0):
+        ...     model.norm1(torch.tensor([0.1, -0.1, 100.0, -1e9]))
+        tensor([ 0.0997, -0.0997,  1.0000, -1.0000], grad_fn=<...>)
+    """
+    part = parts.DyT(alpha)
+    for name, old, width in _norms(patch):
+        _swap(patch, name, old, part.make(width, layer=1), shared=("weight", "bias"))
+
+
+@adjustment(
+    formula=r"y = \frac{1}{\sqrt l} \operatorname{LN}(x), \qquad l = 1, \ldots, L",
+    cite="sun2025curse",
+    source="Sun et al. (2025); lmsdss/LayerNorm-Scaling, modeling_llama.py, LNS: both norms of block l",
+    why="Later branches read less, so that the stream grows slowly, and late blocks still change it.",
+    treats=("stream growing", "depth scaling absent"),
+    requires=("pre-LN",),
+    clashes={
+        "LN/√l": "the norms are divided already",
+        "branch_scale": "both make branches small by depth, and together too small",
+        **dict.fromkeys(("rms_norm", "scale_norm", "dyt"), "it acts on the norms that would be replaced"),
+    },
+)
+def ln_scale(patch: Patch) -> None:
+    """Divide the norms of block l by √l; the one after the last block stays.
+
+    It takes the place of depth-scaled output matrices: draw them by a scheme that does not scale by depth.
+
+    Args:
+        patch: of the model.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> layer = nn.TransformerEncoderLayer(4, nhead=2, norm_first=True, batch_first=True)
+        >>> model = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
+        >>> x = torch.tensor([1.0, 1.0, -1.0, -1.0])
+        >>> with adjust(model, "ln_scale"):
+        ...     [round(each.norm2(x).norm().item(), 2) for each in model.layers]
+        [2.0, 1.41, 1.15, 1.0]
+    """
+    blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
+    for name, norm, _ in _norms(patch):
+        if (layer := block_of(blocks, name).layer) > 1:
+            patch.hook(norm.register_forward_hook, Scaled(layer**-0.5))

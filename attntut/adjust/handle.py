@@ -1,0 +1,388 @@
+"""One call that applies a method to a model, and takes it away again."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from attntut._restore import no_fast_path, untouched
+from attntut.adjust import attention
+from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments
+from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look
+from attntut.init.requirements import REQUIREMENTS, unmet
+from attntut.parts import AttentionPart
+
+NAMES = "adjusted_by"
+"""The attribute of a model with the names of the methods that act on it; a copy of the model has it too."""
+
+
+class Handle:
+    """What :func:`adjust` gives: takes the method away, by :meth:`undo` or at the end of a ``with`` block.
+
+    Attributes:
+        name: of the method.
+        model: what it acts on.
+        options: as they were given.
+    """
+
+    def __init__(self, name: str, model: nn.Module, options: Mapping[str, Any], patch: Patch) -> None:
+        self.name, self.model, self.options, self._patch = name, model, dict(options), patch
+
+    def undo(self) -> None:
+        """Make the model what it would be without the method; a second time does nothing.
+
+        Modules, hooks, names and their order are then what they were before, and parameters that the method overwrote
+        have their values again. What was trained meanwhile stays trained.
+
+        Raises:
+            RuntimeError: something was built upon it since; nothing is changed then.
+        """
+        self._patch.undo()
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.undo()
+
+    def __repr__(self) -> str:
+        given = "".join(f", {key}={value!r}" for key, value in self.options.items())
+        return f"<adjust({type(self.model).__name__}, {self.name!r}{given})>"
+
+
+class Patch:
+    """The hands of a method: each function changes the model by torch's own means, and knows the way back.
+
+    Attributes:
+        name: of the method.
+        model: the model.
+        view: what is known of it, by role.
+    """
+
+    def __init__(self, name: str, model: nn.Module, view: ModelView) -> None:
+        self.name, self.model, self.view = name, model, view
+        self.n_changes = 0
+        self._names: dict[nn.Parameter, list[str]] = {}  # a tied parameter has several
+        for each, parameter in model.named_parameters(remove_duplicate=False):
+            self._names.setdefault(parameter, []).append(each)
+        self._checks: list[Callable[[], str]] = []
+        self._stack = ExitStack()
+
+    @property
+    def attentions(self) -> tuple[Attention, ...]:
+        """The model's attention modules, each with its four projections; every one has a query."""
+        return self.view.attention
+
+    def attend(self, place: Attention, change: AttentionPart) -> None:
+        """Act inside an attention: as an :class:`~attntut.adjust.attention.AttentionChange` says."""
+        query = self.query(place)
+        change.to(query.view.device, query.view.dtype).train(place.module.training)
+        attention.insert(place.module, query.weight.n_heads, self.name, change)
+        self._later(attention.remove, place.module, self.name)
+
+    def query(self, place: Attention) -> Entry:
+        """The queries' matrix of an attention; refuses if it is not known."""
+        if place.query is None:
+            self.refuse(f"the queries of {place.name or 'the model'} are not known")
+        return place.query
+
+    def hook(self, register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> None:
+        """Register a hook of torch's: ``patch.hook(module.register_forward_hook, function)``."""
+        self._later(register(hook, **options).remove)
+
+    def parametrize(self, parameter: str, *steps: nn.Module) -> None:
+        """Compute a parameter from the one that is stored, step by step (:mod:`torch.nn.utils.parametrize`)."""
+        names = self._names[self.model.get_parameter(parameter)]
+        path, _, name = parameter.rpartition(".")
+        owner = self.model.get_submodule(path)
+        if "parametrizations" in path:
+            self.refuse(f"{parameter} is computed from others already")
+        if len(names) > 1:
+            self.refuse(f"{' and '.join(names)} are one parameter, and both modules would have to compute it")
+        _remember(owner, "_parameters_before", list(owner._parameters))
+        self._later(_forget, owner, "_parameters_before", _in_order)
+        for step in steps:
+            parametrize.register_parametrization(owner, name, step, unsafe=True)  # unasked, it would run all of it
+        ours: Any = [*steps]
+        self._later(_unparametrize, owner, name)
+        self._checks.append(
+            lambda: "" if [*owner.parametrizations[name]] == ours else f"{parameter} was parametrized once more"  # type: ignore[index]
+        )
+
+    def replace(self, name: str, module: nn.Module) -> None:
+        """Put another module in the place of one."""
+        path, _, own = name.rpartition(".")
+        parent, before = self.model.get_submodule(path), self.model.get_submodule(name)
+        parent._modules[own] = module
+        self._later(parent._modules.__setitem__, own, before)
+        self._checks.append(lambda: "" if parent._modules.get(own) is module else f"{name} was replaced once more")
+
+    def add(self, owner: nn.Module, name: str, module: nn.Module) -> None:
+        """Give a module one more, under a name that is free."""
+        if hasattr(owner, name):
+            self.refuse(f"a {type(owner).__name__} has an attribute {name!r} of its own")
+        owner.add_module(name, module)
+        self._later(owner._modules.pop, name)
+        self._checks.append(lambda: "" if owner._modules.get(name) is module else f"{name} was replaced since")
+
+    def keep(self, *tensors: Tensor) -> None:
+        """Give these their present values back at the end; the method may then write to them."""
+        for each in tensors:
+            self._later(_copy, each, each.detach().clone())
+
+    def owner(self, entry: Entry) -> nn.Module:
+        """The module that a projection's parameter is in."""
+        return self.model.get_submodule(entry.parameter.rpartition(".")[0])
+
+    def refuse(self, why: str) -> NoReturn:
+        """Raise: the method cannot be applied.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"{self.name!r} cannot be applied to {type(self.model).__name__}: {why}.")
+
+    def undo(self) -> None:
+        """Go all the way back.
+
+        Raises:
+            RuntimeError: something was built upon a change since.
+        """
+        why = [text for text in (check() for check in self._checks) if text]
+        if why:
+            raise RuntimeError(f"{self.name!r} cannot be undone yet: {'; '.join(why)}. Undo that first.")
+        self._checks.clear()
+        self._stack.close()
+
+    def _later(self, undo: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        self._stack.callback(undo, *args, **kwargs)
+        self.n_changes += 1
+
+
+def adjust(
+    model: nn.Module,
+    name: str,
+    *,
+    inputs: Any = None,
+    roles: RolePatterns | None = None,
+    n_heads: int | None = None,
+    force: bool = False,
+    **options: Any,
+) -> Handle:
+    """Apply a method of adjustment to a model, in place, until it is undone.
+
+    The model keeps its class, its parameters (the same objects) and its place; parameters that the method brings are
+    among ``model.parameters()`` from now on: make the optimizer afterwards. A copy of the model stays adjusted when the
+    original is undone. ``torch.compile`` runs an adjusted attention uncompiled (the graph breaks there); what acts
+    elsewhere compiles with the rest.
+
+    Args:
+        model: any model that contains attention.
+        name: one of :func:`adjustments` that acts on a model.
+        inputs: what the model is called with, to find the roles of its matrices by listening, as in
+            :func:`attntut.init.view`; the adjusted model is then run once too.
+        roles, n_heads: as in :func:`attntut.init.view`.
+        force: apply it although something clashes, or the model lacks what the method requires.
+        options: the method's own.
+
+    Returns:
+        The handle: ``handle.undo()``, or ``with adjust(…):``.
+
+    Raises:
+        TypeError: ``model`` is no module, or an option is missing.
+        ValueError: an unknown method or option; a clash; a requirement that is not met; a model in which the method
+            finds nothing to act on. The model is then as it was.
+        Exception: whatever the model raises when it is run with ``inputs``; the model is then as it was.
+
+    Example:
+        >>> model, x = nn.TransformerEncoderLayer(16, nhead=2, batch_first=True).eval(), torch.randn(4, 8, 16)
+        >>> before = model(x)
+        >>> with adjust(model, "qk_norm", gain=2.0):
+        ...     torch.allclose(model(x), before)
+        False
+        >>> torch.allclose(model(x), before)
+        True
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
+    if not isinstance(force, bool):
+        raise TypeError(f"force must be True or False: got {force!r}.")
+    found = find_adjustment(name)
+    found.check_options(options)
+    view = known_view(model, inputs, roles, n_heads)
+    _check(found, model, view, force=force)
+    patch = Patch(found.name, model, view)
+    try:
+        _mark(patch)
+        marks = patch.n_changes
+        found.function(patch, **options)
+        if patch.n_changes == marks:
+            patch.refuse("it has nothing that this method acts on")
+        if inputs is not None:
+            with untouched(model, inputs), no_fast_path(), torch.no_grad():
+                call(model, inputs)
+    except BaseException:
+        patch._stack.close()
+        raise
+    return Handle(found.name, model, options, patch)
+
+
+def find_adjustment(name: object) -> Adjustment:
+    """The method of this name that acts on a model.
+
+    Raises:
+        ValueError: there is none; the nearest match is named, or how to call what acts elsewhere.
+
+    Example:
+        >>> find_adjustment("softcap").name
+        Traceback (most recent call last):
+        ...
+        ValueError: name must be a method of attntut.adjust.adjustments(): got 'softcap'. Did you mean 'soft_cap'?
+    """
+    known = adjustments()
+    if not isinstance(name, str) or name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"name must be a method of attntut.adjust.adjustments(): got {name!r}.{hint}")
+    if not known[name].is_undoable:
+        raise ValueError(
+            f"name must be a method that acts on a model ({', '.join(ON_MODEL)}): {name!r} is one of the "
+            f"{known[name].family}, a function to be called as it is, attntut.adjust.{name}(…)."
+        )
+    return known[name]
+
+
+def acting_on(model: nn.Module) -> tuple[str, ...]:
+    """The names of the methods that act on a model, or on a part of it, the oldest first.
+
+    >>> model = nn.MultiheadAttention(8, num_heads=2)
+    >>> with adjust(model, "soft_cap"), adjust(model, "temperature", tau=2.0):
+    ...     acting_on(model)
+    ('soft_cap', 'temperature')
+    """
+    return tuple(dict.fromkeys(name for each in model.modules() for name in vars(each).get(NAMES, ())))
+
+
+def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_heads: int | None) -> ModelView:
+    """What is known by names; else, or if there are inputs, by listening."""
+    with _plain(model):
+        view = look(model, roles=roles, n_heads=n_heads)
+        if inputs is not None or not view.attention or view.unknown or view.unsure:
+            view = look(model, heard=listen(model, inputs), roles=roles, n_heads=n_heads)
+    if not view.attention:
+        raise ValueError(
+            f"model must contain attention, and none is known in {type(model).__name__}. Give what it is called with, "
+            'inputs=…, or the names, roles={"query": "*.q_lin.weight", …}.'
+        )
+    return view
+
+
+def _check(method: Adjustment, model: nn.Module, view: ModelView, *, force: bool) -> None:
+    """Refuse what is there already, what clashes, and a lack of what is required."""
+    there = acting_on(model)
+    if method.name in there:
+        raise ValueError(f"{method.name!r} acts on this model already: undo it first.")
+    if force:
+        return
+    clashes = {name: why for name, why in method.clashes.items() if name in there}
+    clashes |= {name: adjustments()[name].clashes[method.name] for name in there
+                if method.name in adjustments()[name].clashes}  # fmt: skip
+    of_model = [name for name in method.clashes if name in REQUIREMENTS]
+    clashes |= {f"the model's own {name}": method.clashes[name] for name in of_model
+                if not unmet([name], view.traits, REQUIREMENTS[name].wants, {})}  # fmt: skip
+    if clashes:
+        said = "; ".join(f"{name}, because {why}" for name, why in clashes.items())
+        raise ValueError(f"{method.name!r} clashes with {said}. To apply it anyway: force=True.")
+    wants = {key: value for name in method.requires for key, value in REQUIREMENTS[name].wants.items()}
+    if lacking := unmet(method.requires, view.traits, wants, {}):
+        said = "; ".join(f"{name}, because {REQUIREMENTS[name].reason} (found: {has})" for name, has in lacking.items())
+        raise ValueError(f"{method.name!r} needs {said}. To apply it anyway: force=True.")
+
+
+def _mark(patch: Patch) -> None:
+    """Note the name at the model, and keep torch's encoders from nested tensors, which only their fused layers take."""
+    _remember(patch.model, NAMES, [])
+    vars(patch.model)[NAMES].append(patch.name)
+    patch._later(_unname, patch.model, patch.name)
+    for each in patch.model.modules():
+        if isinstance(each, nn.TransformerEncoder) and hasattr(each, "use_nested_tensor"):
+            _remember(each, "_nested_before", each.use_nested_tensor)
+            each.use_nested_tensor = False
+            patch._later(_forget, each, "_nested_before", _nested)
+
+
+@contextmanager
+def _plain(model: nn.Module) -> Iterator[None]:
+    """Meanwhile, what is computed from one parameter is that parameter: roles are found by its name and its place."""
+    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], dict[str, Any]]] = []
+    try:
+        for each in [*model.modules()]:
+            lists: Any = each._modules.get("parametrizations")
+            if not parametrize.is_parametrized(each) or any([*x._parameters] != ["original"] for x in lists.values()):
+                continue
+            before.append((each, type(each), dict(each._modules), dict(each._parameters)))
+            each.__class__ = type(each).__bases__[0]
+            del each._modules["parametrizations"]
+            each._parameters.update({name: one.original for name, one in lists.items()})
+        yield
+    finally:
+        for each, kind, modules, parameters in before:
+            each.__class__ = kind
+            for now, then in ((each._modules, modules), (each._parameters, parameters)):
+                now.clear()
+                now.update(then)
+
+
+# ---- what several adjustments change together: the first remembers, the last to be undone restores
+
+
+def _remember(owner: nn.Module, key: str, value: Any) -> None:
+    vars(owner).setdefault(key, value)
+    users = vars(owner).setdefault("_adjusted_users", Counter())
+    users[key] += 1
+
+
+def _forget(owner: nn.Module, key: str, restore: Callable[[nn.Module, Any], None]) -> None:
+    users = vars(owner)["_adjusted_users"]
+    users[key] -= 1
+    if not users[key]:
+        restore(owner, vars(owner).pop(key))
+        del users[key]
+        if not users:
+            del vars(owner)["_adjusted_users"]
+
+
+def _unname(model: nn.Module, name: str) -> None:
+    vars(model)[NAMES].remove(name)
+    _forget(model, NAMES, lambda owner, names: None)
+
+
+def _in_order(owner: nn.Module, names: list[str]) -> None:
+    """The parameters in their old order; others behind them."""
+    for name in [*names, *(each for each in owner._parameters if each not in names)]:
+        owner._parameters[name] = owner._parameters.pop(name)
+
+
+def _unparametrize(owner: nn.Module, name: str) -> None:
+    """Make a parameter plain; torch takes the property from the class, which a copy of the module may share."""
+    kind = type(owner)
+    own = {key: value for key, value in vars(kind).items() if key not in ("__dict__", "__weakref__")}
+    owner.__class__ = type(kind.__name__, kind.__bases__, own)
+    parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+
+
+def _nested(encoder: nn.Module, before: Any) -> None:
+    encoder.use_nested_tensor = before
+
+
+def _copy(tensor: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        tensor.copy_(value)

@@ -1,0 +1,1 @@
+"""Terms of the loss: functions of logits or weights that give a scalar."""

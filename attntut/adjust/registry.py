@@ -1,0 +1,156 @@
+"""The register of methods: each is one decorated function, in the file of its family, with its paper as data."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from attntut._checks import check_choice, check_options, year_in
+from attntut.init.requirements import REQUIREMENTS
+
+FAMILIES: Mapping[str, str] = {  # a file each: where a method acts, in the order of the forward pass, then of training
+    "projections": "on queries, keys, values and heads",
+    "logits": "between the product of queries and keys and the weights",
+    "blocks": "on branches and norms",
+    "weights": "on the matrices themselves",
+    "gradients": "between the backward pass and the step",
+    "groups": "parameter groups for an optimizer",
+    "schedules": "learning-rate schedules",
+    "optimizers": "optimizers",
+    "loss": "terms of the loss",
+}
+ON_MODEL = tuple(FAMILIES)[:5]
+"""Families that change a model and can be undone; the functions of the others give ordinary torch objects."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adjustment:
+    """One method of the catalogue.
+
+    Attributes:
+        name: its name, that of its function.
+        family: one of :data:`FAMILIES`, the file of its function.
+        formula: LaTeX.
+        cite: key in the book's bibliography; empty where there is no paper.
+        source: the paper or the code, and where in it.
+        year: of the work cited, unless ``source`` names another.
+        why: what it is for, in a sentence.
+        treats: names of the faults of :mod:`attntut.diagnose` that it is a remedy for.
+        requires: what it asks of the architecture: of :data:`~attntut.init.requirements.REQUIREMENTS`.
+        clashes: what it must not meet, each with why not: other methods, or what a model may have itself, of
+            :data:`~attntut.init.requirements.REQUIREMENTS`.
+        function: does it; its keyword arguments are the options.
+    """
+
+    name: str
+    family: str
+    formula: str
+    cite: str
+    source: str
+    year: int
+    why: str
+    treats: tuple[str, ...] = ()
+    requires: tuple[str, ...] = ()
+    clashes: Mapping[str, str] = field(default_factory=dict)
+    function: Callable[..., Any]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Names and defaults of the options; ``inspect.Parameter.empty`` is the default of one that must be given."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
+
+    @property
+    def is_undoable(self) -> bool:
+        """Whether :func:`~attntut.adjust.adjust` applies it to a model; else its function is called as it is."""
+        return self.family in ON_MODEL
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Refuse an option that the method does not have, and the lack of one that it needs.
+
+        Raises:
+            TypeError: one that must be given is not.
+            ValueError: an unknown one; the known ones are named.
+        """
+        check_options(f"The method {self.name!r}", options, self.options)
+        missing = [name for name, default in self.options.items() if default is inspect.Parameter.empty]
+        if missing := [name for name in missing if name not in options]:
+            raise TypeError(f"The method {self.name!r} needs {', '.join(f'{name}=…' for name in missing)}.")
+
+
+_ADJUSTMENTS: dict[str, Adjustment] = {}
+
+
+def adjustment(
+    *,
+    formula: str,
+    cite: str,
+    source: str,
+    why: str,
+    year: int | None = None,
+    treats: tuple[str, ...] = (),
+    requires: tuple[str, ...] = (),
+    clashes: Mapping[str, str] | None = None,
+) -> Callable[[Function], Function]:
+    """Register the function below as a method, and put formula, reason, source and limits into its docstring.
+
+    The arguments are the attributes of :class:`Adjustment`; ``year`` is by default the one in the key ``cite``, and the
+    family is the name of the file.
+
+    Raises:
+        ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
+    """
+    for name in requires:
+        check_choice("requires", name, REQUIREMENTS)
+    for label, text in (("formula", formula), ("source", source), ("why", why)):
+        if not text.strip():
+            raise ValueError(f"{label} must say something: got {text!r}.")
+    published = year_in(cite) if year is None else year
+
+    def register(function: Function) -> Function:
+        name, family = function.__name__, check_choice("family", function.__module__.rpartition(".")[2], FAMILIES)
+        if name in _ADJUSTMENTS:
+            raise ValueError(f"A method named {name!r} exists already, in the family {_ADJUSTMENTS[name].family!r}.")
+        _ADJUSTMENTS[name] = Adjustment(
+            name=name,
+            family=family,
+            formula=formula,
+            cite=cite,
+            source=source,
+            year=published,
+            why=why,
+            treats=tuple(treats),
+            requires=tuple(requires),
+            clashes=MappingProxyType(dict(clashes or {})),
+            function=function,
+        )
+        function.__doc__ = _explanation(_ADJUSTMENTS[name])
+        return function
+
+    return register
+
+
+def _explanation(each: Adjustment) -> str:
+    """The docstring of a method's function, with what its decorator says below the first line."""
+    summary, _, rest = inspect.cleandoc(each.function.__doc__ or "").partition("\n\n")
+    needs = f"\n\nRequires: {', '.join(each.requires)}." if each.requires else ""
+    clash = "; ".join(f"{name} ({why})" for name, why in each.clashes.items())
+    clash = f"\n\nClashes with: {clash}." if clash else ""
+    return f"{summary}\n\n.. math:: {each.formula}\n\n{each.why}\n\nSource: {each.source}.{needs}{clash}\n\n{rest}\n"
+
+
+def adjustments() -> Mapping[str, Adjustment]:
+    """Every method by its name, in the order of the families.
+
+    Example:
+        >>> from attntut.adjust import adjustments
+        >>> adjustments()["soft_cap"].family
+        'logits'
+    """
+    order = list(FAMILIES)
+    return MappingProxyType(dict(sorted(_ADJUSTMENTS.items(), key=lambda item: order.index(item[1].family))))

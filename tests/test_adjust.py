@@ -1,0 +1,290 @@
+"""What holds for every method of `attntut.adjust`, whatever it does: undone to the bit, copied, loaded, documented."""
+
+import copy
+import inspect
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+from adjust_models import MODELS, D, H, encoder, inputs_of, ours, output
+from torch import nn
+
+from attntut.adjust import acting_on, adjust, adjustment, adjustments, registry
+from attntut.diagnose.faults import faults
+from attntut.init.requirements import REQUIREMENTS
+
+ON_MODEL = [name for name, each in adjustments().items() if each.is_undoable]
+GIVEN = {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.0)}  # what some methods must be given
+
+
+def options(name, model):
+    missing = [key for key, value in adjustments()[name].options.items() if value is inspect.Parameter.empty]
+    return {key: GIVEN[key](model) for key in missing}
+
+
+@pytest.fixture(scope="module")
+def models():
+    """Each model is made once, with its inputs; every test leaves it as it was."""
+    torch.manual_seed(0)
+    return {name: (make().eval(), inputs_of(name)) for name, make in MODELS.items()}
+
+
+def everything(model):
+    """All that a method could leave behind: names, objects, values, hooks, modes."""
+    return [
+        (
+            name,
+            type(each),
+            {key: value for key, value in vars(each).items() if not key.startswith("_")},
+            list(each._modules.items()),
+            [(key, id(p), p if p is None else (p.requires_grad, p.tolist())) for key, p in each._parameters.items()],
+            [(key, b if b is None else b.tolist()) for key, b in each._buffers.items()],
+            [list(vars(each)[key].values()) for key in sorted(vars(each)) if key.endswith("_hooks")],
+            sorted(vars(each)),
+        )
+        for name, each in model.named_modules()
+    ] + list(model.state_dict())
+
+
+def step(model, inputs, method):
+    model.train()
+    output(model, inputs).square().mean().backward()
+    if "optimizer" in method:
+        method["optimizer"].step()
+    model.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+@pytest.mark.parametrize("name", ON_MODEL)
+def test_it_is_undone_to_the_bit(models, name, model_name):
+    model, inputs = models[model_name]
+    before, expected = everything(model), output(model, inputs)
+    method = options(name, model)
+    try:
+        handle = adjust(model, name, **method)
+    except ValueError as error:
+        refused = re.search(rf"'{name}' (cannot be applied|needs|clashes)", str(error))
+        if not refused:
+            raise
+    else:
+        assert acting_on(model) == (name,)
+        step(model, inputs, method)
+        handle.undo()
+        handle.undo()  # does nothing
+    assert everything(model) == before
+    assert torch.equal(output(model, inputs), expected)
+
+
+@pytest.mark.parametrize("name", ON_MODEL)
+def test_some_model_takes_it(models, name):
+    def takes(model):
+        try:
+            with adjust(model, name, **options(name, model)):
+                return True
+        except ValueError:
+            return False
+
+    assert any(takes(model) for model, _ in models.values())
+
+
+def first_that_takes(name):
+    for make, inputs in ((ours, inputs_of("ours")), (MODELS["ours, packed, post-LN"], inputs_of("ours"))):
+        model = make().eval()
+        try:
+            return model, inputs, adjust(model, name, **options(name, model)), make
+        except ValueError:
+            continue
+    pytest.skip("refused by these models")
+
+
+@pytest.mark.parametrize("name", ON_MODEL)
+def test_a_copy_stays_adjusted_and_the_original_can_be_undone(name):
+    model, inputs, handle, _ = first_that_takes(name)
+    expected, twin = output(model, inputs), copy.deepcopy(model)
+    handle.undo()
+    assert torch.equal(output(twin, inputs), expected)
+    assert acting_on(twin) == (name,) and acting_on(model) == ()
+    output(twin, inputs).sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ON_MODEL)
+def test_its_state_can_be_loaded(name):
+    model, inputs, _, make = first_that_takes(name)
+    other = make().eval()
+    adjust(other, name, **options(name, other))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(output(other, inputs), output(model, inputs))
+
+
+@pytest.mark.parametrize("first, second", [("soft_cap", "branch_scale"), ("sigma_reparam", "soft_cap"),
+                                           ("temperature", "soft_cap"), ("branch_scale", "sigma_reparam")])  # fmt: skip
+@pytest.mark.parametrize("make", [ours, encoder])
+def test_two_are_undone_in_any_order(first, second, make):
+    model = make().eval()
+    before = everything(model)
+    for order in ((0, 1), (1, 0)):
+        handles = [adjust(model, first), adjust(model, second)]
+        for i in order:
+            handles[i].undo()
+        assert everything(model) == before
+
+
+def test_two_parametrized_parameters_of_one_module_are_undone_in_any_order():
+    model = nn.MultiheadAttention(D, H)
+    before = list(model.state_dict())
+    first = adjust(model, "sigma_reparam", on=["query"])
+    with pytest.raises(ValueError, match="'sigma_reparam' acts on this model already"):
+        adjust(model, "sigma_reparam", on=["output"])
+    first.undo()
+    assert list(model.state_dict()) == before
+
+
+def test_what_was_built_upon_it_must_go_first():
+    model = ours()
+    handle = adjust(model, "sigma_reparam")
+    nn.utils.parametrizations.spectral_norm(model.blocks[0].attention.query)
+    with pytest.raises(RuntimeError, match=r"parametrized once more. Undo that first."):
+        handle.undo()
+    assert acting_on(model) == ("sigma_reparam",)
+
+
+def test_nothing_is_left_when_it_fails_half_way(models, monkeypatch):
+    model, _ = models["ours"]
+    before = everything(model)
+
+    def half(patch):
+        patch.keep(*patch.model.parameters())
+        for each in patch.model.parameters():
+            each.data.fill_(1)
+        for name in ("soft_cap", "sigma_reparam", "branch_scale"):
+            adjustments()[name].function(patch)
+        raise KeyError("half-way")
+
+    monkeypatch.setitem(
+        registry._ADJUSTMENTS, "half_way", replace(adjustments()["soft_cap"], name="half_way", function=half)
+    )
+    with pytest.raises(KeyError, match="half-way"):
+        adjust(model, "half_way")
+    assert everything(model) == before
+
+
+def test_a_forward_pass_that_fails_leaves_no_mode(models):
+    model, inputs = models["ours"]
+    before, expected = everything(model), output(model, inputs)
+    with adjust(model, "soft_cap"), pytest.raises(ValueError, match="mask must broadcast"):
+        model(inputs["x"], mask=torch.ones(3, 3, dtype=torch.bool))
+    assert everything(model) == before and torch.equal(output(model, inputs), expected)
+    with pytest.raises(KeyError), adjust(model, "soft_cap"):
+        raise KeyError
+    assert everything(model) == before
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # the compiler looks
+def test_a_compiled_model_does_the_same():
+    model, inputs = ours(n_layers=1).eval(), inputs_of("ours")
+    adjust(model, "qk_norm"), adjust(model, "sigma_reparam", force=True)  # one inside attention, one elsewhere
+    expected = output(model, inputs)
+    gradients = torch.autograd.grad(expected.square().sum(), [*model.parameters()])
+    compiled = torch.compile(model, backend="aot_eager")
+    result = output(compiled, inputs)
+    assert torch.allclose(result, expected, atol=1e-6)
+    found = torch.autograd.grad(result.square().sum(), [*model.parameters()])
+    assert all(map(torch.allclose, found, gradients, [1e-4] * len(found), [1e-5] * len(found)))
+
+
+def test_it_works_within_torch_func():
+    model = ours(n_layers=1).eval()
+    adjust(model, "qk_norm"), adjust(model, "temperature", tau=2.0)
+    x, weights = torch.randn(3, 1, 6, 5), dict(model.named_parameters())
+
+    def loss(weights, x):
+        return torch.func.functional_call(model, weights, (x,)).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, x)
+    alone = torch.func.grad(loss)(weights, x[1])
+    assert all(torch.allclose(each[name][1], alone[name], atol=1e-5) for name in weights)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda model: adjust(model, "softcap"), ValueError, "got 'softcap'. Did you mean 'soft_cap'?"),
+        (lambda model: adjust(model, "warmup"), ValueError, r"attntut.adjust.warmup\(…\)"),
+        (lambda model: adjust(model, "soft_cap", limit=3), ValueError, r"no option 'limit'. Its options: cap=50.0"),
+        (lambda model: adjust(model, "qk_clip"), TypeError, "needs optimizer=…"),
+        (lambda model: adjust(model, "qk_clip", optimizer=3), TypeError, "optimizer must be a torch.optim.Optimizer"),
+        (lambda model: adjust(model, "soft_cap", cap=0), ValueError, "cap must be a number > 0: got 0"),
+        (lambda model: adjust(model, "qk_norm", norm="batch"), ValueError, "norm must be one of"),
+        (lambda model: adjust(model, "sigma_reparam", on=["querry"]), ValueError, "Did you mean 'query'?"),
+        (lambda model: adjust(model, "soft_cap", force=1), TypeError, "force must be True or False"),
+        (lambda model: adjust(nn.Linear(2, 2), "soft_cap"), ValueError, "must contain attention"),
+        (lambda model: adjust("model", "soft_cap"), TypeError, "model must be a torch.nn.Module: got str"),
+    ],
+)
+def test_what_cannot_be_is_refused(models, call, error, message):
+    model, _ = models["ours"]
+    before = everything(model)
+    with pytest.raises(error, match=message):
+        call(model)
+    assert everything(model) == before
+
+
+def test_a_clash_is_refused_unless_forced(models):
+    model, _ = models["ours"]
+    with adjust(model, "qk_norm"):
+        with pytest.raises(ValueError, match="'soft_cap' clashes with qk_norm, because the logits are bounded"):
+            adjust(model, "soft_cap")
+        with adjust(model, "soft_cap", force=True):
+            assert acting_on(model) == ("qk_norm", "soft_cap")
+
+
+def test_an_attention_that_cannot_be_seen_says_so():
+    class Hidden(nn.MultiheadAttention):
+        def forward(self, query, key, value):
+            return value, None
+
+    model = Hidden(D, H)
+    adjust(model, "soft_cap")
+    with pytest.raises(RuntimeError, match=r"neither was seen\. Undo the adjustment"):
+        model(*[torch.randn(3, 2, D)] * 3)
+    model = Hidden(D, H)
+    before = everything(model)
+    with pytest.raises((ValueError, RuntimeError), match=r"inputs tell the roles|neither was seen"):
+        adjust(model, "soft_cap", inputs=(torch.randn(3, 2, D),) * 3)
+    assert everything(model) == before
+
+
+# ---- what each says of itself
+
+
+@pytest.mark.parametrize("name", adjustments())
+def test_it_says_what_it_is(name, repository):
+    each = adjustments()[name]
+    assert set(each.treats) <= set(faults()), "treats names the faults of attntut.diagnose"
+    assert set(each.requires) <= set(REQUIREMENTS)
+    assert set(each.clashes) <= {*adjustments(), *REQUIREMENTS}
+    assert not each.cite or f"{{{each.cite}," in (repository / "book" / "references.bib").read_text(encoding="utf-8")
+    text = each.function.__doc__
+    for what in ("Example:", ">>>", each.formula, each.source, *(f"{option}" for option in each.options)):
+        assert what in text
+    assert each.why.endswith(".") and 1900 < each.year < 2100
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(formula=" "), "formula must say something"),
+        (dict(requires=("pre-NL",)), "Did you mean 'pre-LN'?"),
+        (dict(cite=""), "year must be given"),
+    ],
+)
+def test_a_method_that_does_not_say_what_it_is_is_refused(changes, message):
+    said = dict(formula="x", cite="paper2000", source="a paper", why="A test.")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        adjustment(**said | changes)(lambda patch: None)
