@@ -122,6 +122,16 @@ def test_a_soft_cap_goes_before_the_mask_in_every_style(style):
         assert torch.allclose(model(x), model.output((weights @ v).transpose(1, 2).flatten(2)), atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["qk_l2_clip", "log_n_scale", "sink", "softpick"])
+@pytest.mark.parametrize("style", STYLES)
+def test_masks_and_lengths_are_the_same_in_every_style(style, name):
+    model, plain, x = Written(style), Written("fused"), 10 * torch.randn(2, T, D)
+    plain.load_state_dict(model.state_dict())
+    before = plain(x)
+    adjust(model, name, inputs=(x,)), adjust(plain, name, inputs=(x,))
+    assert torch.allclose(model(x), plain(x), atol=1e-5) and not torch.allclose(model(x), before, atol=1e-3)
+
+
 @pytest.mark.parametrize("slot, make", [("gate", lambda: Gate(D)), ("qk_norm", lambda: QueryKeyNorms(d_head, 1.5))])
 def test_the_parts_of_our_own_model_can_be_inserted(slot, make):
     from attntut.parts import QKNorm
