@@ -128,8 +128,14 @@ def test_masks_and_lengths_are_the_same_in_every_style(style, name):
     model, plain, x = Written(style), Written("fused"), 10 * torch.randn(2, T, D)
     plain.load_state_dict(model.state_dict())
     before = plain(x)
-    adjust(model, name, inputs=(x,)), adjust(plain, name, inputs=(x,))
+    options = dict(scale=d_head**-0.5) if name == "qk_l2_clip" else {}
+    adjust(model, name, inputs=(x,), **options), adjust(plain, name, inputs=(x,), **options)
     assert torch.allclose(model(x), plain(x), atol=1e-5) and not torch.allclose(model(x), before, atol=1e-3)
+
+
+def test_a_model_that_does_not_tell_its_factor_is_refused():
+    with pytest.raises(ValueError, match="give scale=…"):
+        adjust(Written("matmul"), "qk_l2_clip", inputs=(torch.randn(1, T, D),))
 
 
 @pytest.mark.parametrize("slot, make", [("gate", lambda: Gate(D)), ("qk_norm", lambda: QueryKeyNorms(d_head, 1.5))])

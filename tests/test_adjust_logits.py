@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from adjust_models import MODELS, WORDS, D, H, hugging_face, inputs_of, output
+from adjust_models import MODELS, WORDS, D, H, hugging_face, inputs_of, ours, output
 from torch import nn
 
 from attntut import MultiHeadAttention
@@ -245,7 +245,7 @@ def test_one_softmax_is_replaced_once(first, second):
         with adjust(model, one), pytest.raises(ValueError, match=f"{other!r} clashes with {one}"):
             adjust(model, other)
     with pytest.raises(ValueError, match="clashes with the model's own sink"):
-        adjust(MultiHeadAttention(D, H, parts=(Sink(),)), first)
+        adjust(ours(parts=(Sink(),)), first)
 
 
 def test_dropout_stays():

@@ -115,16 +115,18 @@ class NormedQueriesKeys(AttentionChange):
         "sphere": "queries and keys of length 1 have no length left to take away",
     },
 )
-def qk_l2_clip(patch: Patch, *, limit: float | None = None) -> None:
+def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None = None) -> None:
     """Shorten queries and keys that are longer than a limit, head by head, before their product.
 
     A query's length is that before the model's own factor: models that put 1/√d_head (or any part of it) into the
     queries first are treated as those that multiply the logits. A vector beyond the limit has no gradient along itself.
-    A model whose factor is not known is refused.
+    Where keys hold a part of the factor too, queries are cut earlier and keys later, and the bound is the same.
 
     Args:
         patch: of the model.
         limit: t; by default 2√d_head, twice the length of a vector whose entries have variance 1.
+        scale: what the model multiplies the product of queries and keys with, wherever it does so; by default what its
+            attention says of itself (``scale`` or ``scaling``). A model that says nothing is refused without it.
 
     Example:
         >>> from attntut.adjust import adjust
@@ -137,9 +139,9 @@ def qk_l2_clip(patch: Patch, *, limit: float | None = None) -> None:
     """
     if limit is not None:
         check_number("limit", limit, low=0, open_low=True)
-    scale = patch.view.traits.get("scale")
+    scale = patch.view.traits.get("scale") if scale is None else check_number("scale", scale, low=0, open_low=True)
     if not scale:
-        patch.refuse("the factor that its logits are multiplied with is not known, or not the same everywhere")
+        patch.refuse("what it multiplies queries and keys with is not known, or not the same everywhere: give scale=…")
     for place in patch.attentions:
         d_head = patch.query(place).weight.d_head
         patch.attend(place, ClippedQueriesKeys(2 * math.sqrt(d_head) if limit is None else limit, scale))
