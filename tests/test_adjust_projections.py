@@ -225,6 +225,16 @@ def test_a_gate_scales_its_heads(name, per):
     assert torch.allclose(output(model, inputs), output(twin, inputs), atol=1e-5)
 
 
+def test_a_gate_is_made_of_the_token_where_queries_are_made_of_less():
+    pytest.importorskip("transformers")
+    sizes = dict(q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=6)
+    config = WORDS | dict(num_key_value_heads=H, first_k_dense_replace=2, n_routed_experts=2, n_group=1, topk_group=1)
+    model = hugging_face("DeepseekV2Model", **config, **sizes, topk_method="greedy", num_experts_per_tok=1).eval()
+    adjust(model, "output_gate", inputs=inputs_of("Llama"))
+    gate = model.layers[0].self_attn.adjusted["output_gate"].gate
+    assert (gate.in_features, gate.out_features) == (D, H * 6)
+
+
 def test_a_gate_learns_from_its_first_step():
     model, x = MultiHeadAttention(D, H), torch.randn(2, 6, D)
     adjust(model, "output_gate", start=0.9)
@@ -285,6 +295,13 @@ def test_where_there_is_no_second_attention_it_says_so(make):
         model = model.layers[0]
     with pytest.raises(ValueError, match="no stack of blocks has a second self-attention"):
         adjust(model, "value_residual")
+
+
+def test_windows_that_move_hold_other_tokens():
+    pytest.importorskip("transformers")
+    sizes = dict(image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 2], window_size=4)
+    with pytest.raises(ValueError, match="windows move"):
+        adjust(hugging_face("SwinModel", **sizes), "value_residual")
 
 
 def test_blocks_that_run_again_are_told():

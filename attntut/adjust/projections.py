@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -200,7 +201,7 @@ def output_gate(patch: Patch, *, per: str = "channel", start: float = 0.5) -> No
         if place.output is None:
             patch.refuse(f"what the heads of {place.name or 'the model'} are given to is not known")
         n_gates = query.n_heads if per == "head" else place.output.matrix.shape[1]
-        patch.attend(place, GatedHeads(query.fan_in, n_gates, start))
+        patch.attend(place, GatedHeads(query.d_model, n_gates, start))
 
 
 class GatedHeads(AttentionChange):
@@ -228,8 +229,9 @@ def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -
     """Let the values of each self-attention after the first of its stack be partly the first one's.
 
     Cross-attention is left alone: all its values are made of one sequence already. A model in which no stack has two
-    self-attentions of one width is refused; that includes one whose layers share one module. Blocks must run in order:
-    when one is run again (recomputed activations), the first values are gone, and it says so.
+    self-attentions of one width is refused (that includes one whose layers share one module), and one whose windows
+    move from block to block, where the same place holds another token. Blocks must run in order: when one is run again
+    (recomputed activations), the first values are gone, and it says so.
 
     Args:
         patch: of the model.
@@ -245,6 +247,8 @@ def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -
         ['layers.1.self_attn.adjusted.value_residual.share', 'layers.2.self_attn.adjusted.value_residual.share']
     """
     check_number("share", share, low=0, high=1)
+    if any(np.any(getattr(each, "shift_size", 0)) for each in patch.model.modules()):
+        patch.refuse("its windows move from block to block, and the first values there are those of other tokens")
     blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
     stacks: dict[str, list[Any]] = {}
     for place in patch.attentions:
