@@ -19,6 +19,7 @@ STYLES = {
     "scaled before": lambda q, k, v, mask: torch.softmax((q * d_head**-0.5) @ k.transpose(-1, -2) + mask, dim=-1) @ v,
     "in place": lambda q, k, v, mask: F.softmax(torch.matmul(q, k.mT).mul_(d_head**-0.5).add_(mask), dim=-1) @ v,
     "augmented": lambda q, k, v, mask: _augmented(q, k, mask) @ v,
+    "scaled by a tensor": lambda q, k, v, mask: ((q @ k.mT).mul_(torch.tensor([d_head**-0.5])) + mask).softmax(-1) @ v,
     "filled": lambda q, k, v, mask: F.softmax((q @ k.mT / d_head**0.5).masked_fill(mask < 0, -1e9), dim=-1) @ v,
     "where": lambda q, k, v, mask: F.softmax(torch.where(mask < 0, -1e9, q @ k.mT / d_head**0.5), dim=-1) @ v,
     "bmm": lambda q, k, v, mask: _bmm(q, k, v, mask),

@@ -235,7 +235,7 @@ class Listener(TorchFunctionMode):
             return lay(torch.zeros_like(scores.logits)) <= HIDDEN
 
         if self._asks("heads", "scaled_heads"):
-            factor = scores.query.new_ones(())
+            factor = scores.query.new_ones((1,) * scores.query.ndim)
             for step, scales in zip(scores.moves, scores.scales, strict=True):
                 factor = step(factor) if scales else factor
             query, key, scale = self._heads(scores.query, scores.key, factor.reshape(()))
