@@ -19,6 +19,7 @@ STYLES = {
     "scaled before": lambda q, k, v, mask: torch.softmax((q * d_head**-0.5) @ k.transpose(-1, -2) + mask, dim=-1) @ v,
     "in place": lambda q, k, v, mask: F.softmax(torch.matmul(q, k.mT).mul_(d_head**-0.5).add_(mask), dim=-1) @ v,
     "augmented": lambda q, k, v, mask: _augmented(q, k, mask) @ v,
+    "scaled by a tensor": lambda q, k, v, mask: ((q @ k.mT).mul_(torch.tensor([d_head**-0.5])) + mask).softmax(-1) @ v,
     "filled": lambda q, k, v, mask: F.softmax((q @ k.mT / d_head**0.5).masked_fill(mask < 0, -1e9), dim=-1) @ v,
     "where": lambda q, k, v, mask: F.softmax(torch.where(mask < 0, -1e9, q @ k.mT / d_head**0.5), dim=-1) @ v,
     "bmm": lambda q, k, v, mask: _bmm(q, k, v, mask),
@@ -120,6 +121,22 @@ def test_a_soft_cap_goes_before_the_mask_in_every_style(style):
         logits = 0.5 * torch.tanh(q @ k.mT / math.sqrt(d_head) / 0.5)
         weights = logits.masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf).softmax(-1)
         assert torch.allclose(model(x), model.output((weights @ v).transpose(1, 2).flatten(2)), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["qk_l2_clip", "log_n_scale", "sink", "softpick"])
+@pytest.mark.parametrize("style", STYLES)
+def test_masks_and_lengths_are_the_same_in_every_style(style, name):
+    model, plain, x = Written(style), Written("fused"), 10 * torch.randn(2, T, D)
+    plain.load_state_dict(model.state_dict())
+    before = plain(x)
+    options = dict(scale=d_head**-0.5) if name == "qk_l2_clip" else {}
+    adjust(model, name, inputs=(x,), **options), adjust(plain, name, inputs=(x,), **options)
+    assert torch.allclose(model(x), plain(x), atol=1e-5) and not torch.allclose(model(x), before, atol=1e-3)
+
+
+def test_a_model_that_does_not_tell_its_factor_is_refused():
+    with pytest.raises(ValueError, match="give scale=…"):
+        adjust(Written("matmul"), "qk_l2_clip", inputs=(torch.randn(1, T, D),))
 
 
 @pytest.mark.parametrize("slot, make", [("gate", lambda: Gate(D)), ("qk_norm", lambda: QueryKeyNorms(d_head, 1.5))])

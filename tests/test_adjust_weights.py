@@ -197,7 +197,7 @@ def largest(model, inputs):
     return torch.tensor([row["logit_max"] for row in diagnose(model, inputs).table()])
 
 
-@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2, 1e4])
+@pytest.mark.parametrize("scale", [1e-2, 1.0, 1e2, 1e4, 1e6])
 @pytest.mark.parametrize("make", [
     lambda: MultiHeadAttention(D, H, is_causal=True), lambda: MultiHeadAttention(D, H, packed=True),
     lambda: MultiHeadAttention(D, H, parts=(GroupedQueries(2), Rotary())), lambda: nn.MultiheadAttention(D, H),

@@ -51,12 +51,23 @@ class AttentionChange(AttentionPart):
 
     scale: float | None = None
 
+    def scaled_heads(self, query: Tensor, key: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Queries and keys as ``heads`` gets them, for what asks how long they are.
+
+        ``factor`` is what the model multiplies their product with; what it put into the queries before is not in it.
+        """
+        return self.heads(query, key)
+
     def values(self, value: Tensor) -> Tensor:
         """Values before they are averaged."""
         return value
 
     def logits(self, logits: Tensor) -> Tensor:
         """Logits, scaled, before anything (a mask, a bias of positions) is added to them."""
+        return logits
+
+    def seen_logits(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        """As ``logits``, for what asks which keys a query sees; ``hidden`` is True where a mask lies."""
         return logits
 
     def masked(self, logits: Tensor) -> Tensor:
@@ -214,21 +225,26 @@ class Listener(TorchFunctionMode):
             return func(*args, **kwargs)
         self.seen += 1
         logits = scores.logits
-        if self._asks("heads"):
-            query, key, scale = self._heads(scores.query, scores.key)
-            logits = scores.product(query, key)
-            logits = logits if scale is None else logits * scale
-            for step, scales in zip(scores.moves, scores.scales, strict=True):
-                logits = logits if scales and scale is not None else step(logits)
-        logits = self._each("logits", logits)
 
         def lay(logits: Tensor) -> Tensor:
             for step in scores.laid:
                 logits = step(logits)
             return logits
 
-        logits = self._each("masked", lay(logits))
-        weights = self._weights(logits, lambda: lay(torch.zeros_like(scores.logits)) <= HIDDEN)
+        def hidden() -> Tensor:
+            return lay(torch.zeros_like(scores.logits)) <= HIDDEN
+
+        if self._asks("heads", "scaled_heads"):
+            factor = scores.query.new_ones((1,) * scores.query.ndim)
+            for step, scales in zip(scores.moves, scores.scales, strict=True):
+                factor = step(factor) if scales else factor
+            query, key, scale = self._heads(scores.query, scores.key, factor.reshape(()))
+            logits = scores.product(query, key)
+            logits = logits if scale is None else logits * scale
+            for step, scales in zip(scores.moves, scores.scales, strict=True):
+                logits = logits if scales and scale is not None else step(logits)
+        logits = self._each("masked", lay(self._logits(logits, hidden)))
+        weights = self._weights(logits, hidden)
         if weights is None:
             swapped = [logits if each is marked else each for each in args]
             weights = func(*swapped, **{key: logits if each is marked else each for key, each in kwargs.items()})
@@ -260,11 +276,12 @@ class Listener(TorchFunctionMode):
         enable_gqa: bool = False,
     ) -> Tensor:
         self.seen += 1
-        if self._asks("heads"):
-            query, key, own = self._heads(query, key)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        if self._asks("heads", "scaled_heads"):
+            query, key, own = self._heads(query, key, scale)
             scale = scale if own is None else own
         value = self._each("values", value)
-        if not any(map(self._asks, ("logits", "masked", "weights"))):
+        if not self._asks("logits", "seen_logits", "masked", "weights"):
             options = dict(enable_gqa=True) if enable_gqa else {}
             heads = F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
@@ -272,7 +289,8 @@ class Listener(TorchFunctionMode):
             return self._merged(heads)
         if enable_gqa:
             key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
-        logits = self._each("logits", query @ key.mT * (query.shape[-1] ** -0.5 if scale is None else scale))
+        logits = query @ key.mT * scale
+        shape = logits.shape
 
         def lay(logits: Tensor) -> Tensor:
             if is_causal:
@@ -282,15 +300,18 @@ class Listener(TorchFunctionMode):
             is_bool = attn_mask.dtype == torch.bool
             return logits.masked_fill(~attn_mask, -math.inf) if is_bool else logits + attn_mask
 
-        logits = self._each("masked", lay(logits))
-        weights = self._weights(logits, lambda: lay(torch.zeros_like(logits)) <= HIDDEN)
+        def hidden() -> Tensor:
+            return lay(logits.new_zeros(shape)) <= HIDDEN
+
+        logits = self._each("masked", lay(self._logits(logits, hidden)))
+        weights = self._weights(logits, hidden)
         weights = masked_softmax(logits) if weights is None else weights
         return self._merged(F.dropout(weights, dropout_p) @ value)
 
     # ---- the changes, on tensors of one shape
 
-    def _asks(self, name: str) -> bool:
-        return any(_overrides(change, name) for change in self.changes)
+    def _asks(self, *names: str) -> bool:
+        return any(_overrides(change, name) for change in self.changes for name in names)
 
     def _each(self, name: str, tensor: Tensor) -> Tensor:
         for change in self.changes:
@@ -298,14 +319,24 @@ class Listener(TorchFunctionMode):
                 tensor = self._back(getattr(change, name)(self._by_head(tensor)), tensor)
         return tensor
 
-    def _heads(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor, float | None]:
+    def _logits(self, logits: Tensor, hidden: Callable[[], Tensor]) -> Tensor:
+        for change in self.changes:
+            own: Any = change
+            if _overrides(change, "seen_logits"):
+                logits = self._back(own.seen_logits(self._by_head(logits), self._by_head(hidden())), logits)
+            elif _overrides(change, "logits"):
+                logits = self._back(own.logits(self._by_head(logits)), logits)
+        return logits
+
+    def _heads(self, query: Tensor, key: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor, float | None]:
         scale = None
         for change in self.changes:
-            if _overrides(change, "heads"):
-                new = change.heads(self._by_head(query), self._by_head(key))
+            own: Any = change
+            if _overrides(change, "heads") or _overrides(change, "scaled_heads"):
+                heads = self._by_head(query), self._by_head(key)
+                new = own.scaled_heads(*heads, factor) if isinstance(change, AttentionChange) else own.heads(*heads)
                 query, key = self._back(new[0], query), self._back(new[1], key)
-                own = getattr(change, "scale", None)
-                scale = scale if own is None else own
+                scale = scale if getattr(change, "scale", None) is None else own.scale
         return query, key, scale
 
     def _weights(self, logits: Tensor, hidden: Callable[[], Tensor]) -> Tensor | None:

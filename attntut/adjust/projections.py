@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,8 +14,10 @@ from attntut._checks import check_choice, check_number
 from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.registry import adjustment
+from attntut.anatomy.blocks import block_of, find_blocks
 
 NORMS = ("rms", "layer", "l2")
+GATES = ("channel", "head")
 
 
 @adjustment(
@@ -94,3 +100,201 @@ class NormedQueriesKeys(AttentionChange):
     def heads(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         dtype = self.query_norm.weight.dtype  # within autocast, queries may be coarser
         return self.query_norm(query.to(dtype)).to(query.dtype), self.key_norm(key.to(dtype)).to(key.dtype)
+
+
+@adjustment(
+    formula=r"q \leftarrow q \min(1, t / \|q\|), \qquad k \leftarrow k \min(1, t / \|k\|), \qquad "
+    r"|s_{ij}| \le t^2 / \sqrt{d_h}",
+    cite="wolf2020transformers",
+    source="transformers, modeling_inkling2.py, Inkling2L2Clip: t = 2√d_head; a learned scale of the query precedes it",
+    year=2026,
+    why="Long queries and keys are cut to a length t, which bounds the logits; the others keep theirs.",
+    treats=("logits too large", "logits too large (trained)", "logits too large (weights unknown)"),
+    clashes={
+        "QK-norm": "the lengths are set already",
+        "qk_norm": "the lengths are set already",
+        "sphere": "queries and keys of length 1 have no length left to take away",
+    },
+)
+def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None = None) -> None:
+    """Shorten queries and keys that are longer than a limit, head by head, before their product.
+
+    A query's length is that before the model's own factor: models that put 1/√d_head (or any part of it) into the
+    queries first are treated as those that multiply the logits. A vector beyond the limit has no gradient along itself.
+    Where keys hold a part of the factor too, queries are cut earlier and keys later, and the bound is the same.
+
+    Args:
+        patch: of the model.
+        limit: t; by default 2√d_head, twice the length of a vector whose entries have variance 1.
+        scale: what the model multiplies the product of queries and keys with, wherever it does so; by default what its
+            attention says of itself (``scale`` or ``scaling``). A model that says nothing is refused without it.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> from attntut.diagnose import diagnose
+        >>> model, x = nn.MultiheadAttention(8, num_heads=2, batch_first=True), 1e4 * torch.randn(1, 9, 8)
+        >>> with adjust(model, "qk_l2_clip", limit=2.0):
+        ...     largest = [row["logit_max"] for row in diagnose(model, (x, x, x)).table()]
+        >>> all(each <= 2.001 for each in largest)  # t²/√4
+        True
+    """
+    if limit is not None:
+        check_number("limit", limit, low=0, open_low=True)
+    scale = patch.view.traits.get("scale") if scale is None else check_number("scale", scale, low=0, open_low=True)
+    if not scale:
+        patch.refuse("what it multiplies queries and keys with is not known, or not the same everywhere: give scale=…")
+    for place in patch.attentions:
+        d_head = patch.query(place).weight.d_head
+        patch.attend(place, ClippedQueriesKeys(2 * math.sqrt(d_head) if limit is None else limit, scale))
+
+
+class ClippedQueriesKeys(AttentionChange):
+    """Queries and keys no longer than a limit, in a model that scales their product by ``whole`` altogether."""
+
+    def __init__(self, limit: float, whole: float) -> None:
+        super().__init__()
+        self.limit, self.whole = limit, whole
+
+    def scaled_heads(self, query: Tensor, key: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
+        return _clipped(query, self.limit * self.whole / factor), _clipped(key, self.limit)
+
+
+def _clipped(vector: Tensor, limit: Tensor | float) -> Tensor:
+    """Where the length is 0, or below the limit, nothing is divided by it."""
+    norm = torch.linalg.vector_norm(
+        vector, dim=-1, keepdim=True, dtype=torch.promote_types(vector.dtype, torch.float32)
+    )
+    return vector * (limit / norm.clamp(min=limit)).to(vector.dtype)
+
+
+@adjustment(
+    formula=r"y = W_o\left(\sigma(W_g x + b_g) \odot [\text{head}_1; \ldots; \text{head}_H]\right)",
+    cite="qiu2025gated",
+    source="Qiu et al. (2025), the gate on what the heads found, by channel or by head",
+    why="A head that has nothing to say can say nothing, and need not rest on the first token.",
+    treats=("attention sink",),
+    clashes={"output gate": "the model gates its heads itself"},
+)
+def output_gate(patch: Patch, *, per: str = "channel", start: float = 0.5) -> None:
+    """Multiply what the heads found by a learnable gate between 0 and 1, made of the token that asks.
+
+    At the start, all gates have one value: W_g is 0, b_g = ln(start/(1 − start)). The paper draws W_g small, which
+    gives nearly ½: the branch is halved. In a model that is trained already, start near 1.
+
+    Args:
+        patch: of the model.
+        per: a gate for each ``"channel"`` of each head, or one for each ``"head"``.
+        start: what a gate is at the start, strictly between 0 and 1.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> model, x = nn.MultiheadAttention(8, num_heads=2, bias=False), torch.randn(5, 1, 8)
+        >>> before = model(x, x, x)[0]
+        >>> with adjust(model, "output_gate", start=0.9):
+        ...     torch.allclose(model(x, x, x)[0], 0.9 * before, atol=1e-6)
+        True
+    """
+    check_choice("per", per, GATES)
+    check_number("start", start, low=0, high=1, open_low=True, open_high=True)
+    for place in patch.attentions:
+        query = patch.query(place).weight
+        if place.output is None:
+            patch.refuse(f"what the heads of {place.name or 'the model'} are given to is not known")
+        n_gates = query.n_heads if per == "head" else place.output.matrix.shape[1]
+        patch.attend(place, GatedHeads(query.d_model, n_gates, start))
+
+
+class GatedHeads(AttentionChange):
+    """σ(W x + b) on the heads."""
+
+    def __init__(self, d_model: int, n_gates: int, start: float) -> None:
+        super().__init__()
+        self.gate = nn.Linear(d_model, n_gates)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.constant_(self.gate.bias, math.log(start / (1 - start)))
+
+    def merged(self, heads: Tensor, x: Tensor) -> Tensor:
+        gates = torch.sigmoid(self.gate(x))
+        return gates.repeat_interleave(heads.shape[-1] // gates.shape[-1], dim=-1) * heads
+
+
+@adjustment(
+    formula=r"v_l \leftarrow \lambda v_1 + (1 - \lambda)\, v_l, \qquad l = 2, \ldots, L",
+    cite="zhou2025value",
+    source="Zhou et al. (2025); Value-Residual-Learning, modeling_llama_resformer.py: λ = ½; learned: modded-nanogpt",
+    why="Later layers mix values of the tokens themselves, however alike the tokens have become in the stream.",
+    treats=("rank collapsing", "rank collapsing (slowly)"),
+)
+def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -> None:
+    """Let the values of each self-attention after the first of its stack be partly the first one's.
+
+    Cross-attention is left alone: all its values are made of one sequence already. A model in which no stack has two
+    self-attentions of one width is refused (that includes one whose layers share one module), and one whose windows
+    move from block to block, where the same place holds another token. Blocks must run in order: when one is run again
+    (recomputed activations), the first values are gone, and it says so.
+
+    Args:
+        patch: of the model.
+        share: λ.
+        learned: start there, and learn one number for each attention.
+
+    Example:
+        >>> from attntut.adjust import adjust
+        >>> layer = nn.TransformerEncoderLayer(8, nhead=2, batch_first=True)
+        >>> model = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        >>> with adjust(model, "value_residual", learned=True):
+        ...     [name for name, _ in model.named_parameters() if "share" in name]
+        ['layers.1.self_attn.adjusted.value_residual.share', 'layers.2.self_attn.adjusted.value_residual.share']
+    """
+    check_number("share", share, low=0, high=1)
+    if any(np.any(getattr(each, "shift_size", 0)) for each in patch.model.modules()):
+        patch.refuse("its windows move from block to block, and the first values there are those of other tokens")
+    blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
+    stacks: dict[str, list[Any]] = {}
+    for place in patch.attentions:
+        if not patch.query(place).weight.is_cross:
+            stacks.setdefault(block_of(blocks, place.name).stack, []).append(place)
+    stacks = {name: places for name, places in stacks.items() if name and len(places) > 1}
+    if not stacks:
+        patch.refuse("no stack of blocks has a second self-attention, which could take values of the first")
+    for name, places in stacks.items():
+        if len({each.value and each.value.matrix.shape[0] for each in places} | {None}) != 2:
+            patch.refuse(f"the values in {name} are not all known, or not all of one width")
+        first = FirstValues()
+        patch.attend(places[0], first)
+        for place in places[1:]:
+            patch.attend(place, LaterValues(first, share, learned=learned, is_last=place is places[-1]))
+
+
+class FirstValues(AttentionChange):
+    """Keeps the values until the last attention of the stack has had them."""
+
+    seen: Tensor | None = None
+
+    def values(self, value: Tensor) -> Tensor:
+        self.seen = value
+        return value
+
+    def __getstate__(self) -> dict[str, Any]:  # what was computed is not copied
+        return vars(self) | {"seen": None}
+
+
+class LaterValues(AttentionChange):
+    """λ v₁ + (1 − λ) v."""
+
+    def __init__(self, first: FirstValues, share: float, *, learned: bool, is_last: bool) -> None:
+        super().__init__()
+        self.first, self.is_last = (first,), is_last  # in a tuple: it is no part of this module
+        self.share = nn.Parameter(torch.tensor(float(share))) if learned else share
+
+    def values(self, value: Tensor) -> Tensor:
+        first = self.first[0].seen
+        if first is None or first.shape != value.shape:
+            raise RuntimeError(
+                f"The values of the first attention must be there, in the shape {tuple(value.shape)}: got "
+                f"{'none' if first is None else tuple(first.shape)}. Let the blocks run in order, each once (without "
+                "recomputed activations), or undo the adjustment."
+            )
+        if self.is_last:
+            self.first[0].seen = None
+        return self.share * first + (1 - self.share) * value
