@@ -8,6 +8,9 @@ A function on a model gets a :class:`Patch`: its ``attend``, ``hook``, ``paramet
 the model by torch's own means and know the way back; ``patch.view`` has the roles (:mod:`attntut.anatomy`). Inside
 attention, an :class:`AttentionChange` is asked at each place (queries and keys, values, logits before and after the
 mask, weights, merged heads), with one shape in every model, for fused kernels and for a softmax that is written out.
+
+What torch has as it is needs no function here: ``torch.optim.RAdam`` (a warm-up that Adam's second moment sets itself),
+``betas=(0.9, 0.95)`` (a second moment that forgets a spike sooner), ``dropout`` of attention.
 """
 
 from attntut.adjust import blocks, gradients, groups, logits, loss, optimizers, projections, schedules, weights  # noqa: F401

@@ -38,7 +38,7 @@ def _before_step(patch: Patch, optimizer: torch.optim.Optimizer, change: Callabl
 @adjustment(
     formula=r"g \leftarrow g\, \min\left(1, \frac{c}{\lVert g \rVert}\right)",
     cite="pascanu2013difficulty",
-    source="Pascanu et al. (2013), algorithm 1; torch.nn.utils.clip_grad_norm_",
+    source="Pascanu et al. (2013), section 3.2, algorithm 1; torch.nn.utils.clip_grad_norm_",
     why="One batch with a huge gradient takes a step no longer than others; the direction is kept.",
 )
 def clip_norm(patch: Patch, *, optimizer: torch.optim.Optimizer, max_norm: float = 1.0) -> None:

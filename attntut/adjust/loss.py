@@ -18,7 +18,7 @@ from attntut.anatomy.names import RolePatterns
 @adjustment(
     formula=r"\zeta\, \overline{\log^2 Z}, \qquad Z = \sum_j e^{s_j}",
     cite="chowdhery2022palm",
-    source="Chowdhery et al. (2022), PaLM, training setup: ζ = 1e-4; google-research/t5x, losses.py",
+    source="Chowdhery et al. (2022), PaLM, section 5: ζ = 1e-4; google-research/t5x, losses.py",
     why="A softmax does not see a number added to all its logits, so nothing keeps them from drifting; this does.",
 )
 def z_loss(logits: Tensor, *, coefficient: float = 1e-4, counts: Tensor | None = None) -> Tensor:

@@ -32,7 +32,7 @@ def check_optimizer(optimizer: object) -> Optimizer:
     formula=r"W \leftarrow W - \eta\, \frac{\phi(\lVert W \rVert)}{\lVert u \rVert}\, u, \qquad "
     r"u = \frac{\hat m}{\sqrt{\hat v} + \epsilon} + \lambda W, \qquad \phi(z) = \min(z, c)",
     cite="you2020large",
-    source="You et al. (2020), LAMB; tensorflow/addons and timm, optim/lamb.py, for what is left out of the ratio",
+    source="You et al. (2020); tensorflow/addons, optimizers/lamb.py; timm, optim/lamb.py",
     why="Each matrix moves by the share η of its own length, however its gradients compare with those of others.",
 )
 def lamb(
@@ -46,8 +46,8 @@ def lamb(
 ) -> Optimizer:
     """LAMB: Adam's step, matrix by matrix, at the length of the weights.
 
-    Vectors (biases, gains) get Adam's step as it is, as in the authors' code; so do weights that are all 0. A packed
-    matrix has one ratio.
+    Vectors (biases, gains) get Adam's step as it is: tensorflow/addons has a list of names for that, timm takes what
+    has no decay. Weights that are all 0 get it too, or they would stay so. A packed matrix has one ratio.
 
     Args:
         params: parameters or groups, as for any optimizer.
@@ -154,9 +154,10 @@ def cautious_decay(optimizer: Optimizer) -> Optimizer:
     def take(*_: Any) -> None:
         give()  # what a step that failed has kept
         held.extend((group, group["weight_decay"]) for group in optimizer.param_groups)
-        before[:] = [(group, each, each.detach().clone()) for group, _ in held for each in group["params"]]
-        for group, _ in held:
+        before.clear()
+        for group in optimizer.param_groups:
             group["weight_decay"] = 0.0
+            before.extend((group, each, each.detach().clone()) for each in group["params"])
 
     def give(*_: Any) -> None:
         for group, number in held:
