@@ -110,14 +110,26 @@ def test_it_knows_a_matrix_that_is_computed():
 def test_gradients_that_are_not_there_are_refused(name):
     model = ours()
     optimizer = filled(model, 1.0)
-    with adjust(model, name, optimizer=optimizer):
-        with pytest.raises(ValueError, match=r"call step\(\) without a closure"):
-            optimizer.step(lambda: 0.0)
-        optimizer.grad_scale = torch.tensor(2.0)
-        with pytest.raises(ValueError, match=r"call scaler.unscale_\(optimizer\) first"):
-            optimizer.step()
+    message = r"call step\(\) without a closure"
+    with adjust(model, name, optimizer=optimizer), pytest.raises(ValueError, match=message):
+        optimizer.step(lambda: 0.0)
     with pytest.raises(TypeError, match=r"optimizer must be a torch\.optim\.Optimizer: got int"):
         adjust(model, name, optimizer=3)
+
+
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_gradients_that_are_scaled_are_refused(unscaled):
+    model, inputs = ours(), inputs_of("ours")
+    optimizer, scaler = torch.optim.AdamW(model.parameters(), fused=True), torch.amp.GradScaler("cpu")
+    with adjust(model, "clip_norm", optimizer=optimizer, max_norm=0.1):
+        scaler.scale(output(model, inputs).square().sum()).backward()
+        if unscaled:
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            assert norm(model) <= 0.1001
+        else:
+            with pytest.raises(ValueError, match=r"call scaler\.unscale_\(optimizer\) first"):
+                scaler.step(optimizer)
 
 
 @pytest.mark.parametrize("name", ["ours", "ours, modern", "BERT", "GPT-2", "T5", "ViT"])
