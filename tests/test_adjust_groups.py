@@ -1,10 +1,12 @@
-"""Parameter groups and schedules: ordinary objects of torch, with the rates of the formulas."""
+"""Parameter groups: every parameter in one, with the rates of the formulas."""
 
 import pytest
 import torch
 from adjust_models import MODELS, ours
 
-from attntut.adjust import layer_lr_decay, warmup
+from attntut.adjust import acting_on, adjust, layer_lr_decay, mup_groups, qk_weight_decay
+from attntut.anatomy.view import view
+from attntut.init.width import learning_rates
 
 
 @pytest.mark.parametrize(
@@ -44,22 +46,72 @@ def test_a_model_without_blocks_is_refused():
         layer_lr_decay(torch.nn.MultiheadAttention(8, 2), lr=1.0)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5])
-def test_the_warm_up_is_a_line(steps):
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3.0)
-    scheduler, rates = warmup(optimizer, steps=steps), []
-    for _ in range(8):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates == pytest.approx([3 * min(1, t / steps) for t in range(1, 9)])
+@pytest.mark.parametrize("name", MODELS)
+def test_rates_fall_with_the_width_where_a_sum_follows(name):
+    model = MODELS[name]()
+    groups = mup_groups(model, lr=0.1, base_width=8, weight_decay=0.3)
+    held = [id(each) for group in groups for each in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+    assert [group["lr"] for group in groups] == [0.05, 0.1]
+    assert [group["weight_decay"] for group in groups] == pytest.approx([0.6, 0.3])
+    slow = {id(each) for each in groups[0]["params"]}
+    for entry in view(model).entries:
+        is_slow = entry.role not in ("embedding", "position")
+        assert (id(model.get_parameter(entry.parameter)) in slow) == is_slow, entry
+    torch.optim.AdamW(groups).step()
 
 
-def test_its_state_is_torch_s():
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    scheduler = warmup(optimizer, steps=4)
-    assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
-    state = scheduler.state_dict()
-    warmup(optimizer, steps=4).load_state_dict(state)
-    with pytest.raises(ValueError, match="steps must be an integer ≥ 1"):
-        warmup(optimizer, steps=0)
+def test_they_are_the_rates_of_the_law():
+    model = ours()
+    ruled, groups = learning_rates(model, 0.1, base_width=8), mup_groups(model, lr=0.1, base_width=8)
+    for one, other in zip(ruled, groups, strict=True):
+        assert one["lr"] == other["lr"] and all(map(torch.equal, one["params"], other["params"]))
+        assert "weight_decay" not in other
+
+
+@pytest.mark.parametrize("make", [lambda model: mup_groups(model, lr=0.1, base_width=8), qk_weight_decay])
+def test_an_adjusted_model_has_all_its_parameters_in_a_group(make):
+    model = ours()
+    adjust(model, "sigma_reparam")
+    first, second = make(model)
+    assert len(first["params"]) + len(second["params"]) == len([*model.parameters()])
+    assert any(each is model.blocks[0].attention.query.parametrizations.weight.original for each in first["params"])
+    assert acting_on(model) == ("sigma_reparam",)
+
+
+PACKED = ("ours, packed, post-LN", "torch attention", "torch encoder", "torch transformer", "GPT-2")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_queries_and_keys_decay_and_nothing_else_does(name):
+    model = MODELS[name]()
+    if name in PACKED:
+        with pytest.raises(ValueError, match=r"needs queries and keys in parameters of their own: .* holds the value"):
+            qk_weight_decay(model)
+        return
+    decayed, others = qk_weight_decay(model, weight_decay=0.5)
+    named = {id(each): name for name, each in model.named_parameters()}
+    roles = {entry.parameter: entry.role for entry in view(model).entries}
+    assert {roles[named[id(each)]] for each in decayed["params"]} == {"query", "key"}
+    assert not {roles.get(named[id(each)]) for each in others["params"]} & {"query", "key"}
+    assert len(decayed["params"]) + len(others["params"]) == len(named)
+    before = {key: each.detach().clone() for key, each in model.named_parameters()}
+    for each in model.parameters():
+        each.grad = torch.zeros_like(each)
+    torch.optim.AdamW([decayed, others], lr=0.1).step()
+    for key, each in model.named_parameters():
+        factor = 0.95 if roles.get(key) in ("query", "key") else 1.0
+        assert torch.allclose(each, factor * before[key])
+
+
+@pytest.mark.parametrize("call, message", [
+    (lambda: mup_groups(ours(), lr=0, base_width=8), "lr must be a number > 0"),
+    (lambda: mup_groups(ours(), lr=1, base_width=0), "base_width must be an integer ≥ 1"),
+    (lambda: mup_groups(ours(), lr=1, base_width=8, weight_decay=-1), "weight_decay must be a number ≥ 0"),
+    (lambda: qk_weight_decay(ours(), weight_decay=-1), "weight_decay must be a number ≥ 0"),
+    (lambda: qk_weight_decay(ours(), others=-1), "others must be a number ≥ 0"),
+    (lambda: qk_weight_decay(torch.nn.Linear(2, 2)), "model must contain attention"),
+])  # fmt: skip
+def test_what_groups_refuse(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

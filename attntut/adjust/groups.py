@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from torch import nn
 
 from attntut._checks import check_number
-from attntut.adjust.handle import known_view
+from attntut.adjust.handle import _plain, known_view
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
 from attntut.anatomy.names import RolePatterns
+from attntut.init.width import learning_rates
+
+
+def stored(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters by their names, those that others are computed from (σReparam) by the name of what they give."""
+    return {
+        re.sub(r"parametrizations\.([^.]+)\.original$", r"\1", name): each for name, each in model.named_parameters()
+    }
 
 
 @adjustment(
@@ -76,3 +85,122 @@ def layer_lr_decay(
         group["params"].append(parameter)
     groups["after the blocks"] = after
     return [each | {"name": name} for name, each in groups.items() if each["params"]]
+
+
+@adjustment(
+    formula=r"\eta_W = \eta \cdot \frac{d_\text{base}}{d} \text{ where a sum over the width follows, else } \eta; "
+    r"\qquad \lambda_W = \lambda\, \frac{\eta}{\eta_W}",
+    cite="yang2022tensor",
+    source="Yang et al. (2022), table 3; microsoft/mup, mup/optim.py, MuAdam",
+    why="Adam moves every entry alike, and aligned moves add up over the width: wide models need smaller rates.",
+    requires=("1/d_head logits",),
+)
+def mup_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    base_width: int,
+    weight_decay: float | None = None,
+    inputs: Any = None,
+    roles: RolePatterns | None = None,
+    n_heads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups for Adam whose rates fall with the width, so that a rate found on a narrow model holds.
+
+    The other half of the parametrization is the scheme ``"mup"``; :func:`attntut.init.width.learning_rates` has the
+    rule, and what it asks of the model.
+
+    Args:
+        model: any model with attention.
+        lr: η, found at ``base_width``.
+        base_width: d_base.
+        weight_decay: λ, found there too. AdamW multiplies it by the rate: it grows as the rate falls, so that the
+            product stays. By default the groups have none of their own, and the optimizer's is for all.
+        inputs, roles, n_heads: as in :func:`attntut.init.view`.
+
+    Returns:
+        Two groups with ``params``, ``lr`` and ``name``; every parameter is in one of them.
+
+    Example:
+        >>> from attntut import Transformer, TransformerConfig
+        >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, d_model=128))
+        >>> groups = mup_groups(model, lr=0.01, base_width=32, weight_decay=0.1)
+        >>> [(group["name"], group["lr"], group["weight_decay"]) for group in groups]
+        [('summed over the width', 0.0025, 0.4), ('others', 0.01, 0.1)]
+    """
+    with _plain(model):
+        summed, others = learning_rates(model, lr, base_width=base_width, inputs=inputs, roles=roles, n_heads=n_heads)
+    _complete(model, summed["params"], others["params"])
+    if weight_decay is not None:
+        check_number("weight_decay", weight_decay, low=0)
+        for group in (summed, others):
+            group["weight_decay"] = weight_decay * lr / group["lr"]
+    return [summed | {"name": "summed over the width"}, others | {"name": "others"}]
+
+
+@adjustment(
+    formula=r"W_q, W_k \leftarrow (1 - \eta \lambda)\, W_q, W_k \text{ at each step}",
+    cite="loshchilov2019decoupled",
+    source="Loshchilov & Hutter (2019), algorithm 2, for queries and keys alone",
+    why="Logits grow with the product of the two matrices: decay holds it back, and leaves all others alone.",
+    treats=("logits too large (trained)", "entropy collapsed"),
+    clashes={"QK-norm": "the norm divides the size of the weights out: decay only makes them turn faster"},
+)
+def qk_weight_decay(
+    model: nn.Module,
+    *,
+    weight_decay: float = 0.1,
+    others: float = 0.0,
+    inputs: Any = None,
+    roles: RolePatterns | None = None,
+    n_heads: int | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups that let the matrices of queries and keys decay, and nothing else, or by another number.
+
+    A group holds whole parameters: a model that packs queries and keys with values into one is refused.
+
+    Args:
+        model: any model with attention.
+        weight_decay: λ, of the matrices of queries and keys, without their biases. It is for optimizers that do not add
+            it to the gradient: AdamW, not Adam.
+        others: of all other parameters.
+        inputs, roles, n_heads: as in :func:`attntut.init.view`.
+
+    Returns:
+        Two groups with ``params``, ``weight_decay`` and ``name``; every parameter is in one of them.
+
+    Raises:
+        ValueError: queries or keys share a parameter with something else, or none is known.
+
+    Example:
+        >>> import torch
+        >>> from attntut import Transformer, TransformerConfig
+        >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, n_layers=3))
+        >>> groups = qk_weight_decay(model)
+        >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups][0]
+        ('queries and keys', 6, 0.1)
+        >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    """
+    check_number("weight_decay", weight_decay, low=0), check_number("others", others, low=0)
+    view, named = known_view(model, inputs, roles, n_heads), stored(model)
+    names = {entry.parameter for entry in view.by_role("query", "key")}
+    for entry in view.entries:
+        if entry.parameter in names and entry.role not in ("query", "key"):
+            raise ValueError(f"'qk_weight_decay' needs queries and keys in parameters of their own: {entry.parameter} "
+                             f"holds the {entry.role} too.")  # fmt: skip
+    if not names <= {*named}:
+        raise ValueError(f"'qk_weight_decay' needs one parameter for each matrix: {min(names - {*named})} is computed "
+                         "from several.")  # fmt: skip
+    decayed: list[nn.Parameter] = [each for name, each in named.items() if name in names]
+    rest: list[nn.Parameter] = []
+    _complete(model, decayed, rest)
+    return [
+        {"params": decayed, "weight_decay": weight_decay, "name": "queries and keys"},
+        {"params": rest, "weight_decay": others, "name": "others"},
+    ]
+
+
+def _complete(model: nn.Module, some: list[nn.Parameter], rest: list[nn.Parameter]) -> None:
+    """Put what is in neither list into the second."""
+    have = {id(each) for each in (*some, *rest)}
+    rest.extend(each for each in model.parameters() if id(each) not in have)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from attntut._checks import check_int, check_number
+from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import ModelView, view
 from attntut.anatomy.weight import BRANCH, BRANCH_OUT, Weight
 from attntut.init.fan import lecun_normal
@@ -53,7 +54,15 @@ def mup(weight: Weight, *, zero_query: bool = False, zero_readout: bool = True) 
     return Constant(0.0) if zero_query and weight.role == "query" else lecun_normal(weight)
 
 
-def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict[str, Any]]:
+def learning_rates(
+    model: nn.Module,
+    lr: float,
+    *,
+    base_width: int,
+    inputs: Any = None,
+    roles: RolePatterns | None = None,
+    n_heads: int | None = None,
+) -> list[dict[str, Any]]:
     r"""Parameter groups for Adam, with the rates of the maximal update parametrization.
 
     .. math:: \eta_\text{hidden} = \eta_\text{readout} = \eta \cdot \frac{d_\text{base}}{d}, \qquad
@@ -67,6 +76,7 @@ def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict
             grow in proportion to ``d_model``.
         lr: the rate found at ``base_width``.
         base_width: the width at which ``lr`` was found.
+        inputs, roles, n_heads: as in :func:`~attntut.init.view`.
 
     Returns:
         Two groups, ``{"params": […], "lr": …}``, for :class:`torch.optim.Adam` or ``AdamW``: the slow one first.
@@ -80,7 +90,7 @@ def learning_rates(model: nn.Module, lr: float, *, base_width: int) -> list[dict
         [0.0025, 0.01]
     """
     check_number("lr", lr, low=0, open_low=True), check_int("base_width", base_width)
-    entries = view(model).entries
+    entries = view(model, inputs=inputs, roles=roles, n_heads=n_heads).entries
     summed = {entry.parameter for entry in entries if entry.weight.role in (*BRANCH, "readout")}
     tables = {entry.parameter for entry in entries if entry.weight.is_table}
     slow = summed - tables
