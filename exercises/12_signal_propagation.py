@@ -663,7 +663,7 @@ causal = Explain(
     manual=3,
     needs=("With skips: the shared part doubles",),
     statement=(
-        "In the chapter every token sees all others. What changes when token $i$ sees the tokens 1 to $i$ alone? The function "
+        "Where the chapter has skips, every token sees all others. What changes when token $i$ sees the tokens 1 to $i$ alone? The function "
         "below passes <<n>> independent tokens through <<n_blocks>> blocks with a skip and without a norm, in which each token "
         "attends evenly to all that it may see, and returns the tokens of eight such stacks. First predict their mean cosine "
         "by the chapter's formula, which knows of no mask. Then measure it with `token_cosine` of `attntut.measure`, averaged "
