@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXTENSIONS = str(ROOT / "book" / "_ext")
 sys.path.insert(0, EXTENSIONS)
 
-from bookext import catalogue, drawn  # noqa: E402
+from bookext import catalogue, drawn, entries  # noqa: E402
 from bookext.address import Repository  # noqa: E402
 
 
@@ -185,9 +185,9 @@ def text(page: str) -> str:
 def test_the_page_shows_what_the_registry_says(build):
     page, warnings = build(DEEPNORM, DEFAULT)
     assert not warnings, "the entry's name is an anchor that links may name, and nothing else is amiss"
-    assert len(re.findall(r"<article class=\"scheme\"", page)) == 2
+    assert len(re.findall(r"<article class=\"entry\"", page)) == 2
     entry = page.split('id="deepnorm"')[1].split("</article>")[0]
-    assert '<article class="scheme" data-family="depth" data-needs="post-LN|residual scale" id="deepnorm">' in page
+    assert '<article class="entry" data-family="depth" data-needs="post-LN|residual scale" id="deepnorm">' in page
     assert "<h3><code>deepnorm</code>" in entry and ">2022</span>" in entry
     assert entry.count('<math display="block"') == 2, "the two parts of the formula"
     words = text(entry)
@@ -207,7 +207,7 @@ def test_the_page_shows_what_the_registry_says(build):
 
 def test_links_to_chapters_and_code_that_exist(build, monkeypatch):
     monkeypatch.setattr(catalogue, "CHAPTERS", {"chapters/one": ("fan",)})
-    monkeypatch.setattr(catalogue, "from_environment", lambda environment: Repository("owner", "book"))
+    monkeypatch.setattr(entries, "from_environment", lambda environment: Repository("owner", "book"))
     page, warnings = build(DEFAULT, DEEPNORM, pages={"chapters/one.md": "# The first chapter\n"})
     assert not warnings
     entry = page.split('id="torch_default"')[1].split("</article>")[0]

@@ -25,7 +25,10 @@ from attntut.anatomy.weight import BRANCH_OUT
     source="Noci et al. (2022), section 3.2: α = 1/√L on each branch",
     why="The branches together add as much as one: the stream stays bounded at any depth, and tokens stay apart.",
     treats=("stream growing", "rank collapsing", "rank collapsing (slowly)", "depth scaling absent"),
-    clashes={"residual scale": "the model scales its branches itself"},
+    clashes={
+        "residual scale": "the model scales its branches itself",
+        "no residual": "without a skip connection beside it, the branch is all there is, and only shrinks",
+    },
 )
 def branch_scale(patch: Patch, *, factor: float | None = None) -> None:
     """Multiply what each branch adds to the stream by one small number.

@@ -17,7 +17,7 @@ from attntut.adjust import attention
 from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look
-from attntut.init.requirements import REQUIREMENTS, unmet
+from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import AttentionPart
 
 NAMES = "adjusted_by"
@@ -271,6 +271,26 @@ def acting_on(model: nn.Module) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for each in model.modules() for name in vars(each).get(NAMES, ())))
 
 
+def fitting(view: ModelView) -> list[str]:
+    """The names of the methods that :func:`adjust` would not refuse for what a model has, or lacks.
+
+    >>> from attntut.anatomy import look
+    >>> model = nn.MultiheadAttention(8, num_heads=2)
+    >>> with adjust(model, "qk_norm"):
+    ...     {"qk_norm", "soft_cap", "branch_scale"} & {*fitting(look(model))}
+    {'branch_scale'}
+    """
+    there = acting_on(view.module)
+    return [name for name, each in adjustments().items()
+            if name not in there and not each.objection(there, view.traits)]  # fmt: skip
+
+
+def given_traits(model: nn.Module) -> dict[str, Any]:
+    """What a model has by the methods that act on it, by the names of :class:`~attntut.TransformerConfig`."""
+    given = [name for method in acting_on(model) for name in adjustments()[method].gives]
+    return {trait: value for name in given for trait, value in REQUIREMENTS[name].wants.items()}
+
+
 def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_heads: int | None) -> ModelView:
     """What is known by names; else, or if there are inputs, by listening."""
     with _plain(model):
@@ -290,21 +310,8 @@ def _check(method: Adjustment, model: nn.Module, view: ModelView, *, force: bool
     there = acting_on(model)
     if method.name in there:
         raise ValueError(f"{method.name!r} acts on this model already: undo it first.")
-    if force:
-        return
-    clashes = {name: why for name, why in method.clashes.items() if name in there}
-    clashes |= {name: adjustments()[name].clashes[method.name] for name in there
-                if method.name in adjustments()[name].clashes}  # fmt: skip
-    of_model = [name for name in method.clashes if name in REQUIREMENTS]
-    clashes |= {f"the model's own {name}": method.clashes[name] for name in of_model
-                if not unmet([name], view.traits, REQUIREMENTS[name].wants, {})}  # fmt: skip
-    if clashes:
-        said = "; ".join(f"{name}, because {why}" for name, why in clashes.items())
-        raise ValueError(f"{method.name!r} clashes with {said}. To apply it anyway: force=True.")
-    wants = {key: value for name in method.requires for key, value in REQUIREMENTS[name].wants.items()}
-    if lacking := unmet(method.requires, view.traits, wants, {}):
-        said = "; ".join(f"{name}, because {REQUIREMENTS[name].reason} (found: {has})" for name, has in lacking.items())
-        raise ValueError(f"{method.name!r} needs {said}. To apply it anyway: force=True.")
+    if not force and (why := method.objection(there, view.traits)):
+        raise ValueError(f"{why} To apply it anyway: force=True.")
 
 
 def _mark(patch: Patch) -> None:

@@ -61,7 +61,7 @@ class Cap(AttentionChange):
     cite="yang2022tensor",
     source="Yang et al. (2022), definition 4.1, for 1/d_h; one learnable number a head: Liu et al. (2022), Swin V2",
     why="A number that flattens attention (τ > 1) or sharpens it (τ < 1) without a change to any matrix.",
-    treats=("logits too large", "entropy collapsed", "attention uniform (tokens alike)"),
+    treats=("logits too large", "entropy collapsed"),
 )
 def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool = False) -> None:
     """Divide the logits by a number, before the mask.

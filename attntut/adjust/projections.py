@@ -39,6 +39,7 @@ GATES = ("channel", "head")
         "qk_clip": "the norm divides out what it takes from the weights",
         "sphere": "queries and keys of length 1 have no length left to take away",
     },
+    gives=("QK-norm",),
 )
 def qk_norm(patch: Patch, *, gain: float | None = None, norm: str = "rms") -> None:
     """Normalize queries and keys, head by head, before their product.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
 from attntut._checks import check_choice, check_options, year_in
-from attntut.init.requirements import REQUIREMENTS
+from attntut.init.requirements import REQUIREMENTS, Traits, unmet
 
 FAMILIES: Mapping[str, str] = {  # a file each: where a method acts, in the order of the forward pass, then of training
     "projections": "on queries, keys, values and heads",
@@ -44,6 +44,7 @@ class Adjustment:
         requires: what it asks of the architecture: of :data:`~attntut.init.requirements.REQUIREMENTS`.
         clashes: what it must not meet, each with why not: other methods, or what a model may have itself, of
             :data:`~attntut.init.requirements.REQUIREMENTS`.
+        gives: what a model has that it acts on: of :data:`~attntut.init.requirements.REQUIREMENTS`.
         function: does it; its keyword arguments are the options.
     """
 
@@ -57,6 +58,7 @@ class Adjustment:
     treats: tuple[str, ...] = ()
     requires: tuple[str, ...] = ()
     clashes: Mapping[str, str] = field(default_factory=dict)
+    gives: tuple[str, ...] = ()
     function: Callable[..., Any]
 
     @property
@@ -69,6 +71,50 @@ class Adjustment:
     def is_undoable(self) -> bool:
         """Whether :func:`~attntut.adjust.adjust` applies it to a model; else its function is called as it is."""
         return self.family in ON_MODEL
+
+    @property
+    def call(self) -> str:
+        """The code that applies it, with what must be given.
+
+        >>> adjustments()["qk_clip"].call, adjustments()["warmup"].call
+        ('adjust(model, "qk_clip", optimizer=…)', 'warmup(optimizer, steps=…)')
+        """
+        parameters = inspect.signature(self.function).parameters.values()
+        needed = [f"{name}=…" for name, default in self.options.items() if default is inspect.Parameter.empty]
+        if self.is_undoable:
+            return ", ".join([f'adjust(model, "{self.name}"', *needed]) + ")"
+        first = [each.name for each in parameters if each.kind is not each.KEYWORD_ONLY and each.default is each.empty]
+        return f"{self.name}({', '.join([*first, *needed])})"
+
+    @property
+    def conflicts(self) -> dict[str, str]:
+        """What it must not meet, each with why not, whichever of two methods says so."""
+        others = {name: each.clashes[self.name] for name, each in adjustments().items() if self.name in each.clashes}
+        return others | dict(self.clashes)
+
+    def objection(self, there: Collection[str], traits: Traits) -> str:
+        """Why it should not be applied to a model, a sentence; empty if nothing is known against it.
+
+        Args:
+            there: methods that act on the model.
+            traits: what is known of it.
+
+        Example:
+            >>> adjustments()["soft_cap"].objection([], {"qk_norm": True})
+            "'soft_cap' clashes with the model's own QK-norm, because the logits are bounded ..."
+            >>> adjustments()["soft_cap"].objection([], {})
+            ''
+        """
+        clashes = {name: why for name, why in self.conflicts.items() if name in there}
+        clashes |= {f"the model's own {name}": why for name, why in self.conflicts.items()
+                    if name in REQUIREMENTS and not unmet([name], traits, REQUIREMENTS[name].wants, {})}  # fmt: skip
+        if clashes:
+            return f"{self.name!r} clashes with {'; '.join(f'{name}, because {why}' for name, why in clashes.items())}."
+        wants = {key: value for name in self.requires for key, value in REQUIREMENTS[name].wants.items()}
+        if lacking := unmet(self.requires, traits, wants, {}):
+            said = (f"{name}, because {REQUIREMENTS[name].reason} (found: {has})" for name, has in lacking.items())
+            return f"{self.name!r} needs {'; '.join(said)}."
+        return ""
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse an option that the method does not have, and the lack of one that it needs.
@@ -96,6 +142,7 @@ def adjustment(
     treats: tuple[str, ...] = (),
     requires: tuple[str, ...] = (),
     clashes: Mapping[str, str] | None = None,
+    gives: tuple[str, ...] = (),
 ) -> Callable[[Function], Function]:
     """Register the function below as a method, and put formula, reason, source and limits into its docstring.
 
@@ -105,8 +152,9 @@ def adjustment(
     Raises:
         ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
-    for name in requires:
-        check_choice("requires", name, REQUIREMENTS)
+    for argument, names in (("requires", requires), ("gives", gives)):
+        for name in names:
+            check_choice(argument, name, REQUIREMENTS)
     for label, text in (("formula", formula), ("source", source), ("why", why)):
         if not text.strip():
             raise ValueError(f"{label} must say something: got {text!r}.")
@@ -127,6 +175,7 @@ def adjustment(
             treats=tuple(treats),
             requires=tuple(requires),
             clashes=MappingProxyType(dict(clashes or {})),
+            gives=tuple(gives),
             function=function,
         )
         function.__doc__ = _explanation(_ADJUSTMENTS[name])

@@ -74,7 +74,9 @@ def pieces(report: Report, width: int) -> Iterator[RenderableType]:
         yield ""
         title = f"{finding.name} in {finding.place}"
         yield _labelled(f"{finding.severity.upper()}:", title, COLOURS[finding.severity])
-        said = (f"{finding.measurement}.", finding.text, f"Why: {finding.source}.", f"Read: {finding.chapter}")
+        said = [f"{finding.measurement}.", finding.text, f"Why: {finding.source}.", f"Read: {finding.chapter}"]
+        if finding.advice:
+            said.insert(2, f"Try: {finding.advice}")
         yield from (Padding(Text(part), (0, 0, 0, 2)) for part in said)
     if not report.findings:
         yield from ("", _verdict(report))

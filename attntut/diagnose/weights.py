@@ -116,7 +116,10 @@ def fill(report: Report, seen: ModelView) -> Report:
     if not seen.attention:
         report.notes.append(f"Weights: no attention is known in {type(seen.module).__name__}. Name it: roles={{…}}.")
         return report
-    report.weights, report.model["traits"] = describe(seen)
+    from attntut.adjust.handle import fitting, given_traits  # imported when a model is looked at
+
+    report.weights, traits = describe(seen)
+    report.model |= {"traits": traits | given_traits(seen.module), "adjustable_by": fitting(seen)}
     if seen.unknown:
         report.notes.append(
             f'Weights of unknown role: {listing(seen.unknown.values())}. Name them: roles={{"readout": …}}.'

@@ -1,33 +1,35 @@
-// Filters the catalogue of schemes; the state is in the address. Without this script every entry is shown.
+// Filters a catalogue (of schemes, of methods) by family and by what its select names; the state is in the address. Without this script every entry is shown.
 (() => {
   const form = document.querySelector(".catalogue-filter");
   const count = document.querySelector(".catalogue-count");
-  const entries = [...document.querySelectorAll(".scheme")];
+  const entries = [...document.querySelectorAll(".entry")];
   const sections = new Set(entries.map((entry) => entry.closest("section")));
   if (!form || !count) return;
-  const { family, needs } = form.elements;
+  const { family } = form.elements;
+  const marks = form.querySelector("select");
+  const noun = count.textContent.split(" ").pop();
 
   const apply = () => {
     let shown = 0;
     for (const entry of entries) {
-      const has = entry.dataset.needs.split("|").filter(Boolean);
-      const fits = !needs.value || (needs.value === "nothing" ? !has.length : has.includes(needs.value));
+      const has = entry.dataset[marks.name].split("|").filter(Boolean);
+      const fits = !marks.value || (marks.value === "nothing" ? !has.length : has.includes(marks.value));
       entry.hidden = !fits || (family.value !== "" && entry.dataset.family !== family.value);
       shown += !entry.hidden;
     }
     for (const section of sections) {
-      section.hidden = !section.querySelector(".scheme:not([hidden])");
+      section.hidden = !section.querySelector(".entry:not([hidden])");
       document.querySelectorAll(`nav li > a[href="#${section.id}"]`).forEach((link) => { link.parentElement.hidden = section.hidden; });
     }
-    count.textContent = shown === entries.length ? `${shown} schemes`
-      : shown ? `${shown} of ${entries.length} schemes` : `None of ${entries.length} schemes is of this family and has this requirement`;
+    count.textContent = shown === entries.length ? `${shown} ${noun}`
+      : `${shown || "None"} of ${entries.length} ${noun}${shown ? "" : " fits both choices"}`;
   };
 
   // #family=depth&needs=post-LN, or an entry's name: what the address points to is never hidden.
   const write = () => {
     const state = new URLSearchParams();
     if (family.value) state.set("family", family.value);
-    if (needs.value) state.set("needs", needs.value);
+    if (marks.value) state.set(marks.name, marks.value);
     history.replaceState(null, "", String(state) ? `#${state}` : location.pathname + location.search);
   };
   const choose = (choices, value, mark) => { // one of the choices that there are, or else the first: all
@@ -40,7 +42,7 @@
     if (target && !target.closest("[hidden]")) return;
     const state = new URLSearchParams(target ? "" : hash);
     choose(family, state.get("family"), "checked");
-    choose(needs.options, state.get("needs"), "selected");
+    choose(marks.options, state.get(marks.name), "selected");
     apply();
     if (target) target.scrollIntoView();
   };

@@ -55,7 +55,11 @@ _GROWTH: dict[str, Any] = dict(
         Remedy(
             'Put a norm before each branch, take a scheme that does without (initialize_(model, "t_fixup")), or scale '
             "the branches by 1/√L.",
-            lambda facts, stack: facts.traits.get("norm") in (None, "none"),
+            lambda facts, stack: facts.traits.get("norm") == "none",
+        ),
+        Remedy(
+            "Put a norm before each branch, if there is none, or scale the branches by 1/√L.",
+            lambda facts, stack: facts.traits.get("norm") is None,
         ),
         Remedy("Scale the branches by 1/√L.", lambda facts, stack: facts.traits.get("norm") not in (None, "none")),
     ),

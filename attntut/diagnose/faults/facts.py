@@ -188,6 +188,8 @@ class Facts:
     """Rounding of the model's numbers: the distance from 1 to the next."""
     traits: Record
     """What is known of the architecture, by the names of :class:`~attntut.TransformerConfig`."""
+    adjustable_by: tuple[str, ...]
+    """The methods of :mod:`attntut.adjust` that fit the model."""
 
     @classmethod
     def of(cls, report: Measured) -> Facts:
@@ -217,7 +219,8 @@ class Facts:
         dtype = getattr(torch, str(report.model.get("dtype", "float32")).rpartition(".")[2], torch.float32)
         epsilon = torch.finfo(dtype).eps if isinstance(dtype, torch.dtype) and dtype.is_floating_point else 0.0
         stacks = _stacks(layers, report.stream, report.weights)
-        return cls(layers, stacks, report.stream, report.weights, epsilon, report.model.get("traits", {}))
+        traits, adjustable_by = report.model.get("traits", {}), tuple(report.model.get("adjustable_by", ()))
+        return cls(layers, stacks, report.stream, report.weights, epsilon, traits, adjustable_by)
 
     names = ("(model)",)
     order = 0

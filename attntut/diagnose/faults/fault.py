@@ -38,6 +38,7 @@ class Finding:
         threshold: beyond which, on the side of ``value``, this is a finding.
         source: where expectation and threshold come from.
         text: what it means, and what to try.
+        adjustments: the methods of :func:`attntut.adjust.adjustments` that treat it and fit the model.
         chapter: page of the book that treats it, relative to the book's root.
         order: number of the attention layer in the forward pass.
         fault: key of :func:`faults`: the name, with the variety in brackets.
@@ -55,6 +56,7 @@ class Finding:
     chapter: str
     heads: tuple[int, ...] = ()
     layers: tuple[str, ...] = ()
+    adjustments: tuple[str, ...] = ()
     order: int = field(default=0, repr=False, compare=False)
     fault: str = field(default="", repr=False, compare=False)
 
@@ -72,6 +74,16 @@ class Finding:
         bound = "" if self.threshold == self.expected else f", {side} {number(self.threshold)}"
         expected = "" if math.isnan(self.expected) else f" (expected {number(self.expected)}{bound})"
         return f"{self.quantity}: {number(self.value)}{expected}"
+
+    @property
+    def advice(self) -> str:
+        """The methods in one line: the code that applies the first, and the names of others; empty without any."""
+        if not self.adjustments:
+            return ""
+        from attntut.adjust import adjustments
+
+        first, *others = self.adjustments
+        return adjustments()[first].call + (f"; also {', '.join(others)}" if others else "")
 
     def __str__(self) -> str:
         return f"{self.severity}: {self.name} in {self.place}. {self.measurement}."
@@ -155,6 +167,13 @@ class Fault:
         return self.key.partition(" (")[0]
 
     @property
+    def adjustments(self) -> tuple[str, ...]:
+        """The methods of :mod:`attntut.adjust` that name it as what they treat."""
+        from attntut.adjust import adjustments
+
+        return tuple(name for name, each in adjustments().items() if self.key in each.treats)
+
+    @property
     def thresholds(self) -> dict[str, Threshold]:
         """The rule's keywords: what each is called, its value, and where that comes from."""
         hints = get_type_hints(self.rule, include_extras=True)
@@ -176,6 +195,7 @@ class Fault:
                     source=self.source.format(**words),
                     text=" ".join(texts).format(**words),
                     chapter=self.chapter,
+                    adjustments=tuple(name for name in self.adjustments if name in facts.adjustable_by),
                     fault=self.key,
                     **usual
                     | {key: value for key, value in found.items() if key not in usual or value not in ("", (), None)},
@@ -211,6 +231,7 @@ def table() -> list[dict[str, str]]:
     return [
         {
             "finding": each.key,
+            "id": re.sub(r"\W+", "-", each.key).strip("-"),
             "severity": each.severity,
             "rule": _plain(inspect.getdoc(each.rule) or ""),
             "thresholds": "; ".join(f"{k} = {number(t.value)} ({t.source})" for k, t in each.thresholds.items()),

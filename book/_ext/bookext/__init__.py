@@ -15,7 +15,8 @@ Each module is one concern with its own ``setup(app)``:
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
-``catalogue`` is no part of the build: it is what the cells of that page show, and ``drawn`` what they measure.
+``catalogue`` (with ``drawn``, what it measures) and ``methods`` are no part of the build: they are what the cells of
+these two pages show, and ``entries`` is what both have in common.
 """
 
 from __future__ import annotations

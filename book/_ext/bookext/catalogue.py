@@ -3,29 +3,21 @@
 The cells read the registry, draw a small model from every scheme (:mod:`bookext.drawn`), and show formula, source,
 requirements, and predictions beside measurements. A measurement that is not what was predicted is an error of its cell;
 a formula that is no LaTeX, or a citation that the bibliography does not have, is a warning of the build.
-
-A form filters the entries. ``book/_static/catalogue.js`` brings it to life; without that script the form stays hidden
-and every entry is shown.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-import os
-import re
-from collections import Counter
 from collections.abc import Mapping
 
 from IPython.display import HTML, Markdown
-from jinja2 import Environment
 
 from attntut.evidence import number
 from attntut.init import Scheme, schemes
 from attntut.init.registry import FAMILIES
 from attntut.init.requirements import REQUIREMENTS
 
-from .address import from_environment
+from . import entries
 from .drawn import N_KEYS, Drawn, draw, gaussian_entropy
 
 CHAPTERS: Mapping[str, tuple[str, ...]] = {
@@ -49,20 +41,9 @@ ROLES = {
     "position": "positions",
     "readout": "readout",
 }
-GAPS = re.compile(r",?\s*\\q?quad\s*(?![^{]*\})")  # between the parts of a formula that may stand on lines of their own
 
-# The form, and the picture that all entries share: entropy against the spread of the logits, on a logarithmic axis.
-HEAD = """\
-<form class="catalogue-filter" hidden aria-label="Filter the catalogue"><fieldset><legend>Family</legend>
-{% for value, text in families %}
-<label><input type="radio" name="family" value="{{ value }}"{{ "" if value else " checked" }}>{{ text }}</label>
-{% endfor %}
-</fieldset><p class="needs"><label>Requirement <select name="needs">
-{% for value, text in needs %}
-<option value="{{ value }}">{{ text }}</option>
-{% endfor %}
-</select></label> <button type="reset">Show all</button></p></form>
-<p class="catalogue-count" role="status">{{ count }} schemes</p>
+# The picture that all entries share: entropy against the spread of the logits, on a logarithmic axis.
+CURVE = """\
 <svg class="entropy-symbol" aria-hidden="true" width="0" height="0"><symbol id="entropy-curve">
 <g fill="none" stroke="currentColor"><path d="M26 8V72H230" opacity=".55"/>
 <polyline points="{{ points }}" stroke-width="1.5"/></g>
@@ -74,46 +55,18 @@ HEAD = """\
 <text x="24" y="16" text-anchor="end">ln n</text><text x="20" y="76" text-anchor="end">0</text></g></symbol></svg>
 """
 
-ENTRY = """\
-<article class="scheme" data-family="{{ family }}" data-needs="{{ requires | join("|") }}" id="{{ name }}">
-<div class="scheme-head">
-<h3><code>{{ name }}</code> <span class="year">{{ year }}</span>
-<a class="headerlink" href="#{{ name }}" title="Link to this scheme">#</a></h3>
-
-{{ why }}
-
-<div class="scheme-formula">
-
-{% for piece in pieces %}
-```{math}
-{{ piece }}
-```
-
-{% endfor %}
-</div>
-</div>
-<dl class="scheme-facts">
-{% for term, text in facts.items() if text %}
-<dt>{{ term }}</dt>
-<dd>
-
-{{ text }}
-
-</dd>
-{% endfor %}
-</dl>
+DRAWN = """\
 <svg class="entropy" viewBox="0 0 240 92" role="img" aria-label="{{ says }}"><use href="#entropy-curve"/>
 <g fill="none" stroke="currentColor" stroke-width="1.5"><circle cx="{{ x(logit_std.predicted) }}" \
 cy="{{ y(entropy.predicted) }}" r="6"/></g>
 <circle class="dot" cx="{{ x(logit_std.measured) }}" cy="{{ y(entropy.measured) }}" r="3.2"/></svg>
-<table class="scheme-numbers">
+<table class="entry-numbers">
 <thead><tr><th scope="col">std of</th><th scope="col">predicted</th><th scope="col">measured</th></tr></thead>
 <tbody>
 {% for label, pair in rows.items() %}
 <tr><th scope="row">{{ label }}</th><td>{{ digits(pair.predicted) }}</td><td>{{ digits(pair.measured) }}</td></tr>
 {% endfor %}
 </tbody></table>
-</article>
 """
 
 
@@ -138,21 +91,15 @@ def y(entropy: float) -> str:
     return f"{72 - 60 * entropy / math.log(N_KEYS):.1f}"
 
 
-_jinja = Environment(trim_blocks=True, lstrip_blocks=True)
-_jinja.globals |= dict(x=x, y=y, digits=digits)
+entries.jinja.globals |= dict(x=x, y=y, digits=digits)
 
 
 def head() -> HTML:
     """The form, the number of schemes, and the curve that the entries refer to."""
-    found = schemes().values()
-    of_family = Counter(scheme.family for scheme in found)
-    needing = Counter(need for scheme in found for need in scheme.requires)
-    families = [("", f"all ({len(found)})")]
-    families += [(name, f"{name} ({of_family[name]})") for name in FAMILIES if of_family[name]]
-    needs = [("", "any, or none"), ("nothing", f"none ({sum(not scheme.requires for scheme in found)})")]
-    needs += [(name, f"{name} ({needing[name]})") for name in REQUIREMENTS if needing[name]]
+    needs = [(scheme, scheme.requires) for scheme in schemes().values()]
+    form = entries.form(needs, FAMILIES, REQUIREMENTS, label="Requirement", key="needs", noun="schemes")
     points = " ".join(f"{x(std)},{y(gaussian_entropy(std))}" for std in (10 ** (i / 10) for i in range(-20, 11)))
-    return HTML(_jinja.from_string(HEAD).render(families=families, needs=needs, count=len(found), points=points))
+    return HTML(form + entries.jinja.from_string(CURVE).render(points=points))
 
 
 def family(name: str) -> Markdown:
@@ -169,12 +116,13 @@ def entry(scheme: Scheme) -> str:
     drawn = draw(scheme)
     if drawn.problems:
         raise ArithmeticError(f"{scheme.name} does not keep its promise: {'; '.join(drawn.problems)}")
-    about = vars(scheme) | dict(facts=facts(scheme), pieces=GAPS.split(scheme.formula), says=_picture(drawn))
     rows = {ROLES[role]: drawn.std[role] for role in ROLES} | {
         "logits": drawn.logit_std,
         "entropy, nats": drawn.entropy,
     }
-    return _jinja.from_string(ENTRY).render(about, rows=rows, logit_std=drawn.logit_std, entropy=drawn.entropy)
+    measured = dict(says=_picture(drawn), rows=rows, logit_std=drawn.logit_std, entropy=drawn.entropy)
+    picture = entries.jinja.from_string(DRAWN).render(measured)
+    return entries.entry(scheme, "needs", scheme.requires, facts(scheme), picture)
 
 
 def _picture(drawn: Drawn) -> str:
@@ -184,21 +132,12 @@ def _picture(drawn: Drawn) -> str:
 
 
 def facts(scheme: Scheme) -> dict[str, str]:
-    """What stands in an entry's list, in Markdown; the citation takes the place of the source's authors and year."""
-    needs = [f"**{name}**: {REQUIREMENTS[name].reason}." for name in scheme.requires]
-    surname, cite = re.split(r"\d", scheme.cite)[0], f"{{cite:t}}`{scheme.cite}`"
-    source, named = re.subn(rf"\b{surname}\b[^;()]* \(\d{{4}}\)", cite, scheme.source, count=1, flags=re.IGNORECASE)
-    options = ", ".join(f"{name}={default!r}" for name, default in scheme.options.items())
-    function, repository = inspect.unwrap(scheme.function), from_environment(os.environ)
-    code = f"`{function.__module__}.{function.__qualname__}`"
-    if repository:
-        path, line = function.__module__.replace(".", "/"), inspect.getsourcelines(function)[1]
-        code = f"[{code}]({repository.url}/blob/{repository.branch}/{path}.py#L{line})"
+    """What stands in an entry's list, in Markdown."""
     treated = [page for page, names in CHAPTERS.items() if {scheme.name, scheme.family} & {*names}]
     return {
-        "Needs": "\n\n".join(needs) or "nothing of the model.",
-        "Source": f"{source}." if named else f"{cite}; {source}.",
-        "Options": options and f"`{options}`",
+        "Needs": entries.needs(scheme),
+        "Source": entries.source(scheme),
+        "Options": entries.options(scheme),
         "Chapter": ", ".join(f"{{doc}}`/{page}`" for page in treated),
-        "Code": code,
+        "Code": entries.code(scheme),
     }
