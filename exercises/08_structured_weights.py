@@ -13,7 +13,7 @@ fair_test = Choice(
     minutes=4,
     difficulty="easy",
     points=1,
-    needs=("300 digits",),
+    needs=("Does a structure train better? 300 digits",),
     statement=(
         "You fit $W_q$ to $W_k$ in a new way, and after training your model is ahead of the usual start, $\\sigma = 0.02$. "
         "At your width the new entries are larger than 0.02, some matrices more than others. To which start must you "
@@ -46,7 +46,7 @@ mixed_stack = Number(
     minutes=4,
     difficulty="easy",
     points=2,
-    needs=("The first skip connection",),
+    needs=("One skip connection takes most of the advantage away",),
     statement=(
         "Follow a token that attends only to itself through <<blocks>> wide blocks of attention alone, each with a skip "
         "and no norm. In <<gaussian>> of the blocks, wherever they stand, value and output are drawn by Xavier's rule, in "
@@ -98,7 +98,7 @@ smaller_branch = Number(
     minutes=12,
     difficulty="medium",
     points=3,
-    needs=("8.2", "The first skip connection"),
+    needs=("8.2", "One skip connection takes most of the advantage away"),
     statement=(
         "Multiply the output projection of every block by $g$ = <<g>>, so that a block is $I + gZ$. $Z = W_o W_v$ is as in "
         "the chapter: wide, with random directions and a mean square singular value of 1. Derive the ν of such a block, and "
@@ -257,7 +257,7 @@ logits_code = Code(
     minutes=15,
     difficulty="medium",
     points=3,
-    needs=("What a query sees",),
+    needs=("Only mimetic changes the logits",),
     statement=(
         "The chapter predicts logits for tokens whose numbers are independent, with variance 1. Tokens of a real model are "
         "not like that. Let them have mean 0 and the covariance $\\Sigma$, $\\mathbb{E}\\,xx^\\top = \\Sigma$, and let "
@@ -440,7 +440,7 @@ condition_code = Code(
     minutes=20,
     difficulty="hard",
     points=4,
-    needs=("What a variance does not say",),
+    needs=("What the variance leaves open: how far the singular values lie apart",),
     statement=(
         "Write `log_condition(factors)`. `factors` is a list of square, invertible tensors of one shape `(d, d)` in float64, "
         "and a token meets `factors[0]` first. Return $\\ln\\kappa$ of their product, a number, right to a thousandth, for a "
@@ -646,7 +646,7 @@ twice_the_values = Mend(
     minutes=15,
     difficulty="medium",
     points=3,
-    needs=("What a query sees",),
+    needs=("Only mimetic changes the logits",),
     statement=(
         "`Fitted` should be drawn by mimetic initialization. Build `Fitted(128, 4)` and run `attntut.diagnose` on it, with "
         "`torch.randn(4, 32, 128)`. The finding names the symptom, and its advice treats only the query. What is the "
@@ -724,7 +724,7 @@ used_again = Explain(
     difficulty="medium",
     points=2,
     manual=3,
-    needs=("8.2", "The first skip connection"),
+    needs=("8.2", "One skip connection takes most of the advantage away"),
     statement=(
         "Some models apply one block again and again, with the same weights. Let the block be $I + Q$, where $Q$ is "
         "`turn(seed)`, and apply it <<blocks>> times. First predict the share of the directions in use by the sum of the ν, "

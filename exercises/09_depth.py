@@ -14,7 +14,7 @@ same_variance = Choice(
     minutes=2,
     difficulty="easy",
     points=1,
-    needs=("What each scheme does",),
+    needs=("What share each scheme leaves",),
     statement=(
         "A fresh model has 24 blocks. You measure the variance of its stream before the first block and after each: it is 1 "
         "everywhere. How much of what leaves the last block is still the input?"
@@ -46,7 +46,7 @@ small_start = Number(
     minutes=4,
     difficulty="easy",
     points=2,
-    needs=('When "×2" is false',),
+    needs=("Does GPT-2's factor double the stream?",),
     statement=(
         "A pre-LN model of <<L>> blocks has ReLU networks with $d_\\text{ff} = $ <<m>>$\\,d$. All its matrices are drawn with "
         "$\\sigma = 1/\\sqrt d$, the one behind the ReLU too. Then the last matrix of each branch is divided by $\\sqrt{2L}$, as "
@@ -106,7 +106,7 @@ last_word = Number(
     minutes=8,
     difficulty="medium",
     points=2,
-    needs=("What each scheme does",),
+    needs=("What share each scheme leaves",),
     statement=(
         "How much do the later blocks say? Take a pre-LN model of <<L>> blocks as the chapter measures them: one token, "
         "an input of variance 1, ReLU, $d_\\text{ff} = d$, all matrices with $\\sigma = 1/\\sqrt d$. Which share of the variance at the end was "
@@ -255,7 +255,7 @@ sources_code = Code(
     minutes=12,
     difficulty="medium",
     points=3,
-    needs=("The prediction: a sum of branches", "9.2"),
+    needs=("One number for every scheme: the share of the input", "9.2"),
     statement=(
         "The chapter follows the share of the input. Follow all sources at once. Write `sources(start, skips, branches, "
         "norm)`. It returns a tensor of $K + 1$ numbers: the shares of the variance at the end that come from the input, from "
@@ -398,7 +398,7 @@ factor_code = Code(
     minutes=20,
     difficulty="hard",
     points=4,
-    needs=("What each scheme does", "9.4"),
+    needs=("What share each scheme leaves", "9.4"),
     statement=(
         "Make a scheme that keeps as much of the input as you wish. The branches of block $l$ are multiplied by "
         "$\\alpha\\,l^{-p}$; with $p = 0$ all are alike, and with $p = \\frac12$ they fall as with the depth index. Write "
@@ -580,7 +580,7 @@ misplaced = Mend(
     minutes=12,
     difficulty="medium",
     points=3,
-    needs=("The lab of the wrong matrix",),
+    needs=("Does the factor on the wrong matrix cost anything?",),
     statement=(
         "`gated_stack` has GPT-2's factor on the wrong matrix of its SwiGLU. Draw a `gated_stack(64, 4, 128, 12)` and run "
         "`attntut.diagnose` on it, with `torch.randn(4, 16, 64)`. Read which matrix it finds. In the chapter's lab a wrong matrix costs "
@@ -646,7 +646,7 @@ tied_output = Explain(
     difficulty="medium",
     points=2,
     manual=3,
-    needs=("The prediction: a sum of branches",),
+    needs=("One number for every scheme: the share of the input",),
     statement=(
         "You save memory and take the transposed value matrix for the output, $W_o = W_v^\\top$, drawn anew in each block. The "
         "function below passes 64 tokens, each of which sees itself alone, through $L$ pre-LN blocks without networks. First "

@@ -44,7 +44,7 @@ other_tokens = Number(
     minutes=5,
     difficulty="easy",
     points=2,
-    needs=("The one number that the data know",),
+    needs=("What the average over the tokens leaves",),
     statement=(
         "A layer of attention reads sequences of <<n>> tokens. Its attention is uniform, and its values have variance 1. You run LSUV with a batch of noise, "
         "whose values have a token cosine of $\\rho = $ <<noise>>. Which $\\sigma_o\\sqrt d$ does it choose? With your data "
@@ -774,7 +774,7 @@ alike_in_groups = Explain(
     difficulty="medium",
     points=2,
     manual=3,
-    needs=("The one number that the data know", "11.2"),
+    needs=("What the average over the tokens leaves", "11.2"),
     statement=(
         "On digits the chapter's formula for the output projection fails. Look at the failure where you can see through it. `grouped_tokens` "
         "makes tokens of <<n_groups>> groups, alike within a group, and attends by their products. Predict $\\sigma_o\\sqrt d$ by "

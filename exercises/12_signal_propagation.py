@@ -93,7 +93,7 @@ largest_branch = Number(
     minutes=8,
     difficulty="medium",
     points=2,
-    needs=("With skips: the shared part doubles", "The branch scale"),
+    needs=("With skips: the shared part doubles", "A branch divided by √L"),
     statement=(
         "A post-LN model of <<L>> blocks of attention reads <<n>> independent tokens. $W_v$ and $W_o$ are drawn by He's rule, "
         "$\\sigma^2 = 2/d$, and attention is uniform. How large may the branch scale $\\alpha$ be, so that at the end not "

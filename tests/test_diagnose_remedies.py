@@ -81,7 +81,7 @@ def test_the_report_says_it_in_one_line():
     report = diagnose(scaled_query(stack()), TOKENS, loss)
     (found,) = report.findings
     line = f"Try: {found.advice}"
-    assert found.advice.startswith('adjust(model, "qk_norm"); also soft_cap, ')
+    assert found.advice.startswith('adjust(model, "qk_norm"); also qk_l2_clip, soft_cap, ')
     assert f"\n  {line}\n" in text(report, 200)
     assert f"{line.replace(chr(34), '&#34;')}<br>" in html(report, figure=False)
     again = Report.from_json(report.to_json())

@@ -224,7 +224,6 @@ class GatedHeads(AttentionChange):
     cite="zhou2025value",
     source="Zhou et al. (2025); Value-Residual-Learning, modeling_llama_resformer.py: λ = ½; learned: modded-nanogpt",
     why="Later layers mix values of the tokens themselves, however alike the tokens have become in the stream.",
-    treats=("rank collapsing", "rank collapsing (slowly)"),
 )
 def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -> None:
     """Let the values of each self-attention after the first of its stack be partly the first one's.
