@@ -475,57 +475,50 @@ multiplier_code = Code(
 
 
 # fmt: off
-class UnitLinear(torch.nn.Linear):
-    """A linear map with a multiplier, m·Wx + b."""
-
-    def __init__(self, fan_in, fan_out):
-        super().__init__(fan_in, fan_out)
-        torch.nn.init.normal_(self.weight)
-        self.multiplier = 32**-0.5
-
-    def forward(self, x):
-        return self.multiplier * (x @ self.weight.mT) + self.bias
-
-
 class UnitBlock(torch.nn.Module):
-    """A pre-LN block with unit scaling."""
+    """A pre-LN block with unit scaling: weights N(0, 1), multipliers."""
 
     def __init__(self, d_model, n_heads, d_head, d_ff):
         super().__init__()
         self.n_heads, inner = n_heads, n_heads * d_head
-        for role in ("query", "key", "value"):
-            self.add_module(role, UnitLinear(d_model, inner))
-        self.output = UnitLinear(inner, d_model)
-        self.up = UnitLinear(d_model, d_ff)
-        self.down = UnitLinear(d_ff, d_model)
+        shapes = {"query": (d_model, inner), "key": (d_model, inner),
+                  "value": (d_model, inner), "output": (inner, d_model),
+                  "up": (d_model, d_ff), "down": (d_ff, d_model)}
+        self.multipliers = dict.fromkeys(shapes, 32**-0.5)
+        for role, shape in shapes.items():
+            layer = torch.nn.Linear(*shape, bias=False)
+            torch.nn.init.normal_(layer.weight)
+            self.add_module(role, layer)
         self.norm1 = torch.nn.LayerNorm(d_model)
         self.norm2 = torch.nn.LayerNorm(d_model)
 
     def forward(self, x):
         B, T, C = x.shape
-        y = self.norm1(x)
-        q, k, v = (f(y).view(B, T, self.n_heads, -1).transpose(1, 2)
-                   for f in (self.query, self.key, self.value))
+        m, y = self.multipliers, self.norm1(x)
+        q, k, v = (z.view(B, T, self.n_heads, -1).transpose(1, 2)
+                   for z in (m["query"] * self.query(y),
+                             m["key"] * self.key(y),
+                             m["value"] * self.value(y)))
         logits = q @ k.mT / q.shape[-1] ** 0.5
         mix = torch.softmax(logits, dim=-1) @ v  # (B, H, T, d_head)
-        x = x + self.output(mix.transpose(1, 2).reshape(B, T, -1))
-        return x + self.down(torch.relu(self.up(self.norm2(x))))
+        mix = mix.transpose(1, 2).reshape(B, T, -1)
+        x = x + m["output"] * self.output(mix)
+        inside = torch.relu(m["up"] * self.up(self.norm2(x)))
+        return x + m["down"] * self.down(inside)
 # fmt: on
 
 
 def mend(block):
-    for layer in block.modules():
-        if isinstance(layer, torch.nn.Linear):
-            layer.multiplier = layer.in_features**-0.5
+    for role in block.multipliers:
+        block.multipliers[role] = getattr(block, role).in_features ** -0.5
 
 
 def multiplied(by, roles: str = "query key value output up down"):
-    """Set the multiplier of some maps by a rule."""
+    """Set some multipliers by a rule."""
 
     def answer(block):
         for role in roles.split():
-            layer = getattr(block, role)
-            layer.multiplier = by(block, layer)
+            block.multipliers[role] = by(block, getattr(block, role))
 
     return answer
 
@@ -553,11 +546,10 @@ def drawn_anew(block: nn.Module) -> None:
 
 
 @torch.no_grad()
-def bias_too(block: nn.Module) -> None:
+def both(block: nn.Module) -> None:
+    """Multipliers as they should be, and weights that are divided, too."""
+    in_the_weights(block)
     mend(block)
-    for layer in block.modules():
-        if isinstance(layer, nn.Linear):
-            layer.bias *= math.sqrt(32 / layer.in_features)
 
 
 def unit_cases(seed: int) -> list[tuple[int, int, int, int, int]]:
@@ -576,30 +568,21 @@ def mended_block(answer, d_model, n_heads, d_head, d_ff, seed):
     after = {name: parameter.detach() for name, parameter in block.named_parameters()}
     kept = {name: x.shape for name, x in after.items()} == {name: x.shape for name, x in before.items()}
     changed = [name for name in before if kept and not torch.equal(before[name], after[name])]
-    gains = {}
-    if kept:
-        with torch.no_grad():
-            for role in ("query", "key", "value", "output", "up", "down"):
-                x = torch.randn(4, before[role + ".weight"].shape[1])
-                plain = x @ before[role + ".weight"].mT
-                written = getattr(block, role)(x) - after[role + ".bias"]
-                gains[role] = ((written * plain).sum() / plain.square().sum()).item()
-    return kept, changed, gains
+    return kept, changed, block.multipliers
 
 
 def judge_unit_block(case, got, want):
     d_model, n_heads, d_head, d_ff = case[:4]
     assert isinstance(got, tuple) and len(got) == 3, "Is the block there still?"
     kept, changed, gains = got
-    assert kept is True and isinstance(gains, dict) and set(gains) == set(want[2]), (
-        "Which parameters had the block before? Are they all there still, in their shapes?"
-    )
-    assert all(type(x) is float and math.isfinite(x) for x in gains.values()), "Are all multipliers numbers?"
-    assert not any(name.endswith("weight") for name in changed), (
+    assert kept is True, "Which parameters had the block before? Are they all there still, in their shapes?"
+    assert isinstance(gains, dict) and set(gains) == set(want[2]), "Which six multipliers had the block before?"
+    gains = {role: m.item() if isinstance(m, torch.Tensor) and m.numel() == 1 else m for role, m in gains.items()}
+    assert all(type(m) in (int, float) and math.isfinite(m) for m in gains.values()), "Are all multipliers numbers?"
+    assert not changed, (
         "A weight was changed. Unit scaling keeps the variance of weights at 1. How far does a step of Adam move "
         "$y = m\\,Wx$ if the width is in W, and how far if it is in m?"
     )
-    assert not changed, "A bias was changed. Does the multiplier stand before the bias?"
     read = dict.fromkeys(gains, d_model) | {"output": n_heads * d_head, "down": d_ff}
     written = dict.fromkeys(gains, n_heads * d_head) | {"output": d_model, "up": d_ff, "down": d_model}
 
@@ -634,15 +617,15 @@ constant_multiplier = Mend(
     points=3,
     needs=("Three exponents for each parametrization", "What frameworks do"),
     statement=(
-        "Somebody wrote `UnitBlock` for unit scaling at width 32, and left the multiplier as a constant. Draw a `UnitBlock(256, 4, 64, 512)` and run "
+        "Somebody wrote `UnitBlock` for unit scaling at width 32, and left its multipliers as constants. Draw a `UnitBlock(256, 4, 64, 512)` and run "
         "`attntut.diagnose` on it, with `torch.randn(4, 16, 256)`. Read what it finds. It proposes to divide or to redraw weights, and that "
         "would silence it. But then the step of a hidden matrix would not be that of unit scaling any more. Write `mend(block)`, which makes unit "
-        "scaling of any such block, in place: weights and biases stay as they are, and only multipliers change. Run `attntut.diagnose` again."
+        "scaling of any such block, in place: the parameters stay as they are, and only `block.multipliers` changes. Run `attntut.diagnose` again."
     ),
     hint="$m = 1/\\sqrt{f_\\text{in}}$, and the report sees only two of the six maps. Which `fan_in` has `down`, and which one `output`?",
     name="mend",
     starter="def mend(block):\n    ...",
-    setup=(UnitLinear, UnitBlock),
+    setup=(UnitBlock,),
     make=unit_cases,
     ask=mended_block,
     compare=judge_unit_block,
@@ -652,7 +635,7 @@ constant_multiplier = Mend(
         "in the weights": (in_the_weights, "if the width is in W"),
         "the report's remedy": (query_divided, "if the width is in W"),
         "drawn anew": (drawn_anew, "if the width is in W"),
-        "the biases, too": (bias_too, "before the bias"),
+        "in both": (both, "if the width is in W"),
         "query alone": (multiplied(lambda block, layer: 32**0.5 / layer.in_features, "query"), "Which other maps"),
         "query and key": (multiplied(lambda block, layer: layer.in_features**-0.5, "query key"), "Which other maps"),
         "attention alone": (
@@ -662,7 +645,7 @@ constant_multiplier = Mend(
         "no root": (multiplied(lambda block, layer: 1 / layer.in_features), "or like its root"),
         "the other way": (multiplied(lambda block, layer: layer.in_features**0.5), "larger multiplier"),
         "times the old one": (
-            multiplied(lambda block, layer: layer.multiplier * layer.in_features**-0.5), "old constant"),
+            multiplied(lambda block, layer: 32**-0.5 * layer.in_features**-0.5), "old constant"),
         "the head's width": (
             multiplied(lambda block, layer: (block.query.out_features // block.n_heads) ** -0.5), "that the same for all maps"),
     },
