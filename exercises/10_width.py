@@ -442,7 +442,7 @@ multiplier_code = Code(
         '- `"adam"`: $G = g + \\lambda V$ and $V \\leftarrow V - \\eta\\,G / (|G| + \\varepsilon)$.\n'
         '- `"adamw"`: $V \\leftarrow V - \\eta\\lambda V$, then $V \\leftarrow V - \\eta\\,g / (|g| + \\varepsilon)$.\n\n'
         "(Adam's are the first steps. Later ones have means over the steps in the place of $G$ and $|G|$, to which "
-        "the same applies.) Do not change `weight` itself."
+        "the same applies.)"
     ),
     hint=(
         "The gradient at $V$ is $m$ times the gradient at $W$. Multiply each rule by $m$, write $W$ for $mV$ everywhere, and compare with the same "
@@ -685,8 +685,8 @@ related_examples = Explain(
     manual=3,
     needs=("The prediction: one step of Adam", "10.3"),
     statement=(
-        "`behind_relu(<<n>>, <<batch>>)` gives a matrix, <<batch>> examples that come out of a ReLU, scaled so that their mean square is 1, and the "
-        "gradients at $Wx$: the loss is the sum of all entries of `upper * (x @ W.mT)`. Predict by the chapter's formula for a batch, by which root "
+        "`behind_relu(n, batch)` gives a matrix, a batch of examples that come out of a ReLU, scaled so that their mean square is 1, and the "
+        "gradients at $Wx$: the loss is the sum of all entries of `upper * (x @ W.mT)`. Take `n` = <<n>> and `batch` = <<batch>>. Predict by the chapter's formula for a batch, by which root "
         "mean square one step of `torch.optim.Adam` with $\\eta = 10^{-4}$ changes `x @ W.mT`. Then measure it. Answer with both "
         "numbers, and explain in two or three sentences why they differ. Would a batch four times as large halve the change?"
     ),
