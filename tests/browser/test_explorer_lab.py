@@ -199,7 +199,7 @@ def test_its_hints_are_folded(chapter):
     page, notebook = chapter
     hints = sum(cell.source.count("<details>") for cell in notebook.cells if cell.cell_type == "markdown")
     assert page.locator(".jp-MarkdownOutput details").count() == hints
-    assert hints or not any("## Exercises" in cell.source for cell in notebook.cells)
+    assert hints
     assert page.locator(".jp-MarkdownOutput details[open]").count() == 0
 
 
