@@ -26,6 +26,7 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "notebooks/07-keeping-the-variance": ("plain", "fan"),
     "notebooks/08-structured-weights": ("structured",),
     "notebooks/09-depth": ("depth", "zero_output", "dyt"),
+    "notebooks/10-width": ("width",),
     "notebooks/11-from-data-or-another-model": ("data",),
 }
 """Page to the names of schemes, or of whole families, that it treats."""
