@@ -54,6 +54,7 @@ def z_loss(logits: Tensor, *, coefficient: float = 1e-4, counts: Tensor | None =
     source="a plain penalty; that entropy collapses where training does is from Zhai et al. (2023)",
     why="The entropy of attention is asked for directly, so that no head falls to one key, or stays with all.",
     treats=("entropy collapsed",),
+    clashes=dict.fromkeys(("sigmoid_attention", "sink", "softpick"), "it sees the weights of a softmax"),
 )
 def entropy_penalty(
     model: nn.Module,

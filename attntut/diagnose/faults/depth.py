@@ -8,7 +8,7 @@ from statistics import median
 from typing import Annotated, Any
 
 from attntut.diagnose.faults.facts import Facts, Layer, Record, Stack, relative_error
-from attntut.diagnose.faults.fault import LOGITS, NOTE, VARIANCE, WARNING, Hit, Remedy, fault, hit
+from attntut.diagnose.faults.fault import DEPTHS, LOGITS, NOTE, SIGNAL, VARIANCE, WARNING, Hit, Remedy, fault, hit
 from attntut.evidence import number
 
 TOKENS_APART = 1 / 2 * (1 - 1 / (2 * math.pi))
@@ -115,7 +115,7 @@ _COLLAPSE: dict[str, Any] = dict(
             lambda facts, stack: not _allows_ds_init(facts, stack),
         ),
     ),
-    chapter=VARIANCE,
+    chapter=SIGNAL,
     over="stacks",
 )
 
@@ -209,7 +209,7 @@ def rank_collapsing_slowly(
             'initialize_(model, "gpt2") draws all matrices so.', lambda facts, stack: facts.traits.get("norm") == "pre"
         ),
     ),
-    chapter=VARIANCE,
+    chapter=DEPTHS,
     over="stacks",
 )
 def depth_scaling_absent(
@@ -236,7 +236,7 @@ def depth_scaling_absent(
     "of the feed-forward network; scaled there, a branch's variance is 1/(2L), elsewhere it is not, or is 1/(4L²)",
     text="With depth are scaled: {found}",
     remedies=("Scale W_o and the feed-forward network's last matrix (W_2; down_proj of SwiGLU), and no other.",),
-    chapter=VARIANCE,
+    chapter=DEPTHS + "#does-the-factor-on-the-wrong-matrix-cost-anything",
     explains=("depth scaling absent",),
     over="stacks",
 )

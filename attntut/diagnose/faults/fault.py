@@ -20,6 +20,8 @@ STEPS = "notebooks/02-attention-step-by-step.html"
 RANDOM = "notebooks/05-why-at-random.html"
 SIGMA = "notebooks/06-the-gaussian.html"
 VARIANCE = "notebooks/07-keeping-the-variance.html"
+DEPTHS = "notebooks/09-depth.html"
+SIGNAL = "notebooks/12-signal-propagation.html"
 
 
 @dataclass(frozen=True)
