@@ -196,6 +196,7 @@ def test_a_compiled_model_does_the_same():
     assert torch.allclose(result, expected, atol=1e-6)
     found = torch.autograd.grad(result.square().sum(), [*model.parameters()])
     assert all(map(torch.allclose, found, gradients, [1e-4] * len(found), [1e-5] * len(found)))
+    torch.compiler.reset()  # or it looks again, at the next model of this class
 
 
 def test_it_works_within_torch_func():
