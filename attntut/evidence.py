@@ -81,9 +81,11 @@ class Evidence:
     @property
     def cells(self) -> tuple[str, str, str, str]:
         """What stands in the four :data:`COLUMNS`."""
-        measured, foreseen = (self._number(value) for value in (self.measured, self.predicted or 0))
+        half = 0.0 if self.low is None or self.high is None else (self.high - self.low) / 2
+        mean = 0.0 if abs(self.measured) < 1e-9 * half else self.measured  # what rounding left of an exact 0
+        measured, foreseen = (self._number(value) for value in (mean, self.predicted or 0))
         if self.low is not None and self.high is not None:
-            measured += f" ± {_signed(number((self.high - self.low) / 2, digits=2))}"
+            measured += f" ± {_signed(number(half, digits=2))}"
         said = {"predicted": foreseen, "expected": f"expected {self.tolerance}", "observed": "–"}
         unit, seeds = f" {self.unit}" if self.unit else "", f", {self.n} seeds" if self.n > 1 else ""
         predicted = said[self.kind] + (unit if self.kind != "observed" else "")

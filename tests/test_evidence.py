@@ -55,6 +55,11 @@ def test_with_seeds_the_mean_and_its_interval_are_stated(capsys):
 # --- the three kinds ----------------------------------------------------------------------------------------------
 
 
+def test_what_rounding_leaves_of_an_exact_0_is_0():
+    record = expect("gained", [0.1, 0.2, -0.3], above=-1, below=1)
+    assert record.measured != 0 and record.cells[2].startswith("0 ± ")
+
+
 def test_a_direction_must_hold_for_the_whole_interval():
     scattered = [0.0, 1.0, 0.2, 0.9]  # mean .525 ± .79
     with pytest.raises(Disagreement, match="expected above 0"):
