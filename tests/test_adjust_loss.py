@@ -144,6 +144,15 @@ def test_it_has_the_last_forward_pass_once():
             penalty()
 
 
+def test_a_method_that_comes_later_hides_no_key():
+    model, x = nn.MultiheadAttention(D, H, batch_first=True), torch.zeros(1, 5, D)
+    with torch.no_grad():
+        model.in_proj_bias[:D], model.in_proj_bias[D : 2 * D] = 1.0, -1.0  # all logits are −2
+    with entropy_penalty(model, target=1.0) as penalty, adjust(model, "temperature", tau=1e-7):
+        model(x, x, x)
+        assert penalty().item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("changes, message", [
     (dict(target=1.5), "target must be a number ≥ 0 and ≤ 1"),
     (dict(coefficient=-1), "coefficient must be a number ≥ 0"),

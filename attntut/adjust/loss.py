@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from attntut._checks import check_number, check_tensor
-from attntut.adjust.attention import CHANGES, HIDDEN, AttentionChange, _overrides
+from attntut.adjust.attention import CHANGES, AttentionChange, _overrides
 from attntut.adjust.handle import Handle, Patch, _mark, acting_on, known_view
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.names import RolePatterns
@@ -133,18 +133,18 @@ class Entropies(AttentionChange):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[Tensor] = []
-        self.plain: Tensor | None = None
+        self.visible = torch.zeros(0)
 
-    def logits(self, logits: Tensor) -> Tensor:
-        self.plain = logits.detach()
+    def seen_logits(self, logits: Tensor, hidden: Tensor) -> Tensor:
+        self.visible = (~hidden).sum(-1)  # (B, H, T)
         return logits
 
     def masked(self, logits: Tensor) -> Tensor:
-        plain, self.plain = self.plain, None
-        visible = (logits.detach() - plain > HIDDEN).sum(-1)  # type: ignore[operator]  # (B, H, T)
+        visible = self.visible
         several = visible > 1
         if several.any():
             known = logits.masked_fill(~several[..., None], 0.0)  # a row that is all hidden has no softmax
+            known = known.log_softmax(-1)  # Categorical alone would round the sum of large ones
             share = Categorical(logits=known, validate_args=False).entropy() / visible.clamp(min=2).log()
             self.seen.append((share * several).sum((0, 2)) / several.sum((0, 2)).clamp(min=1))
         return logits
