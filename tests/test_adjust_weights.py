@@ -1,5 +1,7 @@
 """σReparam, weight norm, QK-clip, redrawn blocks: by hand, their promises under hostile weights, their gradients."""
 
+import math
+
 import pytest
 import torch
 from adjust_models import MODELS, D, H, inputs_of, ours, output
@@ -270,3 +272,16 @@ def test_training_goes_on_as_it_would_below_the_limit():
             optimizer.step()
             optimizer.zero_grad()
     assert all(map(torch.allclose, model.parameters(), twin.parameters(), [1e-4] * 99, [1e-5] * 99))
+
+
+def test_a_logit_that_is_not_finite_does_not_touch_the_weights():
+    model, x = nn.MultiheadAttention(D, H, batch_first=True), torch.randn(1, 6, D)
+    optimizer, before = torch.optim.SGD(model.parameters(), lr=0.0), model.in_proj_weight.detach().clone()
+    with adjust(model, "qk_clip", optimizer=optimizer, limit=0.01):
+        for number in (math.inf, math.nan):
+            model(number * x, x, x)
+            optimizer.step()
+            assert torch.equal(model.in_proj_weight, before)
+        model(x, x, x), model(math.inf * x, x, x)
+        optimizer.step()
+    assert torch.isfinite(model.in_proj_weight).all() and not torch.equal(model.in_proj_weight, before)

@@ -197,10 +197,11 @@ class RowLengths(nn.Module):
 def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 100.0) -> None:
     """Scale the query and key weights of a head down, after a step in whose forward passes its logits went too far.
 
-    The largest logit counts that a query may see (a mask hides the others). Biases are scaled as their matrices are.
-    Where several heads share a key head, the key takes the root of the smallest factor among them, and each query what
-    is left of its own. A model with no matrix for a head alone (latent attention) is refused. Attention is written out
-    meanwhile: the fused kernels do not tell their logits.
+    The largest logit counts that a query may see (a mask hides the others); a forward pass in which that is infinite or
+    no number does not count for the head. Biases are scaled as their matrices are. Where several heads share a key
+    head, the key takes the root of the smallest factor among them, and each query what is left of its own. A model with
+    no matrix for a head alone (latent attention) is refused. Attention is written out meanwhile: the fused kernels do
+    not tell their logits.
 
     Args:
         patch: of the model.
@@ -246,6 +247,7 @@ class LargestLogits(AttentionChange):
 
     def masked(self, logits: Tensor) -> Tensor:
         largest = logits.detach().amax((0, 2, 3))
+        largest = largest.where(largest.isfinite(), -math.inf)  # no factor brings one that is infinite to a limit
         self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
         return logits
 
