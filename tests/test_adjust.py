@@ -154,6 +154,31 @@ def test_what_was_built_upon_it_must_go_first():
     assert acting_on(model) == ("sigma_reparam",)
 
 
+def test_it_acts_on_the_weights_where_the_model_has_moved_them():
+    model, inputs = ours(packed=True), {"x": torch.randn(2, 6, 5, dtype=torch.float64)}
+    before = {name: each.double() for name, each in model.state_dict().items()}
+    handle = adjust(model, "reinit_top_layers")
+    model.double()
+    handle.undo()
+    assert all(torch.equal(each, before[name]) for name, each in model.state_dict().items())
+
+    model.float()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with adjust(model, "qk_clip", optimizer=optimizer, limit=0.01):
+        output(model.double(), inputs)
+        optimizer.step()
+    packed = model.blocks[0].attention.in_proj.weight
+    assert packed[: 2 * D].norm() < before["blocks.0.attention.in_proj.weight"][: 2 * D].norm()
+
+    model.float()
+    with adjust(model, "adaptive_clip", optimizer=optimizer, limit=0.5):
+        for each in model.double().parameters():
+            each.data.mul_(100)
+            each.grad = each.detach().clone()
+        optimizer.step()
+    assert torch.allclose(packed.grad, 0.5 * packed)
+
+
 def test_nothing_is_left_when_it_fails_half_way(models, monkeypatch):
     model, _ = models["ours"]
     before = everything(model)

@@ -107,10 +107,10 @@ def adaptive_clip(
     check_number("limit", limit, low=0, open_low=True), check_number("eps", eps, low=0, open_low=True)
     for role in skip:
         check_choice("skip", role, (*ROLES, *PARTS))
-    parts: dict[str, list[Entry]] = {}
+    parts: dict[str, list[Callable[[], Entry]]] = {}
     left: set[str] = set()
     for entry in patch.view.entries:
-        parts.setdefault(entry.parameter, []).append(entry)
+        parts.setdefault(entry.parameter, []).append(patch.current(entry))
         if entry.role in skip:
             left |= {entry.parameter, f"{entry.parameter.rpartition('.')[0]}.bias"}
     clipped = [(each, parts.get(name, [])) for name, each in stored(patch.model).items() if name not in left]
@@ -119,7 +119,7 @@ def adaptive_clip(
 
     def clip() -> None:
         for parameter, entries in clipped:
-            _clip_units(parameter, entries, limit, eps)
+            _clip_units(parameter, [entry() for entry in entries], limit, eps)
 
     _before_step(patch, optimizer, clip)
 

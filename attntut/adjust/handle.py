@@ -6,6 +6,8 @@ import difflib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, NoReturn
 
 import torch
@@ -136,7 +138,33 @@ class Patch:
     def keep(self, *tensors: Tensor) -> None:
         """Give these their present values back at the end; the method may then write to them."""
         for each in tensors:
-            self._later(_copy, each, each.detach().clone())
+            self._later(_copy, self.part(each), each.detach().clone())
+
+    def part(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """The part of a parameter that a tensor shares memory with, to be asked for: ``model.to(…)`` moves the memory.
+
+        A tensor that is a parameter, or that shares memory with none, is given as it is.
+        """
+        memory, start = tensor.untyped_storage()._cdata, tensor.storage_offset()
+        for each in () if isinstance(tensor, nn.Parameter) else self._in_memory.get(memory, ()):
+            if 0 <= (offset := start - each.storage_offset()) < each.numel():
+                place = tensor.shape, tensor.stride()
+                return lambda: each.detach().as_strided(*place, each.storage_offset() + offset)
+        return lambda: tensor
+
+    def current(self, entry: Entry) -> Callable[[], Entry]:
+        """An entry with its matrix and its bias where they are when it is asked for."""
+        view, bias = self.part(entry.matrix.view), None if entry.bias is None else self.part(entry.bias)
+        return lambda: replace(entry, matrix=replace(entry.matrix, view=view()), bias=None if bias is None else bias())
+
+    @cached_property
+    def _in_memory(self) -> dict[int, list[Tensor]]:
+        """The plain parameters and the buffers, by the storage that they are in."""
+        found: dict[int, list[Tensor]] = {}
+        for name, each in [*self.model.named_parameters(), *self.model.named_buffers()]:
+            if name not in self.view.foreign:
+                found.setdefault(each.untyped_storage()._cdata, []).append(each)
+        return found
 
     def owner(self, entry: Entry) -> nn.Module:
         """The module that a projection's parameter is in."""
@@ -390,6 +418,6 @@ def _nested(encoder: nn.Module, before: Any) -> None:
     encoder.use_nested_tensor = before
 
 
-def _copy(tensor: Tensor, value: Tensor) -> None:
+def _copy(tensor: Callable[[], Tensor], value: Tensor) -> None:
     with torch.no_grad():
-        tensor.copy_(value)
+        tensor().copy_(value)

@@ -16,7 +16,7 @@ from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
-from attntut.anatomy.view import Attention, Entry
+from attntut.anatomy.view import Entry
 from attntut.anatomy.weight import BRANCH
 from attntut.init.apply import _check_generator, _draw, _plan
 from attntut.init.registry import find_scheme
@@ -229,11 +229,11 @@ def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 10
             patch.refuse(f"the queries and keys of {place.name or 'the model'} have no rows for each head")
         largest = LargestLogits()
         patch.attend(place, largest)
-        clips.append((place, largest))
+        clips.append((patch.current(query), patch.current(key), largest))
 
     def clip(*_: Any) -> None:
-        for place, largest in clips:
-            _clip(place, largest, limit)
+        for query, key, largest in clips:
+            _clip(query(), key(), largest, limit)
 
     patch.hook(optimizer.register_step_post_hook, clip)
 
@@ -253,14 +253,14 @@ class LargestLogits(AttentionChange):
 
 
 @torch.no_grad()
-def _clip(place: Attention, seen: LargestLogits, limit: float) -> None:
+def _clip(query: Entry, key: Entry, seen: LargestLogits, limit: float) -> None:
     largest, seen.largest = seen.largest, None
-    if largest is None or place.query is None or place.key is None or not (largest > limit).any():
+    if largest is None or not (largest > limit).any():
         return
     eta = (limit / largest).clamp(max=1).where(largest > 0, 1.0)  # (n_heads,)
-    shared = eta.unflatten(0, (place.key.matrix.shape[0] // place.query.weight.d_head, -1))  # (key heads, in a group)
+    shared = eta.unflatten(0, (key.matrix.shape[0] // query.weight.d_head, -1))  # (key heads, in a group)
     root = shared.amin(1, keepdim=True).sqrt()
-    for entry, factors in ((place.query, (shared / root).flatten()), (place.key, root[:, 0])):
+    for entry, factors in ((query, (shared / root).flatten()), (key, root[:, 0])):
         rows = factors.repeat_interleave(entry.weight.d_head)
         entry.matrix.write_(entry.view * rows[:, None])
         if entry.bias is not None:
