@@ -10,7 +10,7 @@ import torch
 from adjust_models import MODELS, D, H, encoder, inputs_of, ours, output
 from torch import nn
 
-from attntut.adjust import acting_on, adjust, adjustment, adjustments, registry
+from attntut.adjust import AttentionChange, acting_on, adjust, adjustment, adjustments, attention, registry
 from attntut.diagnose.faults import faults
 from attntut.init.requirements import REQUIREMENTS
 
@@ -152,6 +152,23 @@ def test_what_was_built_upon_it_must_go_first():
     with pytest.raises(RuntimeError, match=r"parametrized once more. Undo that first."):
         handle.undo()
     assert acting_on(model) == ("sigma_reparam",)
+
+
+@pytest.mark.parametrize("method", ["soft_cap", "qk_norm", "branch_scale"])
+def test_a_model_and_a_part_of_it_know_of_each_other(method):
+    model = ours()
+    before = everything(model)
+    for whole, part in ((model, model.blocks[0]), (model.blocks[0], model), (model, model.blocks[0].attention)):
+        with adjust(whole, method):
+            assert method in acting_on(part)
+            with pytest.raises(ValueError, match=f"'{method}' acts on this model already"):
+                adjust(part, method)
+            if method == "soft_cap":
+                with pytest.raises(ValueError, match="'qk_norm' clashes with soft_cap"):
+                    adjust(part, "qk_norm")
+                with pytest.raises(ValueError, match="'soft_cap' changes it already"):
+                    attention.insert(model.blocks[0].attention, H, "soft_cap", AttentionChange())
+    assert everything(model) == before
 
 
 def test_it_acts_on_the_weights_where_the_model_has_moved_them():

@@ -441,10 +441,12 @@ def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart) ->
     """Let an attention module run with one more change.
 
     Raises:
-        ValueError: its ``forward`` is already an attribute, or it has an attribute of our name.
+        ValueError: it has a change of this name, its ``forward`` is already an attribute, or it has one of our name.
     """
     changes: Any = module._modules.get(CHANGES)
     if changes is not None:
+        if name in changes:
+            raise ValueError(f"name must be new to {type(module).__name__}: {name!r} changes it already.")
         changes.add_module(name, change)
         return
     taken = "forward" if "forward" in vars(module) else CHANGES if hasattr(module, CHANGES) else None

@@ -23,7 +23,7 @@ from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import AttentionPart
 
 NAMES = "adjusted_by"
-"""The attribute of a model with the names of the methods that act on it; a copy of the model has it too."""
+"""The attribute of a model, and of its attentions, with the names of the methods that act on it; copies have it too."""
 
 
 class Handle:
@@ -343,10 +343,11 @@ def _check(method: Adjustment, model: nn.Module, view: ModelView, *, force: bool
 
 
 def _mark(patch: Patch) -> None:
-    """Note the name at the model, and keep torch's encoders from nested tensors, which only their fused layers take."""
-    _remember(patch.model, NAMES, [])
-    vars(patch.model)[NAMES].append(patch.name)
-    patch._later(_unname, patch.model, patch.name)
+    """Note the name at model and attentions; no torch encoder makes nested tensors, which only fused layers take."""
+    for each in dict.fromkeys([patch.model, *(place.module for place in patch.attentions)]):
+        _remember(each, NAMES, [])
+        vars(each)[NAMES].append(patch.name)
+        patch._later(_unname, each, patch.name)
     for each in patch.model.modules():
         if isinstance(each, nn.TransformerEncoder) and hasattr(each, "use_nested_tensor"):
             _remember(each, "_nested_before", each.use_nested_tensor)
