@@ -136,6 +136,18 @@ def test_it_is_the_part_of_gemma_2():
     assert theirs.abs().max() > 1e-6 and torch.allclose(theirs, found, atol=1e-6, rtol=1e-3)
 
 
+def test_a_cap_of_the_model_is_no_scale():
+    pytest.importorskip("transformers")
+    config = WORDS | dict(num_key_value_heads=2, head_dim=4, query_pre_attn_scalar=4, sliding_window=64)
+    own = hugging_face("Gemma2Model", "eager", **config, attn_logit_softcapping=0.3).eval()
+    plain = hugging_face("Gemma2Model", "eager", **config, attn_logit_softcapping=None).eval()
+    plain.load_state_dict(own.state_dict())
+    words = inputs_of("Llama")
+    for method in ("qk_norm", "temperature"):  # of queries and keys, and of logits
+        with adjust(own, method), adjust(plain, method), adjust(plain, "soft_cap", cap=0.3, force=True):
+            assert torch.allclose(output(own, words)[0], output(plain, words)[0], atol=1e-5)
+
+
 def test_it_is_the_part_of_our_own_model():
     own, plain, x = MultiHeadAttention(D, H, parts=(Sink(start=0.7),)), MultiHeadAttention(D, H), torch.randn(2, 6, D)
     plain.load_state_dict(own.state_dict(), strict=False)

@@ -12,7 +12,7 @@ import math
 import sys
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -94,7 +94,8 @@ class Scores:
         logits: the product, scaled, before anything was laid upon it.
         moves: what was done to the product so far: scaling, layout.
         scales: of each of these, whether it scales.
-        laid: what was done after that: masks, biases.
+        laid: what was done after that: a cap, masks, biases.
+        before: as it was before the last of the moves.
     """
 
     query: Tensor
@@ -104,6 +105,7 @@ class Scores:
     moves: list[Step] = field(default_factory=list)
     scales: list[bool] = field(default_factory=list)
     laid: list[Step] = field(default_factory=list)
+    before: Scores | None = None
 
 
 class Weights:
@@ -212,10 +214,13 @@ class Listener(TorchFunctionMode):
 
         others = [each for each in tensors_in((args, kwargs)) if each is not marked]
         scales = name in SCALED and all(each.numel() == 1 for each in others)
+        if name == "tanh" and mark.before is not None and mark.scales[-1]:  # what it was divided by is a cap, no scale
+            mark = replace(mark.before, laid=[mark.moves[-1]])
         if mark.laid or not (scales or name in MOVED):
-            mark = Scores(mark.query, mark.key, mark.product, mark.logits, mark.moves, mark.scales, [*mark.laid, step])
+            mark = replace(mark, laid=[*mark.laid, step], before=None)
         else:
-            mark = Scores(mark.query, mark.key, mark.product, out, [*mark.moves, step], [*mark.scales, scales])
+            moves, are_scales = [*mark.moves, step], [*mark.scales, scales]
+            mark = replace(mark, logits=out, moves=moves, scales=are_scales, before=mark)
         self._mark(out, mark)
         return out
 
