@@ -134,6 +134,43 @@ def test_norms_inside_attention_and_of_other_widths_stay():
     assert same == {name for name in before if "self_attn" in name} != set()
 
 
+def test_a_gain_that_is_stored_as_its_distance_from_1():
+    pytest.importorskip("transformers")
+    model = hugging_face("Gemma2Model", **WORDS, num_key_value_heads=2, head_dim=4)
+    norm, x = model.layers[0].input_layernorm, torch.randn(D)
+    with torch.no_grad():
+        norm.weight.copy_(0.1 * torch.randn(D))
+    stored = norm.weight.detach().clone()
+    with adjust(model, "dyt"):
+        new = model.layers[0].input_layernorm
+        assert torch.allclose(new(x), (1 + stored) * torch.tanh(0.5 * x))
+        assert new.weight is not norm.weight and new.weight.requires_grad
+    last = model.layers[1].input_layernorm
+    with torch.no_grad():
+        last.weight.fill_(3)
+    with adjust(model, "reinit_top_layers"):
+        assert not last.weight.any()
+    assert last.weight.eq(3).all() and torch.equal(norm.weight, stored)
+
+
+class ShiftedNorm(nn.LayerNorm):
+    """A LayerNorm whose gain is 1 + w."""
+
+    def forward(self, x):
+        return F.layer_norm(x, self.normalized_shape, 1 + self.weight, self.bias, self.eps)
+
+
+def test_a_shift_beside_such_a_gain_stays_the_same():
+    model, x = encoder(norm_first=True), torch.randn(D)
+    model.layers[0].norm1 = norm = ShiftedNorm(D)
+    nn.init.constant_(norm.weight, 0.5), nn.init.constant_(norm.bias, 0.25)
+    with adjust(model, "dyt"):
+        assert torch.allclose(model.layers[0].norm1(x), 1.5 * torch.tanh(0.5 * x) + 0.25)
+        assert model.layers[0].norm1.bias is norm.bias
+    with adjust(model, "rms_norm"):
+        assert torch.allclose(model.layers[0].norm1(x), 1.5 * F.rms_norm(x, (D,), eps=1e-6), atol=1e-5)
+
+
 def test_norms_that_are_what_is_asked_for_stay():
     pytest.importorskip("transformers")
     with pytest.raises(ValueError, match="has nothing that this method acts on"):

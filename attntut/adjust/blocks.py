@@ -144,13 +144,13 @@ def _norms(patch: Patch) -> Iterator[tuple[str, nn.Module, int]]:
 
 
 def _swap(patch: Patch, name: str, old: nn.Module, new: nn.Module, *, shared: tuple[str, ...] = ()) -> None:
-    """Put one norm in the place of another; these parameters stay the same ones, where the old norm has them."""
+    """Put one norm in the place of another; these parameters stay the same ones, but for a gain that is 1 + w."""
     like = next((each for each in old.parameters()), patch.view.entries[0].view)
     new.to(like.device, like.dtype).train(old.training)
-    is_plain = f"{name}.weight" not in patch.view.zero_centred
-    for own in shared if is_plain else ():
+    for own in shared:
         if isinstance(parameter := getattr(old, own, None), nn.Parameter):
-            new.register_parameter(own, parameter)
+            is_gain = f"{name}.{own}" not in patch.view.zero_centred
+            new.register_parameter(own, parameter if is_gain else nn.Parameter(1 + parameter.detach()))
     vars(new).setdefault("eps", None)  # torch's encoder layers ask for it,
     new.register_forward_pre_hook(unfused)  # and would know better than to call the norm
     patch.replace(name, new)
@@ -165,7 +165,8 @@ def _swap(patch: Patch, name: str, old: nn.Module, new: nn.Module, *, shared: tu
 def rms_norm(patch: Patch) -> None:
     """Put an RMSNorm in the place of each LayerNorm of the stream.
 
-    The gains stay the same parameters; shifts are left out until it is undone. Norms inside attention (of queries and
+    The gains stay the same parameters, but for those to which the model adds 1 (Gemma's): a new one starts at their
+    sum. Shifts are left out until it is undone. Norms inside attention (of queries and
     keys, say) and those of other widths stay, and so do RMSNorms.
 
     Args:
@@ -233,8 +234,9 @@ class ScaleNorm(nn.Module):
 def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     """Put a dynamic tanh in the place of each norm of the stream.
 
-    γ and β are the norm's gain and shift, the same parameters; where it has none, they start at 1 and 0. Nothing
-    divides by the scale of a token: a stream whose entries are far below 1/α stays small.
+    γ and β are the norm's gain and shift, the same parameters; where it has none, they start at 1 and 0, and where it
+    adds 1 to what it stores (Gemma's), γ is a new one that starts at the sum. Nothing divides by the scale of a token:
+    a stream whose entries are far below 1/α stays small.
 
     Args:
         patch: of the model.

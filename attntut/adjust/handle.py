@@ -325,6 +325,8 @@ def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_head
         view = look(model, roles=roles, n_heads=n_heads)
         if inputs is not None or not view.attention or view.unknown or view.unsure:
             view = look(model, heard=listen(model, inputs), roles=roles, n_heads=n_heads)
+        adding = {f"{name}.weight" for name in view.norms if _adds_one(model.get_submodule(name))}
+        view = replace(view, zero_centred=view.zero_centred | adding)
     if not view.attention:
         raise ValueError(
             f"model must contain attention, and none is known in {type(model).__name__}. Give what it is called with, "
@@ -353,6 +355,24 @@ def _mark(patch: Patch) -> None:
             _remember(each, "_nested_before", each.use_nested_tensor)
             each.use_nested_tensor = False
             patch._later(_forget, each, "_nested_before", _nested)
+
+
+def _adds_one(norm: nn.Module) -> bool:
+    """Whether a norm multiplies by 1 + w: with parameters of 0 it gives something. False where it does not run."""
+    own = dict(norm._parameters)
+    weight, is_torch = own.get("weight"), type(norm).__module__.startswith("torch.nn.")
+    if weight is None or weight.is_meta or is_torch or [*norm.buffers()]:  # a call may change what it keeps
+        return False
+    zeros: Any = {name: torch.zeros_like(each) for name, each in own.items() if each is not None}
+    try:
+        norm._parameters.update(zeros)
+        x = torch.linspace(-1, 2, weight.numel()).to(weight).view(1, 1, *weight.shape)
+        with torch.no_grad():
+            return bool(type(norm).forward(norm, x).any())
+    except Exception:
+        return False
+    finally:
+        norm._parameters.update(own)
 
 
 @contextmanager
