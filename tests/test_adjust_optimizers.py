@@ -148,6 +148,17 @@ def test_lamb_is_an_optimizer_of_torch():
     assert torch.equal(copied, weight)
 
 
+def test_decay_is_made_cautious_once():
+    (weight,) = parameters((2, 2))
+    optimizer = cautious_decay(torch.optim.SGD([weight], lr=0.1, weight_decay=0.5))
+    with pytest.raises(ValueError, match="must not be cautious already: this SGD is"):
+        cautious_decay(optimizer)
+    before, weight.grad = weight.detach().clone(), torch.zeros_like(weight)
+    optimizer.step()
+    assert torch.allclose(weight, 0.95 * before) and before.any()
+    cautious_decay(copy.deepcopy(optimizer))  # torch copies no hooks
+
+
 @pytest.mark.skipif(not HAS_MUON, reason="torch before 2.9")
 @pytest.mark.parametrize("name", MODELS)
 def test_the_matrices_of_the_blocks_go_to_muon_and_all_else_to_adamw(name):

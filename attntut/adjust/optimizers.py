@@ -20,6 +20,9 @@ from attntut.adjust.registry import adjustment
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.weight import BRANCH
 
+CAUTIOUS = "has_cautious_decay"
+"""An attribute of an optimizer whose decay is done by hooks; as they are, it is neither copied nor saved."""
+
 
 def check_optimizer(optimizer: object) -> Optimizer:
     """Return an optimizer of torch, or say that it is none."""
@@ -134,7 +137,7 @@ def cautious_decay(optimizer: Optimizer) -> Optimizer:
         The same optimizer.
 
     Raises:
-        ValueError: there is no weight decay in it.
+        ValueError: there is no weight decay in it, or it is cautious already: the second would see the first's 0.
 
     Example:
         >>> weight = nn.Parameter(torch.tensor([1.0, -1.0]))
@@ -148,6 +151,8 @@ def cautious_decay(optimizer: Optimizer) -> Optimizer:
     check_optimizer(optimizer)
     if not any(group.get("weight_decay") for group in optimizer.param_groups):
         raise ValueError(f"optimizer must have a weight_decay > 0: {type(optimizer).__name__} has none.")
+    if hasattr(optimizer, CAUTIOUS):
+        raise ValueError(f"optimizer must not be cautious already: this {type(optimizer).__name__} is.")
     held: list[tuple[dict[str, Any], float]] = []
     before: list[tuple[dict[str, Any], Tensor, Tensor]] = []
 
@@ -174,6 +179,7 @@ def cautious_decay(optimizer: Optimizer) -> Optimizer:
 
     optimizer.register_step_pre_hook(take)
     optimizer.register_step_post_hook(decay)
+    setattr(optimizer, CAUTIOUS, True)
     return optimizer
 
 
