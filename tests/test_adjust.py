@@ -13,6 +13,7 @@ from torch import nn
 from attntut.adjust import AttentionChange, acting_on, adjust, adjustment, adjustments, attention, registry
 from attntut.diagnose.faults import faults
 from attntut.init.requirements import REQUIREMENTS
+from attntut.parts import Hypersphere, NormalizedResidual
 
 ON_MODEL = [name for name, each in adjustments().items() if each.is_undoable]
 GIVEN = {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.0)}  # what some methods must be given
@@ -285,6 +286,23 @@ def test_a_clash_is_refused_unless_forced(models):
             adjust(model, "soft_cap")
         with adjust(model, "soft_cap", force=True):
             assert acting_on(model) == ("qk_norm", "soft_cap")
+
+
+@pytest.mark.parametrize("name, part, what", [
+    ("branch_scale", Hypersphere(), "sphere"), ("branch_scale", NormalizedResidual(), "normalized residual"),
+])  # fmt: skip
+def test_a_clash_with_what_the_model_has_itself_is_refused(name, part, what):
+    with pytest.raises(ValueError, match=f"'{name}' clashes with the model's own {what}"):
+        adjust(ours(parts=(part,)), name)
+
+
+def test_no_clip_measures_what_a_cap_has_bent():
+    model = ours()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with adjust(model, "soft_cap"), pytest.raises(ValueError, match="'qk_clip' clashes with soft_cap"):
+        adjust(model, "qk_clip", optimizer=optimizer)
+    with adjust(model, "qk_clip", optimizer=optimizer), pytest.raises(ValueError, match="'soft_cap' clashes with qk_c"):
+        adjust(model, "soft_cap")
 
 
 def test_an_attention_that_cannot_be_seen_says_so():

@@ -28,6 +28,8 @@ from attntut.anatomy.weight import BRANCH_OUT
     clashes={
         "residual scale": "the model scales its branches itself",
         "no residual": "without a skip connection beside it, the branch is all there is, and only shrinks",
+        "normalized residual": "the sum keeps the variance by weights of its own, for branches of variance 1",
+        "sphere": "each branch is put on the sphere before it is added, which divides the factor out",
     },
 )
 def branch_scale(patch: Patch, *, factor: float | None = None) -> None:

@@ -192,7 +192,10 @@ class RowLengths(nn.Module):
     source="Kimi K2 (2025), section 2.1, QK-Clip; Megatron-LM, attention.py",
     why="After a step, heads whose largest logit went beyond τ are scaled back to it; the others are left alone.",
     treats=("logits too large (trained)", "entropy collapsed"),
-    clashes={"QK-norm": "the norm divides out what is taken from the weights"},
+    clashes={
+        "QK-norm": "the norm divides out what is taken from the weights",
+        "soft_cap": "it would see logits that the cap has bent, however large they were",
+    },
 )
 def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 100.0) -> None:
     """Scale the query and key weights of a head down, after a step in whose forward passes its logits went too far.
