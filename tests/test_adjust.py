@@ -10,11 +10,13 @@ import torch
 from adjust_models import MODELS, D, H, encoder, inputs_of, ours, output
 from torch import nn
 
+from attntut import MultiHeadAttention
 from attntut.adjust import AttentionChange, acting_on, adjust, adjustment, adjustments, attention, registry
 from attntut.diagnose.faults import faults
 from attntut.init.requirements import REQUIREMENTS
-from attntut.parts import Hypersphere, NormalizedResidual
+from attntut.parts import Differential, Hypersphere, NormalizedResidual
 
+DIFFERENTIAL = ("qk_norm", "qk_l2_clip", "value_residual", "output_gate")  # see one attention, and there are two
 ON_MODEL = [name for name, each in adjustments().items() if each.is_undoable]
 GIVEN = {"optimizer": lambda model: torch.optim.SGD(model.parameters(), lr=0.0)}  # what some methods must be given
 
@@ -290,10 +292,26 @@ def test_a_clash_is_refused_unless_forced(models):
 
 @pytest.mark.parametrize("name, part, what", [
     ("branch_scale", Hypersphere(), "sphere"), ("branch_scale", NormalizedResidual(), "normalized residual"),
+    *((name, Differential(), "differential attention") for name in DIFFERENTIAL),
 ])  # fmt: skip
 def test_a_clash_with_what_the_model_has_itself_is_refused(name, part, what):
     with pytest.raises(ValueError, match=f"'{name}' clashes with the model's own {what}"):
         adjust(ours(parts=(part,)), name)
+
+
+def test_an_attention_alone_is_known_to_be_differential():
+    model = MultiHeadAttention(D, H, parts=(Differential(),))
+    for name in DIFFERENTIAL:
+        with pytest.raises(ValueError, match=f"'{name}' clashes with the model's own differential attention"):
+            adjust(model, name)
+    with pytest.raises(ValueError, match="of d_head/2 channels: give tau=…"):
+        adjust(model, "temperature")
+    x = torch.randn(2, 6, D)
+    with adjust(model, "temperature", tau=2.0):
+        found = model(x)
+    with torch.no_grad():
+        model.query.weight.mul_(0.5), model.query.bias.mul_(0.5)
+    assert torch.allclose(found, model(x), atol=1e-6)
 
 
 def test_no_clip_measures_what_a_cap_has_bent():

@@ -20,7 +20,7 @@ from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look
 from attntut.init.requirements import REQUIREMENTS
-from attntut.parts import AttentionPart
+from attntut.parts import AttentionPart, Difference
 
 NAMES = "adjusted_by"
 """The attribute of a model, and of its attentions, with the names of the methods that act on it; copies have it too."""
@@ -326,7 +326,9 @@ def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_head
         if inputs is not None or not view.attention or view.unknown or view.unsure:
             view = look(model, heard=listen(model, inputs), roles=roles, n_heads=n_heads)
         adding = {f"{name}.weight" for name in view.norms if _adds_one(model.get_submodule(name))}
-        view = replace(view, zero_centred=view.zero_centred | adding)
+        is_differential = any(isinstance(each, Difference) for each in model.modules())
+        traits = {**view.traits, "differential": True} if is_differential else view.traits
+        view = replace(view, zero_centred=view.zero_centred | adding, traits=traits)
     if not view.attention:
         raise ValueError(
             f"model must contain attention, and none is known in {type(model).__name__}. Give what it is called with, "

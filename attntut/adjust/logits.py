@@ -80,6 +80,8 @@ def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool
     """
     if tau != "sqrt d_head":
         check_number("tau", tau, low=0, open_low=True)
+    elif patch.view.traits.get("differential"):
+        patch.refuse("each half of its queries and keys has a product of its own, of d_head/2 channels: give tau=…")
     for place in patch.attentions:
         weight = patch.query(place).weight
         value = math.sqrt(weight.d_head) if isinstance(tau, str) else tau

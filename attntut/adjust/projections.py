@@ -18,6 +18,7 @@ from attntut.anatomy.blocks import block_of, find_blocks
 
 NORMS = ("rms", "layer", "l2")
 GATES = ("channel", "head")
+HALVES = "each half of its queries and keys has a product of its own"
 
 
 @adjustment(
@@ -38,6 +39,7 @@ GATES = ("channel", "head")
         "sigma_reparam": "the norm divides out the scale that it gives to queries and keys",
         "qk_clip": "the norm divides out what it takes from the weights",
         "sphere": "queries and keys of length 1 have no length left to take away",
+        "differential attention": HALVES,
     },
     gives=("QK-norm",),
 )
@@ -115,6 +117,7 @@ class NormedQueriesKeys(AttentionChange):
         "QK-norm": "the lengths are set already",
         "qk_norm": "the lengths are set already",
         "sphere": "queries and keys of length 1 have no length left to take away",
+        "differential attention": HALVES,
     },
 )
 def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None = None) -> None:
@@ -174,7 +177,10 @@ def _clipped(vector: Tensor, limit: Tensor | float) -> Tensor:
     source="Qiu et al. (2025), the gate on what the heads found, by channel or by head",
     why="A head that has nothing to say can say nothing, and need not rest on the first token.",
     treats=("attention sink",),
-    clashes={"output gate": "the model gates its heads itself"},
+    clashes={
+        "output gate": "the model gates its heads itself",
+        "differential attention": "the gate would come twice, before one attention is taken from the other",
+    },
 )
 def output_gate(patch: Patch, *, per: str = "channel", start: float = 0.5) -> None:
     """Multiply what the heads found by a learnable gate between 0 and 1, made of the token that asks.
@@ -224,6 +230,7 @@ class GatedHeads(AttentionChange):
     cite="zhou2025value",
     source="Zhou et al. (2025); Value-Residual-Learning, modeling_llama_resformer.py: λ = ½; learned: modded-nanogpt",
     why="Later layers mix values of the tokens themselves, however alike the tokens have become in the stream.",
+    clashes={"differential attention": "its values are averaged twice, by one attention and by the other"},
 )
 def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -> None:
     """Let the values of each self-attention after the first of its stack be partly the first one's.
