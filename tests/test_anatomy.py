@@ -393,6 +393,24 @@ def test_stacked_experts_are_matrices_of_their_own():
     assert [entry.parameter for entry in seen.by_role("gate")] == [f"deep.{i}.r.weight" for i in range(3)]
 
 
+def test_an_expert_to_whom_no_token_is_sent_does_no_harm():
+    class Routed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.ModuleList(Odd(gate=False, norm=False) for _ in range(2))
+            self.up, self.down = (nn.ModuleList(nn.Linear(D, D, bias=False) for _ in range(2)) for _ in range(2))
+
+        def forward(self, x):
+            x = x + self.attention[0](x)
+            tokens = x.flatten(0, 1)
+            parts = zip(self.up, self.down, (tokens, tokens[:0]), strict=True)
+            mixed = torch.cat([down(up(part).relu()) for up, down, part in parts])
+            return self.attention[1](x + mixed.view_as(x))
+
+    seen = found(Routed())
+    assert {entry.parameter for entry in seen.by_role("feed_forward_in")} >= {"up.0.weight"}
+
+
 def test_cross_attention_is_heard():
     decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(D, H, 2 * D, batch_first=True), 2)
     seen = look(decoder, heard=listen(decoder, (torch.randn(2, T, D), torch.randn(2, 7, D))))

@@ -333,6 +333,8 @@ class Roles:
     def _touches(self, product: Product, reader: Product) -> int:
         """How many tokens of a result go into the last token that another product reads."""
         assert reader.reads is not None
+        if 0 in reader.reads.shape:  # an expert to whom no token was sent
+            return 0
         weights = torch.zeros(reader.reads.shape)
         weights.movedim(reader.summed, 0).flatten(1)[:, -1] = 1.0
         between = self.graph.sources(reader.reads) - {product}
