@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from attntut._checks import check_choice, check_options, year_in
+from attntut._checks import check_choice, check_options
+from attntut.init.register import by_family, check_entry, explain
 from attntut.init.requirements import REQUIREMENTS, Traits, unmet
 
 FAMILIES: Mapping[str, str] = {  # a file each: where a method acts, in the order of the forward pass, then of training
@@ -152,13 +153,11 @@ def adjustment(
     Raises:
         ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
-    for argument, names in (("requires", requires), ("gives", gives)):
-        for name in names:
-            check_choice(argument, name, REQUIREMENTS)
-    for label, text in (("formula", formula), ("source", source), ("why", why)):
-        if not text.strip():
-            raise ValueError(f"{label} must say something: got {text!r}.")
-    published = year_in(cite) if year is None else year
+    published = check_entry(cite, year, requires, formula=formula, source=source, why=why)
+    for each in gives:
+        check_choice("gives", each, REQUIREMENTS)
+    limits = "; ".join(f"{name} ({reason})" for name, reason in (clashes or {}).items())
+    more = f"\n\nClashes with: {limits}." if limits else ""
 
     def register(function: Function) -> Function:
         name, family = function.__name__, check_choice("family", function.__module__.rpartition(".")[2], FAMILIES)
@@ -178,19 +177,10 @@ def adjustment(
             gives=tuple(gives),
             function=function,
         )
-        function.__doc__ = _explanation(_ADJUSTMENTS[name])
+        function.__doc__ = explain(function, formula=formula, why=why, source=source, requires=requires, more=more)
         return function
 
     return register
-
-
-def _explanation(each: Adjustment) -> str:
-    """The docstring of a method's function, with what its decorator says below the first line."""
-    summary, _, rest = inspect.cleandoc(each.function.__doc__ or "").partition("\n\n")
-    needs = f"\n\nRequires: {', '.join(each.requires)}." if each.requires else ""
-    clash = "; ".join(f"{name} ({why})" for name, why in each.clashes.items())
-    clash = f"\n\nClashes with: {clash}." if clash else ""
-    return f"{summary}\n\n.. math:: {each.formula}\n\n{each.why}\n\nSource: {each.source}.{needs}{clash}\n\n{rest}\n"
 
 
 def adjustments() -> Mapping[str, Adjustment]:
@@ -201,5 +191,4 @@ def adjustments() -> Mapping[str, Adjustment]:
         >>> adjustments()["soft_cap"].family
         'logits'
     """
-    order = list(FAMILIES)
-    return MappingProxyType(dict(sorted(_ADJUSTMENTS.items(), key=lambda item: order.index(item[1].family))))
+    return by_family(_ADJUSTMENTS, FAMILIES)

@@ -18,15 +18,13 @@ Tests, catalogue and explorers find it by :func:`schemes`, and ``help(lecun_norm
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, TypeVar
 
-from attntut._checks import check_choice, year_in
+from attntut._checks import check_choice
 from attntut.anatomy.weight import BRANCH, Weight
-from attntut.init import requirements
 from attntut.init.laws import Law, Normal
+from attntut.init.register import by_family, check_entry, explain
 from attntut.init.scheme import Scheme
 
 FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width", "parts")
@@ -61,12 +59,7 @@ def scheme(
         ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
     check_choice("family", family, FAMILIES)
-    for name in requires:
-        check_choice("requires", name, requirements.REQUIREMENTS)
-    for label, text in (("formula", formula), ("source", source), ("why", why)):
-        if not text.strip():
-            raise ValueError(f"{label} must say something: got {text!r}.")
-    published = year_in(cite) if year is None else year
+    published = check_entry(cite, year, requires, formula=formula, source=source, why=why)
 
     def register(function: Function) -> Function:
         name = function.__name__
@@ -88,17 +81,10 @@ def scheme(
             predicts_logits=predicts_logits,
             by_depth=architecture,
         )
-        function.__doc__ = _explanation(SCHEMES[name])
+        function.__doc__ = explain(function, formula=formula, why=why, source=source, requires=requires)
         return function
 
     return register
-
-
-def _explanation(each: Scheme) -> str:
-    """The docstring of a scheme's function, with what its decorator says below the first line."""
-    summary, _, rest = inspect.cleandoc(each.function.__doc__ or "").partition("\n\n")
-    needs = f"\n\nRequires: {', '.join(each.requires)}." if each.requires else ""
-    return f"{summary}\n\n.. math:: {each.formula}\n\n{each.why}\n\nSource: {each.source}.{needs}\n\n{rest}\n"
 
 
 def schemes() -> Mapping[str, Scheme]:
@@ -109,7 +95,7 @@ def schemes() -> Mapping[str, Scheme]:
         >>> schemes()["xavier_normal"].family
         'fan'
     """
-    return MappingProxyType(dict(sorted(SCHEMES.items(), key=lambda item: FAMILIES.index(item[1].family))))
+    return by_family(SCHEMES, FAMILIES)
 
 
 def find_scheme(scheme: object) -> Scheme:
