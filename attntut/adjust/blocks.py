@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -62,7 +62,11 @@ class Scaled:
         self.factor = factor
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return (self.factor * output[0], *output[1:]) if isinstance(output, tuple) else self.factor * output
+        return _on_first(lambda given: self.factor * given, output)
+
+
+def _on_first(change: Callable[[Tensor], Tensor], output: Any) -> Any:
+    return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
 
 
 def _ends(patch: Patch) -> Iterator[tuple[nn.Module, Entry]]:
@@ -124,8 +128,7 @@ SANDWICH = "sandwich"
 
 def _normalize(module: nn.Module, args: Any, output: Any) -> Any:
     """A hook that runs a norm of the module on what it gives, or on the first of several things."""
-    norm = module.get_submodule(SANDWICH)
-    return (norm(output[0]), *output[1:]) if isinstance(output, tuple) else norm(output)
+    return _on_first(module.get_submodule(SANDWICH), output)
 
 
 # ---- the norms of the stream

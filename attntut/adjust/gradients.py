@@ -17,6 +17,7 @@ from attntut.adjust.groups import stored
 from attntut.adjust.handle import Patch
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
+from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry
 from attntut.anatomy.weight import PARTS, ROLES
 
@@ -132,9 +133,8 @@ def _clip_units(parameter: nn.Parameter, entries: list[Entry], limit: float, eps
     units: list[tuple[Tensor, Tensor, list[int]]] = []
     for entry in entries:
         weight, rows = entry.matrix.view, entry.matrix.row_dims
-        place = weight.shape, weight.stride(), weight.storage_offset() - parameter.storage_offset()
         dims = [*range(rows)] if entry.weight.is_table else [*range(rows, weight.ndim)]
-        units.append((weight, grad.as_strided(*place), dims))
+        units.append((weight, at(grad, entry.matrix.within(parameter)), dims))
     for weight, part, dims in units or [(parameter, grad, [*range(grad.ndim)])]:
         most = limit * torch.linalg.vector_norm(weight, dim=dims, keepdim=True).clamp(min=eps)
         norm = torch.linalg.vector_norm(part, dim=dims, keepdim=True)

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from attntut._restore import no_fast_path, untouched
 from attntut.adjust import attention
 from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments
+from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look
 from attntut.init.requirements import REQUIREMENTS
@@ -148,8 +149,8 @@ class Patch:
         memory, start = tensor.untyped_storage()._cdata, tensor.storage_offset()
         for each in () if isinstance(tensor, nn.Parameter) else self._in_memory.get(memory, ()):
             if 0 <= (offset := start - each.storage_offset()) < each.numel():
-                place = tensor.shape, tensor.stride()
-                return lambda: each.detach().as_strided(*place, each.storage_offset() + offset)
+                place = tensor.shape, tensor.stride(), int(offset)
+                return lambda: at(each.detach(), place)
         return lambda: tensor
 
     def current(self, entry: Entry) -> Callable[[], Entry]:

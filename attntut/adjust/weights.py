@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from attntut._checks import check_choice, check_int, check_number
 from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
+from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry
 from attntut.anatomy.weight import BRANCH
 from attntut.init.apply import _check_generator, _draw, _plan
@@ -77,11 +79,8 @@ class UnitSpectralNorm(nn.Module):
 
     def __init__(self, parameter: nn.Parameter, parts: Collection[Entry], gamma: float) -> None:
         super().__init__()
-        data, offset = parameter.detach(), parameter.storage_offset()
-        self.places = []
-        for part in parts:
-            view = part.matrix.view
-            self.places.append(((view.shape, view.stride(), view.storage_offset() - offset), part.matrix.shape))
+        data = parameter.detach()
+        self.places = [(part.matrix.within(parameter), part.matrix.shape) for part in parts]
         self.register_buffer("number", self._numbers(data), persistent=False)
         self.gamma = nn.Parameter(data.new_full((len(parts),), gamma))
         for i, matrix in enumerate(self._matrices(data)):
@@ -94,7 +93,7 @@ class UnitSpectralNorm(nn.Module):
             return data.new_ones([1] * data.ndim, dtype=torch.long)
         number = torch.zeros_like(data, dtype=torch.int16)
         for i, (place, _) in enumerate(self.places, start=1):
-            number.as_strided(*place).fill_(i)
+            at(number, place).fill_(i)
         for dim in range(data.ndim):
             first = number.narrow(dim, 0, 1)
             number = first if (number == first).all() else number
@@ -102,7 +101,7 @@ class UnitSpectralNorm(nn.Module):
 
     def _matrices(self, weight: Tensor) -> list[Tensor]:
         weight = weight.contiguous()
-        return [weight.as_strided(*place).reshape(shape) for place, shape in self.places]
+        return [at(weight, place).reshape(shape) for place, shape in self.places]
 
     def forward(self, weight: Tensor) -> Tensor:
         factors = [weight.new_ones(())]
@@ -223,8 +222,7 @@ def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 10
         [1.0, 1.0]
     """
     check_number("limit", limit, low=0, open_low=True)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise TypeError(f"optimizer must be a torch.optim.Optimizer: got {type(optimizer).__name__}.")
+    check_optimizer(optimizer)
     clips = []
     for place in patch.attentions:
         query, key = place.query, place.key

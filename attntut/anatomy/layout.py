@@ -11,6 +11,8 @@ from torch import Tensor
 
 Levels = tuple[tuple[int, int], ...]
 """Nested strides, the outermost first: ``((4, 48), (16, 1))`` is 0 … 15, 48 … 63, 96 …"""
+Place = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Shape, strides and offset of a piece of a parameter, counted from the parameter's start."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,10 @@ class Matrix:
         with torch.no_grad():
             self.view.copy_(matrix.reshape(self.view.shape))
 
+    def within(self, parameter: Tensor) -> Place:
+        """Where it lies in a parameter, for :func:`at`."""
+        return self.view.shape, self.view.stride(), int(self.view.storage_offset() - parameter.storage_offset())
+
     @property
     def is_matrix(self) -> bool:
         """Whether the memory itself is one strided matrix, so that :meth:`read` can be written to."""
@@ -84,6 +90,18 @@ class Matrix:
         sizes, steps = zip(*levels, strict=True)
         shape, strides = (*sizes, *view.shape[split:]), (*steps, *view.stride()[split:])
         return Matrix(view.as_strided(shape, strides, view.storage_offset() + first), len(levels))
+
+
+def at(tensor: Tensor, place: Place) -> Tensor:
+    """What lies at a place of a parameter, in a tensor that has its strides: its gradient, say.
+
+    >>> packed = torch.arange(6.0).view(3, 2)
+    >>> at(10 * packed, Matrix(packed[1:], 1).within(packed))
+    tensor([[20., 30.],
+            [40., 50.]])
+    """
+    shape, stride, offset = place
+    return tensor.as_strided(shape, stride, tensor.storage_offset() + offset)
 
 
 def nested(offsets: Sequence[int]) -> Levels | None:

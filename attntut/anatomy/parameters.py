@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from attntut.anatomy.blocks import block_of, find_blocks, is_norm, prefixes
-from attntut.anatomy.layout import Matrix
+from attntut.anatomy.layout import Matrix, at
 from attntut.anatomy.listen import Anatomy, Part, siblings
 from attntut.anatomy.names import KEEP, PACKED, CallerPatterns, Layout, known_roles
 from attntut.anatomy.weight import ATTENTION, BRANCH
@@ -154,10 +154,7 @@ class Drawers:
             if like and self.unknown[name] == f"{name} {tuple(parameter.shape)}":
                 del self.unknown[name]
                 for part in like:
-                    view = part.matrix.view  # type: ignore[union-attr]
-                    here = parameter.detach().as_strided(
-                        view.shape, view.stride(), view.storage_offset() - parameters[part.parameter].storage_offset()
-                    )
+                    here = at(parameter.detach(), part.matrix.within(parameters[part.parameter]))  # type: ignore[union-attr]
                     self.parts.append(
                         part._replace(parameter=name, matrix=Matrix(here, part.matrix.row_dims), bias=None)  # type: ignore[union-attr]
                     )

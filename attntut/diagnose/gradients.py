@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry, ModelView
 from attntut.diagnose.layers import ROOT, Uncopied
 from attntut.diagnose.statistics import norm
@@ -61,11 +62,7 @@ class _Norms(Uncopied):
 
     def __init__(self, owner: Gradients, parameter: Tensor, parts: list[tuple[str, str, Entry]]) -> None:
         self.owner = owner
-        self.parts = [
-            (key, (view.shape, view.stride(), view.storage_offset() - parameter.storage_offset()))
-            for *key, part in parts
-            for view in (part.matrix.view,)
-        ]
+        self.parts = [(key, part.matrix.within(parameter)) for *key, part in parts]
         self.stride = parameter.stride()
 
     def __call__(self, gradient: Tensor) -> None:
@@ -74,9 +71,8 @@ class _Norms(Uncopied):
         with torch.no_grad():
             if gradient.stride() != self.stride:
                 gradient = gradient.new_empty_strided(gradient.shape, self.stride).copy_(gradient)
-            for (layer, role), (shape, stride, offset) in self.parts:
-                part = gradient.as_strided(shape, stride, gradient.storage_offset() + offset)
-                self.owner.norms.setdefault((layer, role), []).append(norm(part))
+            for (layer, role), place in self.parts:
+                self.owner.norms.setdefault((layer, role), []).append(norm(at(gradient, place)))
 
 
 def _ratio(norm: float | None, value: float | None) -> float | None:
