@@ -11,9 +11,12 @@ from torch import nn
 from torch.func import vmap
 
 from attntut import Transformer, TransformerConfig
+from attntut.adjust import z_loss
+from attntut.adjust.schedules import InverseSqrt
 from attntut.data import UNSCORED, Data, associative_recall, digits, reverse
 from attntut.device import seeded
 from attntut.train import Evaluation, History, scoring, train, train_many, vmapped
+from attntut.train.ensemble import rectification
 
 STEPS = 20
 
@@ -99,6 +102,8 @@ VARIANTS = {
     "adamw, everything": dict(weight_decay=0.1, warmup=7, clip_norm=0.5, betas=(0.8, 0.95), eval_every=8),
     "sgd": dict(optimizer="sgd", weight_decay=0.01, momentum=0.9),
     "sgd without momentum": dict(optimizer="sgd"),
+    "radam with decay": dict(optimizer="radam", weight_decay=0.1, betas=(0.9, 0.9)),
+    "a schedule and a penalty": dict(schedule=InverseSqrt(warmup=7), penalty=partial(z_loss, coefficient=0.01)),
     "rates and a hook": dict(lr_factors={"readout.weight": 0.1, "readout.bias": 0.0}, after_step=unit_readout),
 }
 
@@ -278,6 +283,48 @@ def test_warm_up_is_linear():
     model, before = Linear(), Linear()
     train(model, blobs(), steps=1, lr=0.01, batch_size=8, warmup=4)
     assert torch.allclose((model.weight - before.weight).abs().max(), torch.tensor(0.0025).double(), rtol=1e-5)
+
+
+def test_radam_waits_and_then_is_rectified_as_in_torch():
+    ours = [rectification(t, 0.999) for t in range(1, 200)]
+    assert ours[:5] == [0.0] * 5 and ours == sorted(ours)
+    weight = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.RAdam([weight], lr=1.0, eps=0.0)
+    for factor in ours:
+        before, weight.grad = weight.item(), torch.ones(1, dtype=torch.float64)
+        optimizer.step()
+        assert before - weight.item() == pytest.approx(factor or 1.0, abs=1e-10)  # m and √v of a constant are 1
+
+
+def test_a_schedule_is_the_factor_of_the_rate():
+    model, rates = Linear(), [0.5, 0.0, 2.0]
+    seen = [model.weight.detach().clone()]
+    after = dict(after_step=lambda parameters: seen.append(parameters["weight"].detach().clone()))
+    train(model, blobs(), steps=3, lr=0.1, batch_size=8, optimizer="sgd", schedule=rates.__getitem__, **after)
+    assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1]) and not torch.equal(seen[2], seen[3])
+
+
+def test_an_optimizer_of_ones_own_gets_the_model_and_its_rates_are_scheduled():
+    given = []
+
+    def two(model, lr):
+        given.append((model, lr))
+        return torch.optim.SGD([model.weight], lr=lr), torch.optim.SGD([model.bias], lr=0.0)
+
+    model, plain = Linear(), Linear()
+    bias = model.bias.detach().clone()
+    options = dict(steps=3, batch_size=8, warmup=2)
+    train(model, blobs(), lr=0.1, optimizer=two, **options)
+    train(plain, blobs(), lr=0.1, optimizer="sgd", lr_factors={"bias": 0.0}, **options)
+    assert given == [(model, 0.1)] and torch.equal(model.bias, bias) and model.weight.grad is None
+    torch.testing.assert_close(model.weight, plain.weight, rtol=0, atol=0)
+
+
+def test_the_penalty_is_part_of_what_is_minimized():
+    plain, penalized = (train(Linear(), blobs(), steps=2, lr=0.1, batch_size=8, **options) for options in
+                        ({}, {"penalty": lambda logits: 0 * logits.sum() + 3.0}))  # fmt: skip
+    assert (penalized.losses - plain.losses).tolist() == pytest.approx([3.0, 3.0])
+    assert penalized.final_loss == plain.final_loss
 
 
 def test_clipping_bounds_the_step_of_sgd():
@@ -470,6 +517,10 @@ BAD = [
     (dict(betas=0.9), TypeError, "betas must be a pair of numbers: got 0.9"),
     (dict(betas=(0.9, 1.0)), ValueError, r"betas\[1\] must be a number ≥ 0 and < 1: got 1.0"),
     (dict(warmup=-1), ValueError, "warmup must be an integer ≥ 0: got -1"),
+    (dict(schedule=3), TypeError, "schedule must be a function: got 3"),
+    (dict(penalty=0.1), TypeError, r"penalty must be a function: got 0\.1"),
+    (dict(warmup=2, schedule=len), ValueError, "warmup must be 0 where there is a schedule, which has its own: got 2"),
+    (dict(optimizer=len, momentum=0.9), ValueError, "momentum must be left out where optimizer is a function"),
     (dict(clip_norm=0), ValueError, "clip_norm must be a number > 0: got 0"),
     (dict(max_loss=0), ValueError, "max_loss must be a number > 0: got 0"),
     (dict(max_loss="big"), TypeError, "max_loss must be a number > 0: got 'big'"),
@@ -536,6 +587,7 @@ TWO = [Linear(0), Linear(1)]
         (dict(lrs="ab"), TypeError, "lrs must hold one number a model: got 'ab'"),
         (dict(seeds=3), TypeError, "seeds must hold one number a model: got 3"),
         (dict(seeds=[0, 1.5]), TypeError, r"seeds\[1\] must be an integer"),
+        (dict(optimizer=len), TypeError, "optimizer must be a name in train_many"),
         (dict(chunk=0), ValueError, "chunk must be an integer ≥ 1: got 0"),
     ],
 )

@@ -40,10 +40,15 @@ class Ensemble:
         parts = [self.flat.new_full((shape.numel(),), numbers.get(name, 1.0)) for name, shape in self.shapes.items()]
         return torch.cat(parts)
 
-    def losses(self, x: Tensor, y: Tensor, n_classes: int) -> Tensor:
+    def losses(self, x: Tensor, y: Tensor, n_classes: int, penalty: Callable[[Tensor], Tensor] | None) -> Tensor:
         """The loss of each model on its own batch, ``(M,)``; ``x`` is ``(M, B, T, …)``."""
         self.program.train()
-        return self._score(cross_entropy, x, y, n_classes)
+
+        def loss(logits: Tensor, y: Tensor, n_classes: int) -> Tensor:
+            plain = cross_entropy(logits, y, n_classes)
+            return plain if penalty is None else plain + penalty(logits)
+
+        return self._score(loss, x, y, n_classes)
 
     @torch.no_grad()
     def evaluate(self, data: Data, step: int) -> list[Evaluation]:
@@ -71,7 +76,7 @@ class Ensemble:
 
 
 class EnsembleOptimizer:
-    """SGD, Adam or AdamW as in torch.optim, on the rows of a matrix, each with its own learning rate."""
+    """SGD, Adam, AdamW or RAdam as in torch.optim, on the rows of a matrix, each with its own learning rate."""
 
     def __init__(self, flat: Tensor, settings: Settings) -> None:
         self.flat, self.settings, self.t = flat, settings, 0
@@ -95,8 +100,41 @@ class EnsembleOptimizer:
         beta1, beta2 = s.betas
         self.first.lerp_(gradient, 1 - beta1)
         self.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        scale = (self.second.sqrt()).div_(math.sqrt(1 - beta2**self.t)).add_(EPS)
-        flat.addcmul_(torch.div(self.first, scale, out=scale), -lr / (1 - beta1**self.t))
+        lr = -lr / (1 - beta1**self.t)
+        unbias = math.sqrt(1 - beta2**self.t)
+        if s.optimizer != "radam":
+            scale = self.second.sqrt().div_(unbias).add_(EPS)
+        elif factor := rectification(self.t, beta2):
+            scale = self.second.sqrt().add_(EPS).div_(unbias * factor)
+        else:
+            flat.addcmul_(self.first, lr)
+            return
+        flat.addcmul_(torch.div(self.first, scale, out=scale), lr)
+
+
+def rectification(t: int, beta2: float) -> float:
+    r"""RAdam's factor of update t = 1, 2, …, or 0 while the second moment is too uncertain to divide by.
+
+    .. math:: r_t = \sqrt{\frac{(\rho_t - 4)(\rho_t - 2)\rho_\infty}{(\rho_\infty - 4)(\rho_\infty - 2)\rho_t}},
+        \qquad \rho_\infty = \frac{2}{1 - \beta_2} - 1, \quad
+        \rho_t = \rho_\infty - \frac{2 t \beta_2^t}{1 - \beta_2^t}
+
+    Liu et al. (2020), algorithm 2; :class:`torch.optim.RAdam`, whose bound on :math:`\rho_t` is 5 where the paper's
+    is 4.
+
+    Args:
+        t: number of the update.
+        beta2: of the second moment.
+
+    Example:
+        >>> [round(rectification(t, 0.999), 3) for t in (5, 6, 100, 1000, 10000)]
+        [0.0, 0.026, 0.215, 0.645, 1.0]
+    """
+    most = 2 / (1 - beta2) - 1
+    length = most - 2 * t * beta2**t / (1 - beta2**t)
+    if length <= 5:
+        return 0.0
+    return math.sqrt((length - 4) * (length - 2) * most / ((most - 4) * (most - 2) * length))
 
 
 def check_alike(models: Iterable[nn.Module]) -> list[nn.Module]:
@@ -137,6 +175,8 @@ def _description(model: nn.Module) -> dict[str, object]:
             if key == "training" or key.startswith("_"):
                 continue
             for field, item in vars(value).items() if is_dataclass(value) else (("", value),):
+                if isinstance(item, tuple):
+                    item = tuple(type(each).__name__ if isinstance(each, nn.Module) else each for each in item)
                 if isinstance(item, bool | int | float | str | tuple | None):
                     found[repr(".".join(filter(None, (path, key, field))))] = item
     return found

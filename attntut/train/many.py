@@ -67,6 +67,10 @@ def train_many(
     seeds = one_each("seeds", range(len(models)) if seeds is None else seeds, len(models), check_int)
     chunk = min(len(models), CHUNK) if chunk is None else check_int("chunk", chunk)
     settings = Settings(**options)
+    if callable(settings.optimizer):
+        raise TypeError(
+            "optimizer must be a name in train_many, which has one update for all models; train takes a function."
+        )
     data = data_for(models[0], data, settings)
     histories: list[History] = []
     starts = range(0, len(models), chunk)
@@ -105,7 +109,8 @@ def _train_at_once(
                 evaluations.append(ensemble.evaluate(data, step))
             if not alive.any():
                 continue
-            loss = ensemble.losses(data.train_inputs[batch], data.train_targets[batch], data.n_classes)  # (M,)
+            inputs, targets = data.train_inputs[batch], data.train_targets[batch]
+            loss = ensemble.losses(inputs, targets, data.n_classes, settings.penalty)  # (M,)
             (gradient,) = torch.autograd.grad(loss.sum(), ensemble.flat)  # (M, P)
             norm = torch.linalg.vector_norm(gradient, dim=1)
             loss = loss.detach()

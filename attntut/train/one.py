@@ -33,8 +33,8 @@ def train(
         seed: of the order of the batches, and of dropout if there is any.
         progress: whether to show a bar; by default only where stderr is a terminal.
         options: ``steps``, and whatever else of :class:`Settings` (``batch_size``, ``optimizer``, ``weight_decay``,
-            ``momentum``, ``betas``, ``warmup``, ``clip_norm``, ``max_loss``, ``eval_every``, ``lr_factors``,
-            ``after_step``) is not as there.
+            ``momentum``, ``betas``, ``warmup``, ``schedule``, ``penalty``, ``clip_norm``, ``max_loss``,
+            ``eval_every``, ``lr_factors``, ``after_step``) is not as there.
 
     Returns:
         The history. After a divergence the model has the weights from before the bad step.
@@ -49,14 +49,25 @@ def train(
         >>> model = Transformer(TransformerConfig(n_classes=10, d_input=4, n_layers=1, d_ff=32), seed=0)
         >>> train(model, digits(), steps=100, lr=1e-2).final_accuracy > 0.6
         True
+
+        With an optimizer of its own, here one that also bounds the attention's logits after each step:
+
+        >>> from attntut.adjust import adjust
+        >>> def clipped(model, lr):
+        ...     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+        ...     adjust(model, "qk_clip", optimizer=optimizer, limit=20.0)
+        ...     return optimizer
+        >>> train(model, digits(), steps=10, lr=1e-2, optimizer=clipped)
+        History(steps=10, ...)
     """
     check_model("model", model)
     check_number("lr", lr, low=0), check_int("seed", seed, low=0)
     settings = Settings(**options)
     data = data_for(model, data, settings)
+    optimizers = _optimizers(model, lr, settings)
+    groups = [(group, group["lr"]) for optimizer in optimizers for group in optimizer.param_groups]
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     parameters = list(named.values())
-    optimizer = _torch_optimizer(_groups(named, settings), lr, settings)
     batches = batch_order(seed, len(data.train_inputs), settings)  # (steps, batch)
     losses = torch.full((settings.steps,), math.nan, dtype=torch.float64)
     evaluations: list[Evaluation] = []
@@ -70,7 +81,10 @@ def train(
             if diverged_at is not None:
                 continue
             model.train()
-            loss = cross_entropy(model(data.train_inputs[batch]), data.train_targets[batch], data.n_classes)
+            logits = model(data.train_inputs[batch])
+            loss = cross_entropy(logits, data.train_targets[batch], data.n_classes)
+            if settings.penalty is not None:
+                loss = loss + settings.penalty(logits)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             norm = get_total_norm(gradients)
             losses[step] = value = loss.item()
@@ -81,29 +95,35 @@ def train(
                 parameter.grad = gradient
             if settings.clip_norm is not None:
                 clip_grads_with_norm_(parameters, settings.clip_norm, norm)
-            for group in optimizer.param_groups:
-                group["lr"] = lr * settings.lr_factor(step) * group["factor"]
-            optimizer.step()
+            for group, whole in groups:
+                group["lr"] = whole * settings.lr_factor(step)
+            for optimizer in optimizers:
+                optimizer.step()
             if settings.after_step is not None:
                 with torch.no_grad():
                     settings.after_step(named)
             bar.update()
-        optimizer.zero_grad()
+        for parameter in parameters:
+            parameter.grad = None
         evaluations.append(evaluate(model, data, settings.steps))
     return History(losses, tuple(evaluations), diverged_at, float(lr), seed)
 
 
-def _groups(named: dict[str, nn.Parameter], settings: Settings) -> list[dict[str, Any]]:
-    """The parameters by the factor of their learning rate."""
-    groups: dict[float, list[nn.Parameter]] = {}
+def _optimizers(model: nn.Module, lr: float, s: Settings) -> tuple[torch.optim.Optimizer, ...]:
+    """What the settings ask for, with the parameters grouped by the factor of their learning rate."""
+    if callable(s.optimizer):
+        made = s.optimizer(model, lr)
+        return (made,) if isinstance(made, torch.optim.Optimizer) else tuple(made)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    by_factor: dict[float, list[nn.Parameter]] = {}
     for name, parameter in named.items():
-        groups.setdefault(settings.lr_factors.get(name, 1.0), []).append(parameter)
-    return [{"params": group, "factor": factor} for factor, group in groups.items()]
-
-
-def _torch_optimizer(groups: list[dict[str, Any]], lr: float, s: Settings) -> torch.optim.Optimizer:
-    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+        by_factor.setdefault(s.lr_factors.get(name, 1.0), []).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": some, "lr": lr * factor} for factor, some in by_factor.items()]
+    options: dict[str, Any] = dict(lr=lr, weight_decay=s.weight_decay)
+    if s.optimizer == "radam":
+        return (torch.optim.RAdam(groups, betas=s.betas, eps=EPS, **options),)
+    options["fused"] = next(iter(named.values())).device.type in ("cpu", "cuda")
     if s.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=s.momentum, weight_decay=s.weight_decay, fused=fused)
+        return (torch.optim.SGD(groups, momentum=s.momentum, **options),)
     kind = torch.optim.AdamW if s.optimizer == "adamw" else torch.optim.Adam
-    return kind(groups, lr=lr, betas=s.betas, eps=EPS, weight_decay=s.weight_decay, fused=fused)
+    return (kind(groups, betas=s.betas, eps=EPS, **options),)

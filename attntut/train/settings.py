@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,8 +17,11 @@ from attntut.device import seeded
 with extra("train"):
     from tqdm import tqdm
 
-OPTIMIZERS = ("adamw", "adam", "sgd")
+OPTIMIZERS = ("adamw", "adam", "radam", "sgd")
 EPS = 1e-8
+OptimizerFactory = Callable[[nn.Module, float], torch.optim.Optimizer | Iterable[torch.optim.Optimizer]]
+OF_OPTIMIZER = ("weight_decay", "momentum", "betas", "lr_factors")
+"""Settings that say how an optimizer named by a word is made."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,16 @@ class Settings:
     Args:
         steps: number of updates.
         batch_size: inputs a batch; at most the size of the training set.
-        optimizer: ``"adamw"``, ``"adam"`` or ``"sgd"``, as in :mod:`torch.optim`.
+        optimizer: ``"adamw"``, ``"adam"``, ``"radam"`` or ``"sgd"``, as in :mod:`torch.optim`. For
+            :func:`~attntut.train.train` also a function of the model and the learning rate that gives one or more
+            optimizers; it may adjust the model.
         weight_decay: decoupled for AdamW, added to the gradient for the others.
         momentum: of SGD.
-        betas: of Adam and AdamW.
+        betas: of all but SGD.
         warmup: updates until the learning rate is reached.
+        schedule: instead of ``warmup``, the factor of the learning rate by the number of updates done.
         clip_norm: the gradient is scaled down to this norm where it is longer.
+        penalty: a number made of the logits of a batch and added to its loss, as :func:`~attntut.adjust.z_loss` does.
         max_loss: a loss above it counts as a divergence, like one that is not finite.
         eval_every: evaluate before the first update and after every so many; the end is evaluated in any case.
         lr_factors: of the learning rate, by the name of the parameter; 1 for those that it does not name.
@@ -43,15 +50,19 @@ class Settings:
     Example:
         >>> [Settings(steps=100, warmup=4).lr_factor(step) for step in (0, 1, 3, 99)]
         [0.25, 0.5, 1.0, 1.0]
+        >>> [Settings(steps=100, schedule=lambda done: 1 - done / 100).lr_factor(step) for step in (0, 75)]
+        [1.0, 0.25]
     """
 
     steps: int
     batch_size: int = 32
-    optimizer: str = "adamw"
+    optimizer: str | OptimizerFactory = "adamw"
     weight_decay: float = 0.0
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 0
+    schedule: Callable[[int], float] | None = None
+    penalty: Callable[[Tensor], Tensor] | None = None
     clip_norm: float | None = None
     max_loss: float = math.inf
     eval_every: int | None = None
@@ -60,7 +71,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps), check_int("batch_size", self.batch_size)
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        if not callable(self.optimizer):
+            check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        elif other := [name for name in OF_OPTIMIZER if getattr(self, name) != getattr(Settings(steps=1), name)]:
+            raise ValueError(f"{other[0]} must be left out where optimizer is a function, which sets it itself.")
         check_number("weight_decay", self.weight_decay, low=0)
         check_number("momentum", self.momentum, low=0, high=1)
         if self.momentum and self.optimizer != "sgd":
@@ -70,6 +84,11 @@ class Settings:
         for i, beta in enumerate(self.betas):
             check_number(f"betas[{i}]", beta, low=0, high=1, open_high=True)
         check_int("warmup", self.warmup, low=0)
+        for name in ("schedule", "penalty", "after_step"):
+            if (given := getattr(self, name)) is not None and not callable(given):
+                raise TypeError(f"{name} must be a function: got {given!r}.")
+        if self.warmup and self.schedule is not None:
+            raise ValueError(f"warmup must be 0 where there is a schedule, which has its own: got {self.warmup}.")
         if self.clip_norm is not None:
             check_number("clip_norm", self.clip_norm, low=0, open_low=True)
         if self.max_loss != math.inf:
@@ -80,7 +99,9 @@ class Settings:
             check_number(f"lr_factors[{name!r}]", factor, low=0)
 
     def lr_factor(self, step: int) -> float:
-        """The factor of the learning rate in step 0, 1, …: linear up to ``warmup``, then 1."""
+        """The factor of the learning rate in step 0, 1, …: of the schedule, or linear up to ``warmup``, then 1."""
+        if self.schedule is not None:
+            return self.schedule(step)
         return min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
 
     def evaluates(self, step: int) -> bool:
