@@ -23,6 +23,7 @@ PARTS = {
     "sweeps": ("bench.sweeps", "sweeps"),
     "initialization": ("bench.initialization", "initialization"),
     "diagnosis": ("bench.diagnosis", "diagnosis"),
+    "adjustments": ("bench.adjusting", "adjusting"),
     "chapters": ("bench.book", "chapters"),
     "pages": ("bench.book", "pages"),
 }

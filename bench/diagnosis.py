@@ -26,20 +26,10 @@ TURNS = 7
 
 def diagnosis() -> list[Row]:
     """Median times over that of a forward and backward pass of a model of GPT-2 small's shape, and peak memory."""
-    config = TransformerConfig(
-        n_classes=VOCAB,
-        vocab_size=VOCAB,
-        seq_len=max(LENGTHS),
-        d_model=WIDTH,
-        n_heads=HEADS,
-        n_layers=LAYERS,
-        is_causal=True,
-        pooling="none",
-    )
-    model = Transformer(config, seed=0)
+    model = small()
     what = "GPT-2 small's shape, batch 1"
     listening = partial(view, model, inputs=torch.randint(VOCAB, (1, 256)))
-    plain, *others = seconds(*_runs(model, 256), listening, repeats=TURNS)
+    plain, *others = seconds(*runs(model, 256), listening, repeats=TURNS)
     diagnosed, listened, looked = (f"{taken / plain:.2f}×" for taken in others)
     rows = [
         Row(f"`diagnose` over a forward and backward pass, {what}, n = 256", diagnosed, "≤ 1.25×"),
@@ -49,7 +39,7 @@ def diagnosis() -> list[Row]:
     above = []
     for n in LENGTHS:
         peaks = []
-        for run in _runs(model, n)[:2]:
+        for run in runs(model, n)[:2]:
             model.zero_grad(set_to_none=True)
             peaks.append(peak_memory(run))
         above.append(f"{(peaks[1] - peaks[0]) / MIB:+.1f}")
@@ -62,7 +52,23 @@ def diagnosis() -> list[Row]:
     ]
 
 
-def _runs(model: Transformer, n: int) -> list[Callable[[], object]]:
+def small() -> Transformer:
+    """A model of GPT-2 small's shape."""
+    config = TransformerConfig(
+        n_classes=VOCAB,
+        vocab_size=VOCAB,
+        seq_len=max(LENGTHS),
+        d_model=WIDTH,
+        n_heads=HEADS,
+        n_layers=LAYERS,
+        is_causal=True,
+        pooling="none",
+    )
+    return Transformer(config, seed=0)
+
+
+def runs(model: Transformer, n: int) -> list[Callable[[], object]]:
+    """A forward and backward pass of ``n`` tokens: plain, diagnosed, listened to."""
     tokens = torch.randint(VOCAB, (1, n))
 
     def loss(logits: Tensor) -> Tensor:
