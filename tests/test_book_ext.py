@@ -24,7 +24,7 @@ from sphinx.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from bookext import MODULES, address, claims, figures, mathfont, mathml, records, theme  # noqa: E402
+from bookext import MODULES, address, claims, figures, mathfont, mathml, records, remedies, theme  # noqa: E402
 
 from attntut.evidence import MIME, Evidence, Records  # noqa: E402
 from attntut.exercises.public import records as shipped  # noqa: E402
@@ -47,7 +47,7 @@ def build(tmp_path, monkeypatch):
     for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REF_NAME", "BOOK_URL"):
         monkeypatch.delenv(name, raising=False)
 
-    def run(files: dict[str, str], *, ledger: str = "[]", repository: str | None = None) -> Built:
+    def run(files: dict[str, str], *, ledger: str = "[]", remedies: str = "[]", repository: str | None = None) -> Built:
         if repository:
             monkeypatch.setenv("GITHUB_REPOSITORY", repository)
         others = "\n".join(name.rsplit(".", 1)[0] for name in files if name != "index.md")
@@ -56,12 +56,13 @@ def build(tmp_path, monkeypatch):
         pages["index.md"] += toc
         return build_book(
             tmp_path,
-            {**pages, "claims.yml": ledger},
+            {**pages, "claims.yml": ledger, "remedies.yml": remedies},
             nb_mime_priority_overrides=[["html", "text/html", 0]],
             nb_ipywidgets_js={},
             myst_enable_extensions=["amsmath", "dollarmath", "colon_fence"],
             suppress_warnings=["mystnb.unknown_mime_type"],
             book_article="index",
+            book_remedies="remedies.yml",
         )
 
     return run
@@ -114,8 +115,8 @@ def test_the_map_lists_every_exercise_with_a_link(build):
     )
 
 
-def evidence(name: str, **values: object) -> dict:
-    """Return what a cell with one record displays."""
+def one(name: str, **values: object) -> dict:
+    """Return the fields of a record."""
     said = {
         "kind": "predicted",
         "predicted": 1.0,
@@ -125,8 +126,12 @@ def evidence(name: str, **values: object) -> dict:
         "n": 1,
         "unit": "",
     }
-    record = Evidence(**{"name": name, "slug": name, **said, "measured": 0.98, "passed": True, **values})
-    return {"data": Records((record,))._repr_mimebundle_()}
+    return {"name": name, "slug": name, **said, "measured": 0.98, "passed": True, **values}
+
+
+def evidence(name: str, **values: object) -> dict:
+    """Return what a cell with one record displays."""
+    return {"data": Records((Evidence(**one(name, **values)),))._repr_mimebundle_()}
 
 
 LEDGER = """
@@ -216,7 +221,72 @@ def test_a_record_is_named_in_a_sentence_with_its_numbers(build):
 @pytest.mark.parametrize("named", ["9: d", "8: a"])
 def test_a_record_that_is_not_there_fails_the_build(build, named):
     built = build({"map.md": f"# Map\n\n{{record}}`{named}`\n", "09-chapter.ipynb": notebook(evidence("a"))})
-    assert f"no chapter {named[0]} has a record '{named[3:]}'" in built.warnings and "map.md:3" in built.warnings
+    assert f"no record {named!r}" in built.warnings and "map.md:3" in built.warnings
+
+
+# --- the remedies -----------------------------------------------------------------------------------------------------
+
+SYMPTOM = """
+- symptom: It sinks
+  see: One token gets all.
+  faults: [attention sink]
+  remedies:
+    - of: sink
+      records: ["9: a"]
+      gain: lower
+"""
+
+
+@pytest.mark.parametrize(
+    "interval, gain, said",
+    [
+        ((0.1, 0.3), "higher", "helps"),
+        ((0.1, 0.3), "lower", "harms"),
+        ((-0.3, -0.1), "lower", "helps"),
+        ((-0.1, 0.3), "higher", "within the noise"),
+        ((0.1, 0.3), "", "as predicted"),
+    ],
+)
+def test_the_interval_of_a_difference_decides_what_a_remedy_did(interval, gain, said):
+    low, high = interval
+    record = records.Record(page="page", **one("a", measured=(low + high) / 2, low=low, high=high))
+    assert remedies.verdict(record, gain) == said
+
+
+def test_a_level_that_differs_from_its_formula_is_no_success():
+    assert remedies.verdict(records.Record(page="page", **one("a", passed=False)), "") == "not as predicted"
+
+
+def test_the_page_of_remedies_names_causes_records_and_what_was_not_measured(build):
+    pages = {"index.md": "# R\n\n```{remedies}\n```\n", "09-chapter.ipynb": notebook(evidence("a", low=0.9, high=1.1))}
+    built = build(pages, remedies=SYMPTOM)
+    assert not built.warnings
+    text = BeautifulSoup(built.page("index"), "html.parser").get_text()
+    assert "harms" in text and "attention sink" in text and "a:" in text
+    assert "not measured here:" in text and "softpick" in text.split("not measured here:")[1]
+    assert "qk_norm" not in text, "It is made for another fault."
+
+
+@pytest.mark.parametrize(
+    "right, wrong, message",
+    [
+        ("attention sink", "attention drain", "names faults that diagnose does not know"),
+        ("of: sink", "of: sinks", "'sinks' is neither a method nor a scheme"),
+        ("lower", "down", "gain must be one of"),
+        ('["9: a"]', "[]", "'sink' of 'It sinks' has no record"),
+        ("remedies:", "remedy:", r"remedies\.yml must be a list of symptoms"),
+    ],
+)
+def test_a_remedy_that_cannot_be_trusted_is_refused(tmp_path, right, wrong, message):
+    path = tmp_path / "remedies.yml"
+    path.write_text(SYMPTOM.replace(right, wrong), encoding="utf-8")
+    with pytest.raises(ConfigError, match=message):
+        remedies.read_symptoms(path)
+
+
+def test_a_remedy_without_its_record_fails_the_build(build):
+    pages = {"index.md": "# R\n\n```{remedies}\n```\n", "09-chapter.ipynb": notebook(evidence("b"))}
+    assert "no record '9: a'" in build(pages, remedies=SYMPTOM).warnings
 
 
 def test_a_book_without_the_ledger_asks_for_no_evidence(build):

@@ -40,12 +40,13 @@ from . import (
     portable,
     published,
     records,
+    remedies,
     theme,
 )
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
-    records, claims, evidence, exercises, playground, published,
+    records, claims, evidence, remedies, exercises, playground, published,
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -79,16 +79,20 @@ class CitesRecord(SphinxRole):
 
 def cite(app: Sphinx, docname: str, node: nodes.Element) -> list[nodes.Node]:
     """Return the name and the numbers of the record that a role names; warn of one that is not there."""
-    chapter, _, name = node["text"].partition(": ")
+    record = find(in_reading_order(app), node["text"])
+    if record is None:
+        logger.warning("no record %r", node["text"], location=node, type="book")
+        return [nodes.Text(node["text"])]
+    uri = f"{app.builder.get_relative_uri(docname, record.page)}#{record.anchor}"
+    link = nodes.reference("", record.name, refuri=uri)
+    return [nodes.inline("", "", link, nodes.Text(f": {numbers(record)}"), classes=["record"])]
+
+
+def find(records: Iterable[Record], text: str) -> Record | None:
+    """The record that ``"9: its name"`` names, of chapter 9."""
+    chapter, _, name = text.partition(": ")
     wanted = f"/{int(chapter):02d}-" if chapter.isdecimal() else chapter
-    for record in in_reading_order(app):
-        if record.name == name and wanted in f"/{record.page}":
-            link = nodes.reference(
-                "", name, refuri=f"{app.builder.get_relative_uri(docname, record.page)}#{record.anchor}"
-            )
-            return [nodes.inline("", "", link, nodes.Text(f": {numbers(record)}"), classes=["record"])]
-    logger.warning("no chapter %s has a record %r", chapter, name, location=node, type="book")
-    return [nodes.Text(name)]
+    return next((each for each in records if each.name == name and wanted in f"/{each.page}"), None)
 
 
 def numbers(record: Evidence) -> str:
