@@ -59,12 +59,12 @@ class Drawers:
         given = {each[0]: patterns.match(each) for each in names.values()}
         parameters = dict(module.named_parameters())
         for name, parameter in parameters.items():
-            if ((match := given[name]) is not None and KEEP in match[0]) or not parameter.numel():
+            if _is_kept(parameter, given[name]):
                 self._take(parameter)
                 self.kept.append(name)
-            elif type(parameter.data) is not Tensor:  # its parts need not share its memory
+            elif kind := _foreign(parameter):
                 self._take(parameter)
-                self.foreign[name] = type(parameter.data).__name__
+                self.foreign[name] = kind
             if parameter.ndim > 1:
                 self.matrices.append(name)
         patterns.check_used(self.matrices)
@@ -250,6 +250,28 @@ class Drawers:
             return None
         self._done.add(id(parameter))
         return parameter.detach()
+
+
+def _is_kept(parameter: nn.Parameter, given: tuple[tuple[str, ...], Layout] | None) -> bool:
+    return (given is not None and KEEP in given[0]) or not parameter.numel()
+
+
+def _foreign(parameter: nn.Parameter) -> str:
+    """The class of what a parameter holds where that is no plain tensor: its parts need not share its memory."""
+    kind = type(parameter.data)
+    return "" if kind is Tensor else kind.__name__
+
+
+def foreign(module: nn.Module, patterns: CallerPatterns) -> dict[str, str]:
+    """Parameters that are no plain tensors and are not to be kept, with their classes."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return {
+        each[0]: kind
+        for parameter, each in names.items()
+        if (kind := _foreign(parameter)) and not _is_kept(parameter, patterns.match(each))
+    }
 
 
 def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

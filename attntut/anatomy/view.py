@@ -15,7 +15,7 @@ from attntut._restore import no_fast_path, untouched
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Ears, Part
 from attntut.anatomy.names import CallerPatterns, RolePatterns
-from attntut.anatomy.parameters import Drawers, is_wave, listing
+from attntut.anatomy.parameters import Drawers, foreign, is_wave, listing
 from attntut.anatomy.places import Places, shared
 from attntut.anatomy.weight import ATTENTION, PARTS, Weight
 
@@ -146,8 +146,8 @@ def view(
     """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module must be a torch.nn.Module: got {type(module).__name__}.")
-    if foreign := Drawers(module, CallerPatterns(roles)).foreign:  # before it runs: FSDP2 would gather copies
-        shown = listing([f"{name} ({kind})" for name, kind in foreign.items()])
+    if others := foreign(module, CallerPatterns(roles)):  # before it runs: FSDP2 would gather copies
+        shown = listing([f"{name} ({kind})" for name, kind in others.items()])
         raise ValueError(
             f"Parameters must be plain tensors, whose parts share their memory: got {shown}, sharded or quantized. Do "
             'this before the model is sharded or quantized, or leave them alone: roles={"keep": …}.'
