@@ -16,7 +16,7 @@ from attntut.sweep import Sweep, grid
 from attntut.sweeps import PATCH, SIZE, on_digits
 from attntut.transformer import Transformer, TransformerConfig
 
-STEPS, WARMUP, JUMP = 150, 50, 30.0
+STEPS, WARMUP, JUMP = 100, 30, 30.0
 STARTS = ("xavier", "he", "jump")
 
 
@@ -72,7 +72,7 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
             empty), ``start`` (``"xavier"``; ``"he"``: drawn with twice the variance; ``"jump"``: the last matrix of the
             middle block 30 times as large), ``depth``, ``warmup`` (one for all), ``lr``, ``seed`` (of the weights and
             of the batches).
-        options: of :func:`~attntut.train.train_many`, other than 150 steps of 32 images.
+        options: of :func:`~attntut.train.train_many`, other than 100 steps of 32 images.
 
     Returns:
         For each: ``accuracy`` of the test set after the last step; ``train_loss``, the mean of the last epoch (NaN if
