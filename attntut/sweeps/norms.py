@@ -102,7 +102,7 @@ TINY = [1e-5, 3e-5, 1e-4, 3e-4]
 METHODS = ("rms_norm", "scale_norm", "dyt", "sandwich", "ln_scale", "branch_scale")
 PLACES = [("none", ""), ("post", ""), ("post", "deepnorm"), ("pre", ""), *(("pre", method) for method in METHODS)]
 PLAIN = {
-    2: {place: LARGE for place in PLACES},
+    2: dict.fromkeys(PLACES, LARGE),
     12: {("none", ""): TINY, ("post", ""): SMALL}
     | {("pre", method): MIDDLE for method in ("", "sandwich", "ln_scale")},
     24: {place: MIDDLE for place in PLACES if place != ("pre", "scale_norm")}
