@@ -123,8 +123,8 @@ def run(configs: list[dict[str, Any]], *, steps: int = 150) -> list[dict[str, fl
 
     Example:
         >>> (numbers,) = run([{"method": "qk_norm", "start": "ill", "lr": 1e-2, "seed": 0}], steps=2)
-        >>> list(numbers), round(numbers["logit_std"], 1)
-        (['loss', 'logit_std', 'logit_max', 'entropy'], 1.0)
+        >>> list(numbers), numbers["logit_std"] < 1.5
+        (['loss', 'logit_std', 'logit_max', 'entropy'], True)
     """
     data, method = digits(), configs[0]["method"]
     models = [start(method, config["start"], config["seed"]).to(default_device()) for config in configs]
