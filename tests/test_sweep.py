@@ -24,7 +24,7 @@ from attntut.evidence import Disagreement, compare
 from attntut.init import initialize_
 from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
 from attntut.sweeps import __main__ as command
-from attntut.sweeps import depth, swiglu, width
+from attntut.sweeps import depth, logits, swiglu, width
 from attntut.train import train
 from attntut.transformer import Transformer
 
@@ -514,7 +514,8 @@ def test_the_command_says_how_long_and_writes_the_table(tmp_path, monkeypatch, c
     assert "of which 0 are missing" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         command.main(["deeph"])
-    assert "NAME must be one of depth, structure, swiglu, width: got deeph" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "NAME must be one of depth, " in error and ", width: got deeph" in error
 
 
 def test_nothing_is_written_where_a_run_failed(tmp_path, monkeypatch, capsys):
@@ -547,6 +548,15 @@ def test_every_scheme_of_the_sweep_over_width_trains():
     assert {(c["scheme"], c["power"]) for c in configs} == set(width.RATES)
     results = [numbers for job in jobs(replace(width.SWEEP, configs=configs)) for numbers in width.run(job, steps=2)]
     assert all(math.isfinite(numbers["loss"]) for numbers in results)
+
+
+def test_every_method_of_the_sweep_over_logits_trains():
+    few = replace(logits.SWEEP, configs=[c for c in logits.SWEEP.configs if c["lr"] == 1e-2 and c["seed"] == 0])
+    found = {job[0]["method"]: logits.run(job, steps=2) for job in jobs(few)}
+    assert set(found) == {*logits.ON_MODEL, *logits.ALONE}
+    assert all(math.isfinite(numbers["loss"]) for both in found.values() for numbers in both)
+    assert found["soft_cap, 5"][1]["logit_max"] <= 5.001 < found["none"][1]["logit_max"], "Is the method there?"
+    assert found["qk_norm"][1]["logit_std"] < 1.5 < 10 < found["sink"][1]["logit_std"]
 
 
 def test_rates_fall_with_the_width_where_a_sum_over_it_follows_and_nowhere_else():
