@@ -34,6 +34,7 @@ DECAYS = (
 TUNE = ("top", "layers", "scratch")  # new top blocks, slower lower blocks, nothing of the pretrained model
 BATCH, STEPS, EVERY = 20, 400, 25
 TUNE_BATCH, TUNE_STEPS = 10, 150
+QUERY_KEY = ("query.weight", "key.weight")
 MATCHED = 0.1  # the training loss at which test losses are compared
 
 
@@ -138,22 +139,22 @@ class Decay:
         for name, old in self.old.items():
             new = parameters[name]
             rate = self.everywhere + self.cautious * ((old - new) * old >= 0)
-            if name.endswith(("query.weight", "key.weight")):
+            if name.endswith(QUERY_KEY):
                 rate = rate + self.query_key
             new -= rate * old
             old.copy_(new)
 
 
 def start(config: dict[str, Any]) -> Transformer:
-    """A model by Xavier's rule, with the dropout or the size of its method."""
+    """A model by Xavier's rule, with its method's dropout or gain: of all matrices but those of queries and keys."""
     method, strength = config["method"], config["strength"]
     model = initialize_(Transformer(SMALL, seed=config["seed"]), "xavier_normal", generator=seeded(config["seed"]))
     if method in DROPS:
         with_dropout(model, **{method: strength})
     if method == "gain":
         with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim > 1:
+            for name, parameter in model.named_parameters():
+                if parameter.ndim > 1 and not name.endswith(QUERY_KEY):
                     parameter *= strength
     return model
 
