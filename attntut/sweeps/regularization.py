@@ -155,7 +155,7 @@ def start(config: dict[str, Any]) -> Transformer:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if parameter.ndim > 1 and not name.endswith(QUERY_KEY):
-                    parameter *= strength
+                    parameter *= strength  # type: ignore[misc]
     return model
 
 
@@ -163,7 +163,7 @@ def start(config: dict[str, Any]) -> Transformer:
 def half(classes: str) -> Data:
     """The digits 0 to 4 (``"low"``), or 50 training images of the digits 5 to 9 (``"high"``), and the test set's."""
     data, shift = digits(patch=4), 0 if classes == "low" else 5
-    parts = {}
+    parts = {}  # type: ignore[var-annotated]
     for name in ("train", "test"):
         x, y = getattr(data, f"{name}_inputs"), getattr(data, f"{name}_targets")
         chosen = ((y >= 5) == (classes == "high")).nonzero()[:, 0]
