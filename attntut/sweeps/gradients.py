@@ -151,7 +151,7 @@ def model_of(start: str, seed: int) -> Transformer:
         with torch.no_grad():
             for name, parameter in model.blocks.named_parameters():
                 if name.endswith(("query.weight", "key.weight")):
-                    parameter /= 100
+                    parameter.div_(100)
     return model
 
 
