@@ -198,8 +198,8 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
 ADAM = [3e-4, 1e-3, 3e-3, 1e-2]
 RATES: dict[tuple[str, str, str], list[float]] = {
     ("plain", "sgd", "none"): [3e-2, 0.1, 0.3, 1.0],
-    ("plain", "sgd", "loss"): [1e-3, 3e-3, 1e-2, 3e-2, 0.1],
-    ("plain", "sgd", "both"): [1e-3, 3e-3, 1e-2, 3e-2, 0.1],
+    ("plain", "sgd", "loss"): [3e-3, 1e-2, 3e-2, 0.1],
+    ("plain", "sgd", "both"): [3e-3, 1e-2, 3e-2],
     **{("plain", "sgd clip", spike): [3e-2, 0.1, 0.3, 1.0] for spike in ("none", "loss", "both")},
     ("plain", "agc", "none"): [0.1, 0.3, 1.0, 3.0],
     ("plain", "agc", "loss"): [1e-2, 3e-2, 0.1, 0.3],
@@ -207,7 +207,7 @@ RATES: dict[tuple[str, str, str], list[float]] = {
     ("plain", "agc all", "none"): [0.1, 0.3, 1.0, 3.0],
     ("plain", "agc all", "both"): [3e-2, 0.1, 0.3, 1.0],
     ("plain", "momentum", "none"): [1e-2, 3e-2, 0.1],
-    ("plain", "momentum", "both"): [1e-4, 3e-4, 1e-3, 3e-3],
+    ("plain", "momentum", "both"): [1e-3, 3e-3, 1e-2, 3e-2],
     **{("plain", "momentum clip", spike): [1e-2, 3e-2, 0.1] for spike in ("none", "both")},
     **{
         ("plain", name, spike): ADAM
@@ -218,7 +218,7 @@ RATES: dict[tuple[str, str, str], list[float]] = {
     ("plain", "lamb", "none"): [1e-3, 3e-3, 1e-2],
     ("plain", "lamb", "both"): [3e-3, 1e-2, 3e-2],
     ("plain", "muon", "none"): [1e-3, 3e-3, 1e-2],
-    ("plain", "muon", "both"): [1e-3, 3e-3, 1e-2, 3e-2],
+    ("plain", "muon", "both"): [3e-4, 1e-3, 3e-3, 1e-2],
     ("plain", "muon clip", "both"): [1e-3, 3e-3, 1e-2],
     ("post-LN", "momentum", "none"): [3e-3, 1e-2, 3e-2, 0.1],
     ("post-LN", "adam", "none"): [3e-4, 1e-3, 3e-3],
@@ -228,14 +228,14 @@ RATES: dict[tuple[str, str, str], list[float]] = {
     ("He, no norm", "momentum", "none"): [1e-6, 1e-5, 1e-4],
     ("He, no norm", "adam", "none"): [3e-4, 1e-3, 3e-3, 1e-2],
     ("He, no norm", "lamb", "none"): [3e-4, 1e-3, 3e-3],
-    ("He, no norm", "muon", "none"): [3e-4, 1e-3, 3e-3],
-    ("no norm, divided", "adam", "none"): [1e-3, 3e-3, 1e-2],
-    ("small logits", "momentum", "none"): [1e-2, 3e-2, 0.1, 0.3],
+    ("He, no norm", "muon", "none"): [3e-4, 1e-3, 3e-3, 1e-2],
+    ("no norm, divided", "adam", "none"): [3e-4, 1e-3, 3e-3, 1e-2],
+    ("small logits", "momentum", "none"): [3e-3, 1e-2, 3e-2, 0.1],
     ("small logits", "adam", "none"): [1e-3, 3e-3, 1e-2, 3e-2],
     ("small logits", "lamb", "none"): [1e-2, 3e-2, 0.1],
-    ("small logits", "muon", "none"): [3e-3, 1e-2, 3e-2],
-    ("unit logits", "momentum", "none"): [1e-2, 3e-2, 0.1],
-    ("unit logits", "adam", "none"): [1e-3, 3e-3, 1e-2],
+    ("small logits", "muon", "none"): [3e-3, 1e-2, 3e-2, 0.1],
+    ("unit logits", "momentum", "none"): [3e-3, 1e-2, 3e-2, 0.1],
+    ("unit logits", "adam", "none"): [1e-3, 3e-3, 1e-2, 3e-2],
     ("unit logits", "lamb", "none"): [3e-3, 1e-2, 3e-2, 0.1],
 }
 SWEEP = Sweep(
