@@ -70,19 +70,30 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     return depth.run(configs, **STARTS[configs[0]["start"]] | options)
 
 
-MIDDLE = [3e-4, 1e-3, 3e-3, 1e-2]
+X, D = "xavier_uniform", "depth_scaled"
+LOW, MIDDLE, WIDE = [1e-4, 3e-4, 1e-3, 3e-3], [3e-4, 1e-3, 3e-3, 1e-2], [1e-3, 3e-3, 1e-2, 3e-2]
 RATES: dict[tuple[int, str, str, str], list[float]] = {
-    (8, "post", "xavier_uniform", start): [3e-3, 1e-2, 3e-2, 1e-1] if "SGD" in start
-    else [1e-4, 3e-4, 1e-3, 3e-3] if "β₁" in start else MIDDLE
-    for start in STARTS
-}  # fmt: skip
-RATES |= {
-    (2, "pre", "xavier_uniform", "warm-up 30"): [1e-3, 3e-3, 1e-2],
-    (2, "post", "xavier_uniform", "warm-up 30"): [1e-3, 3e-3, 1e-2],
-    (8, "pre", "xavier_uniform", "warm-up 30"): MIDDLE,
-    (8, "post", "depth_scaled", "warm-up 30"): MIDDLE,
-    (24, "pre", "xavier_uniform", "warm-up 100"): [3e-4, 1e-3, 3e-3],
-    (24, "post", "xavier_uniform", "warm-up 100"): [3e-4, 1e-3, 3e-3],
+    (8, "post", X, "warm-up 30"): MIDDLE,
+    (8, "post", X, "β₁ 0"): LOW,
+    (8, "post", X, "β₁ 0, frozen"): LOW,
+    (8, "post", X, "β₁ 0, warm-up 30"): LOW,
+    (2, "pre", X, "warm-up 30"): MIDDLE,
+    (2, "post", X, "warm-up 30"): MIDDLE,
+    (8, "pre", X, "warm-up 30"): MIDDLE,
+    (8, "post", X, "β₂ .98, RAdam"): MIDDLE,
+    (8, "post", X, "β₂ .98, warm-up 111"): MIDDLE,
+    (8, "post", X, "β₂ .98"): MIDDLE,
+    (24, "post", X, "warm-up 100"): LOW,
+    (8, "post", X, "SGD"): WIDE,
+    (8, "post", X, "SGD, warm-up 30"): WIDE,
+    (8, "post", D, "warm-up 30"): MIDDLE,
+    (8, "post", X, "cosine 30"): MIDDLE,
+    (24, "pre", X, "warm-up 100"): MIDDLE,
+    (8, "post", X, "warm-up 100"): MIDDLE,
+    (8, "post", X, "warm-up 10"): MIDDLE,
+    (8, "post", X, "inverse root 30"): MIDDLE,
+    (8, "post", X, "frozen"): MIDDLE,
+    (8, "post", X, "wsd 30"): MIDDLE,
 }
 SWEEP = Sweep(
     "first_steps",
@@ -94,5 +105,4 @@ SWEEP = Sweep(
     ],
     shape=shape,
     at_once=24,
-    cost=lambda config: config["depth"] + 1.0,
 )
