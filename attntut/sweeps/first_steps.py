@@ -1,4 +1,4 @@
-"""What the first steps need: warm-ups, schedules and optimizers, each at its own best rate; plain starts are in depth."""
+"""What the first steps need: warm-ups, schedules and optimizers, each at its own best rate; ``depth`` has plain starts."""
 
 from __future__ import annotations
 
