@@ -535,7 +535,7 @@ def test_every_sweep_has_the_name_of_its_module():
 
 def test_a_frozen_start_moves_nothing_while_the_averages_of_adam_fill():
     config = {"depth": 2, "norm": "post", "scheme": "xavier_uniform", "lr": 1e-2, "seed": 0}
-    still, moved = (first_steps.run([config | {"start": "frozen"}], steps=first_steps.FROZEN + n)[0] for n in (0, 1))
+    still, moved = (first_steps.run([config | {"start": "frozen 30"}], steps=first_steps.FROZEN + n)[0] for n in (0, 1))
     assert still["loss"] == depth.run([config | {"lr": 0.0}], steps=1)[0]["loss"] != moved["loss"]
     assert {config["start"] for config in first_steps.SWEEP.configs} == {*first_steps.STARTS}
 

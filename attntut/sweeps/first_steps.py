@@ -1,10 +1,10 @@
-"""What the first steps need: warm-ups, schedules and optimizers, each at its own best rate; ``depth`` has plain starts."""
+"""Warm-ups, schedules and optimizers for the first steps, each at its own best rate; ``depth`` has the plain starts."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from attntut.adjust.schedules import Fall, InverseSqrt
+from attntut.adjust.schedules import Fall
 from attntut.sweep import Sweep, grid
 from attntut.sweeps import STEPS, depth
 from attntut.transformer import TransformerConfig
@@ -22,24 +22,16 @@ def frozen(done: int) -> float:
     return float(done >= FROZEN)
 
 
-STILL: dict[str, Any] = dict(steps=FROZEN + STEPS, schedule=frozen)
 SHORT: dict[str, Any] = dict(betas=(0.9, 0.98))
-NO_MOMENTUM: dict[str, Any] = dict(betas=(0.0, 0.999))
 SGD: dict[str, Any] = dict(optimizer="sgd", momentum=0.9)
 STARTS: dict[str, dict[str, Any]] = {
-    "warm-up 10": dict(warmup=10),
     "warm-up 30": dict(warmup=30),
     "warm-up 100": dict(warmup=100),
-    "inverse root 30": dict(schedule=InverseSqrt(30)),
-    "cosine 30": dict(schedule=Fall(30, 30, STEPS, 0.0, "cosine")),
-    "wsd 30": dict(schedule=Fall(30, STEPS - 60, STEPS, 0.0, "1-sqrt")),
-    "frozen": STILL,
+    "frozen 30": dict(steps=FROZEN + STEPS, schedule=frozen),
     "β₂ .98": SHORT,
     "β₂ .98, warm-up 111": SHORT | dict(warmup=111),
     "β₂ .98, RAdam": SHORT | dict(optimizer="radam"),
-    "β₁ 0": NO_MOMENTUM,
-    "β₁ 0, frozen": NO_MOMENTUM | STILL,
-    "β₁ 0, warm-up 30": NO_MOMENTUM | dict(warmup=30),
+    "cosine 30": dict(schedule=Fall(30, 30, STEPS, 0.0, "cosine")),
     "SGD": SGD,
     "SGD, warm-up 30": SGD | dict(warmup=30),
 }
@@ -70,30 +62,23 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     return depth.run(configs, **STARTS[configs[0]["start"]] | options)
 
 
-X, D = "xavier_uniform", "depth_scaled"
-LOW, MIDDLE, WIDE = [1e-4, 3e-4, 1e-3, 3e-3], [3e-4, 1e-3, 3e-3, 1e-2], [1e-3, 3e-3, 1e-2, 3e-2]
+X = "xavier_uniform"
+LOW, MIDDLE = [1e-4, 3e-4, 1e-3, 3e-3], [3e-4, 1e-3, 3e-3, 1e-2]
 RATES: dict[tuple[int, str, str, str], list[float]] = {
+    (24, "post", X, "warm-up 100"): LOW,
+    (24, "post", X, "frozen 30"): [1e-3],
+    (24, "post", X, "warm-up 30"): [1e-3],
     (8, "post", X, "warm-up 30"): MIDDLE,
-    (8, "post", X, "β₁ 0"): LOW,
-    (8, "post", X, "β₁ 0, frozen"): LOW,
-    (8, "post", X, "β₁ 0, warm-up 30"): LOW,
+    (24, "post", X, "β₂ .98, RAdam"): [1e-3],
+    (24, "post", X, "β₂ .98, warm-up 111"): [1e-3],
+    (24, "post", X, "β₂ .98"): [1e-3],
+    (8, "pre", X, "warm-up 30"): MIDDLE,
     (2, "pre", X, "warm-up 30"): MIDDLE,
     (2, "post", X, "warm-up 30"): MIDDLE,
-    (8, "pre", X, "warm-up 30"): MIDDLE,
-    (8, "post", X, "β₂ .98, RAdam"): MIDDLE,
-    (8, "post", X, "β₂ .98, warm-up 111"): MIDDLE,
-    (8, "post", X, "β₂ .98"): MIDDLE,
-    (24, "post", X, "warm-up 100"): LOW,
-    (8, "post", X, "SGD"): WIDE,
-    (8, "post", X, "SGD, warm-up 30"): WIDE,
-    (8, "post", D, "warm-up 30"): MIDDLE,
+    (8, "post", X, "SGD"): [1e-3, 3e-3, 1e-2],
+    (8, "post", X, "SGD, warm-up 30"): [1e-3, 3e-3, 1e-2],
+    (24, "pre", X, "warm-up 100"): [3e-4, 1e-3, 3e-3],
     (8, "post", X, "cosine 30"): MIDDLE,
-    (24, "pre", X, "warm-up 100"): MIDDLE,
-    (8, "post", X, "warm-up 100"): MIDDLE,
-    (8, "post", X, "warm-up 10"): MIDDLE,
-    (8, "post", X, "inverse root 30"): MIDDLE,
-    (8, "post", X, "frozen"): MIDDLE,
-    (8, "post", X, "wsd 30"): MIDDLE,
 }
 SWEEP = Sweep(
     "first_steps",
@@ -105,4 +90,5 @@ SWEEP = Sweep(
     ],
     shape=shape,
     at_once=24,
+    cost=lambda config: config["depth"] + 1.0,
 )
