@@ -28,6 +28,7 @@ CHAPTERS: Mapping[str, tuple[str, ...]] = {
     "notebooks/09-depth": ("depth", "zero_output", "dyt"),
     "notebooks/10-width": ("width",),
     "notebooks/11-from-data-or-another-model": ("data",),
+    "notebooks/15-where-the-norm-goes": ("deepnorm", "dyt", "ln_scale"),
 }
 """Page to the names of schemes, or of whole families, that it treats."""
 
