@@ -4,8 +4,8 @@ import copy
 import errno
 import json
 import math
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
