@@ -33,6 +33,7 @@ def build(tmp_path, monkeypatch):
     """A function that builds a book with the catalogue of some methods (of all): its page, and the warnings."""
     for name in ("GITHUB_REPOSITORY", "GITHUB_SERVER_URL", "GITHUB_REF_NAME"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(methods, "CHAPTERS", {})
 
     def run(*shown) -> tuple[str, str]:
         if shown:
@@ -81,6 +82,13 @@ def test_every_method_is_on_the_page_once_with_all_that_it_says(build):
         assert all(option in words for option in method.options)
         assert all(need in words for need in method.requires)
     assert "catalogue.js" in page and "catalogue.css" in page
+
+
+def test_the_chapters_treat_methods_that_exist():
+    known = {*adjustments(), *registry.FAMILIES}
+    for page, treated in methods.CHAPTERS.items():
+        assert not {*treated} - known, f"{page} treats what is no method and no family: { ({*treated} - known) }"
+    assert methods.facts(adjustments()["noam"])["Chapter"] == "{doc}`/notebooks/13-the-first-steps`"
 
 
 def test_a_clash_stands_with_both_methods():

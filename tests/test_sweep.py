@@ -24,7 +24,7 @@ from attntut.evidence import Disagreement, compare
 from attntut.init import initialize_
 from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
 from attntut.sweeps import __main__ as command
-from attntut.sweeps import depth, logits, swiglu, width
+from attntut.sweeps import depth, first_steps, logits, swiglu, width
 from attntut.train import train
 from attntut.transformer import Transformer
 
@@ -532,6 +532,13 @@ def test_every_sweep_has_the_name_of_its_module():
         module = __import__(f"attntut.sweeps.{path.stem}", fromlist=["SWEEP"])
         assert module.SWEEP.name == path.stem
         assert json.dumps(module.SWEEP.configs)
+
+
+def test_a_frozen_start_moves_nothing_while_the_averages_of_adam_fill():
+    config = {"depth": 2, "norm": "post", "scheme": "xavier_uniform", "lr": 1e-2, "seed": 0}
+    still, moved = (first_steps.run([config | {"start": "frozen 30"}], steps=first_steps.FROZEN + n)[0] for n in (0, 1))
+    assert still["loss"] == depth.run([config | {"lr": 0.0}], steps=1)[0]["loss"] != moved["loss"]
+    assert {config["start"] for config in first_steps.SWEEP.configs} == {*first_steps.STARTS}
 
 
 def test_the_wrong_matrix_of_a_swiglu_makes_the_same_function_and_the_other_placements_do_not():

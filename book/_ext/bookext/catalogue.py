@@ -135,11 +135,10 @@ def _picture(drawn: Drawn) -> str:
 
 def facts(scheme: Scheme) -> dict[str, str]:
     """What stands in an entry's list, in Markdown."""
-    treated = [page for page, names in CHAPTERS.items() if {scheme.name, scheme.family} & {*names}]
     return {
         "Needs": entries.needs(scheme),
         "Source": entries.source(scheme),
         "Options": entries.options(scheme),
-        "Chapter": ", ".join(f"{{doc}}`/{page}`" for page in treated),
+        "Chapter": entries.chapters(scheme, CHAPTERS),
         "Code": entries.code(scheme),
     }

@@ -133,6 +133,11 @@ def source(each: Listed) -> str:
     return f"{text}." if named else f"{cite}; {text}."
 
 
+def chapters(each: Listed, treated: Mapping[str, Collection[str]]) -> str:
+    """Links to the pages that treat it, or its family."""
+    return ", ".join(f"{{doc}}`/{page}`" for page, names in treated.items() if {each.name, each.family} & {*names})
+
+
 def options(each: Listed) -> str:
     """The options with their defaults; of those that must be given, the names."""
     told = (name if value is inspect.Parameter.empty else f"{name}={value!r}" for name, value in each.options.items())

@@ -6,6 +6,8 @@ A formula that is no LaTeX, a citation that the bibliography does not have, or a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from IPython.display import HTML, Markdown
 
 from attntut.adjust import Adjustment, adjustments
@@ -13,6 +15,19 @@ from attntut.adjust.registry import FAMILIES
 from attntut.diagnose.faults import faults, table
 
 from . import entries
+
+CHAPTERS: Mapping[str, tuple[str, ...]] = {
+    "notebooks/13-the-first-steps": ("schedules",),
+    "notebooks/14-gradients": ("gradients", "lamb", "muon", "cautious_decay"),
+    "notebooks/15-where-the-norm-goes": ("blocks",),
+    "notebooks/16-taming-the-logits": (
+        *("qk_norm", "qk_l2_clip", "output_gate", "logits", "sigma_reparam", "qk_clip", "qk_weight_decay", "loss"),
+    ),
+    "notebooks/17-regularization-and-overfitting": (
+        *("qk_weight_decay", "cautious_decay", "layer_lr_decay", "reinit_top_layers"),
+    ),
+}
+"""Page to the names of methods, or of whole families, that it treats."""
 
 
 def head() -> HTML:
@@ -38,6 +53,7 @@ def facts(method: Adjustment) -> dict[str, str]:
         "Needs": entries.needs(method),
         "Clashes": "\n\n".join(f"{_other(name)}: {why}." for name, why in method.conflicts.items()),
         "Source": entries.source(method),
+        "Chapter": entries.chapters(method, CHAPTERS),
         "Code": entries.code(method),
     }
 
