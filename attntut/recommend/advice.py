@@ -91,9 +91,9 @@ class Advice:
         return "; ".join(drawn + [adjustments()[each].call for each in methods])
 
     @property
-    def beats_the_default(self) -> bool:
-        """Whether a stored run of such a model, at its own best rate, is better beyond the interval."""
-        return bool(self.found and self.found.comparisons) and all(x.verdict > 0 for x in self.found.comparisons)  # type: ignore[union-attr]
+    def is_behind(self) -> bool:
+        """Whether a stored run at its own best rate is worse than the default's, beyond the interval."""
+        return self.found is not None and any(each.verdict < 0 for each in self.found.comparisons)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,13 +249,13 @@ def recommend(
 
 
 def _order(each: Advice) -> tuple[Any, ...]:
-    """The key of sorting: unwarned (or run), the surer, ahead in stored runs, logits nearer to 1 come first."""
+    """The key of sorting: unwarned (or run), the surer, not behind in a run, logits nearer to 1 come first."""
     far = abs(math.log(each.logit_std)) if each.verdict == "other" and each.logit_std else math.inf
     return (
         ("take", "avoid", "other").index(each.verdict),
         each.verdict == "take" and each.strength != "run" and bool(each.findings or each.doubt),
         [*STRENGTHS].index(each.strength),
-        not each.beats_the_default,
+        each.is_behind,
         far,
     )
 
@@ -271,8 +271,8 @@ def _doubted(each: Advice, advice: Sequence[Advice]) -> Advice:
 
 
 def _is_first(each: Advice, advice: Sequence[Advice]) -> bool:
-    """Whether it stands for all that one rule warns of."""
-    alike = [one for one in advice if (one.verdict, one.why) == ("avoid", each.why)]
+    """Whether it stands for all that one rule warns of, by more than a formula."""
+    alike = [one for one in advice if (one.verdict, one.why) == ("avoid", each.why) and one.strength != "formula"]
     return alike[:1] == [each]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 import re
@@ -130,8 +131,7 @@ def read(tables: list[dict[str, Any]]) -> Iterator[Question]:
         ValueError: a fact, scheme or method that does not exist.
         TypeError: a key that no rule has.
     """
-    for table in tables:
-        table = dict(table)
+    for table in copy.deepcopy(tables):
         outer, answers = table.pop("when", {}), []
         for answer in table.pop("answer", []):
             inner, rules = outer | answer.pop("when", {}), []
@@ -173,8 +173,9 @@ FACTS = {
     "qk_norm": "QK-norm",
     "tokens": "a vocabulary",
     "positions": "positions",
+    "gains": "learnable gains",
     "tied": "readout tied to the embedding",
-    "has": "parts",
+    "has": "parts",  # of REQUIREMENTS, beside norm and logits
 }
 """What the rules may ask of a model, and what it is called."""
 
@@ -210,8 +211,9 @@ def facts(seen: ModelView) -> dict[str, Any]:
         "grouped": any(entry.weight.fan_out < entry.weight.n_heads * entry.weight.d_head for entry in keys),
         "gated": len(in_blocks) > len(seen.by_role("feed_forward_out")) if in_blocks else None,
         "qk_norm": traits.get("qk_norm", False if "parts" in traits else None),
-        "tokens": any(entry.weight.is_table and entry.weight.fan_in > 1 for entry in tables) if tables else None,
+        "tokens": any(entry.weight.is_table and entry.weight.fan_in > 1 for entry in tables),
         "positions": "a learned table" if _learned(seen) else "others, or none",
+        "gains": bool(seen.gains),
         "tied": any(owners[seen.module.get_parameter(entry.parameter)] > 1 for entry in tables),
         "has": tuple(
             name for name, each in REQUIREMENTS.items() if not {"norm", "scale"} & {*each.wants} and has(name, traits)
@@ -238,8 +240,8 @@ def described(known: Facts) -> str:
     >>> described(known)
     'norm pre, blocks 12, d_model 768, packed query, key and value; not known: heads, width of a head, ...'
     """
-    said = [f"{label} {known[name]}" for name, label in FACTS.items() if known[name] not in (None, True, False, ())
-            and name != "has"]  # fmt: skip
-    said += [label for name, label in FACTS.items() if known[name] is True] + list(known["has"] or ())
+    told = {label: known[name] for name, label in FACTS.items() if name != "has" and known[name] is not None}
+    said = [f"{label} {value}" for label, value in told.items() if not isinstance(value, bool)]
+    said += [label for label, value in told.items() if value is True] + list(known["has"] or ())
     unknown = [label for name, label in FACTS.items() if known[name] is None]
     return ", ".join(said) + (f"; not known: {', '.join(unknown)}" if unknown else "")

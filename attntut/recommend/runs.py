@@ -12,6 +12,8 @@ from attntut.evidence import confidence_interval, number
 from attntut.init.requirements import REQUIREMENTS
 from attntut.recommend.rules import FACTS, Facts, runs
 
+SETTINGS = {"logits": ("scale",), "gains": ("branch_gain", "skip_weights", "residual")}  # a fact's, where it has others
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -79,17 +81,19 @@ def _of(
     other = about.get("same", {}).get(than, than) or about["default"]
     fact, column = about["axis"]
     match = {wanted: known[each] for each, wanted in about.get("match", {}).items()}
-    best = _best(name)
+    best, ran = _best(name)
+    if own not in ran or known[fact] is None:
+        return None
     rows = best[(best[list(match)] == list(match.values())).all(axis=1)] if match else best
     grid = sorted(set(rows[rows[about["name"]] == own][column]) & set(rows[rows[about["name"]] == other][column]))
     value = known[fact]
-    if not grid or value is None:
+    if not grid:
         return None
     below, above = [x for x in grid if x <= value], [x for x in grid if x >= value]
     outside = [f"{fact} {value}, and the runs' {fact} is {grid[0]} to {grid[-1]}"] * (not (below and above))
     own_settings = {setting for each in allowed for setting in REQUIREMENTS[each].wants}
     for each, wanted in about["inside"].items():
-        if known[each] != wanted and {"logits": "scale"}.get(each, each) not in own_settings:
+        if known[each] != wanted and own_settings.isdisjoint(SETTINGS.get(each, (each,))):
             outside.append(f"{FACTS[each]}: {_said(known[each])}, in the runs {_said(wanted)}")
     outside += [f"it has {part}, the runs' models have not" for part in known["has"] if part not in allowed]
     places = dict.fromkeys([*below[-1:], *above[:1]])
@@ -112,8 +116,8 @@ def _said(value: Any) -> str:
 
 
 @cache
-def _best(name: str) -> Any:
-    """The runs of a sweep at each group's own best learning rate."""
+def _best(name: str) -> tuple[Any, frozenset[str]]:
+    """The runs of a sweep at each group's own best learning rate, and the names of all groups."""
     with extra("tables"):
         from attntut.sweep.files import stored
         from attntut.sweep.rates import best_rate
@@ -124,4 +128,4 @@ def _best(name: str) -> Any:
         frame = frame[~(frame[list(drop)] == list(drop.values())).all(axis=1)]
     by = [about["axis"][1], *about.get("match", {}).values(), about["name"]]
     best = best_rate(frame, by, score=about["score"], largest=not about.get("lower_is_better"))
-    return frame.merge(best[[*by, "lr"]])
+    return frame.merge(best[[*by, "lr"]]), frozenset(best[about["name"]])

@@ -37,7 +37,10 @@ def _question(question: Question) -> str:
 
 
 def _answer(answer: Answer, on: str) -> str:
-    said = [f"**{answer.say}**" if answer.say else "", *(_linked(f"{rule.why} {rule.more}") for rule in answer.rules)]
+    said = [
+        f"**{answer.say}**" if answer.say else "",
+        *(_linked(f"{rule.why} {rule.more}".strip()) for rule in answer.rules),
+    ]
     if answer.go:
         number = [each.id for each in questions()].index(answer.go) + 1
         link = f"[{'Q' if on[0] == '{' else 'q'}uestion {number}](#map-{answer.go})"
