@@ -7,6 +7,7 @@ from attntut.device import default_device, seeded
 from attntut.diagnose import diagnose, listen
 from attntut.evidence import compare, expect, observe
 from attntut.init import initialize_, schemes
+from attntut.recommend import recommend
 from attntut.transformer import Transformer, TransformerBlock, TransformerConfig
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ __all__ = [
     "initialize_",
     "listen",
     "observe",
+    "recommend",
     "scaled_dot_product_attention",
     "schemes",
     "seeded",

@@ -121,6 +121,12 @@ def random_inputs(model: nn.Module, *, batch: int, seq_len: int, seed: int) -> d
     return inputs
 
 
+def random_loss(output: Any) -> Tensor:
+    """A loss of a model's output whose gradient is independent from token to token, as theory's ratio assumes."""
+    hidden = output.last_hidden_state
+    return (hidden * torch.randn(hidden.shape, generator=seeded(0))).mean()
+
+
 def _value(word: str) -> Any:
     with suppress(json.JSONDecodeError):
         return json.loads(word)

@@ -243,6 +243,8 @@ def test_a_sandwich_needs_a_norm_before_the_branch():
         (lambda model: adjust(model, "sandwich", gain=float("nan")), "gain must be a finite number"),
         (lambda model: adjust(ours(norm="none"), "rms_norm"), "nothing that this method acts on"),
         (lambda model: adjust(ours(parts=(DepthDividedNorm(),)), "ln_scale"), "clashes with the model's own LN/√l"),
+        (lambda model: adjust(ours(residual_scale=0.5), "branch_scale"), "clashes with the model's own residual scale"),
+        (lambda model: adjust(ours(norm="post", skip_scale=2.0), "branch_scale"), "the model's own residual scale"),
     ],
 )
 def test_what_cannot_be_is_refused(call, message):

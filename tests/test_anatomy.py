@@ -210,6 +210,8 @@ def test_gates_norms_caps_and_rotations():
     assert torch.equal(entries["query"].bias.flatten(), model.aa.bias[query])
     assert torch.equal(entries["key"].view, model.bb.weight)
     assert (seen.traits["qk_norm"], seen.traits["soft_cap"], seen.traits["output_gate"]) == (True, 5, True)
+    report = diagnose(model, torch.randn(3, T, D))
+    assert report.model["traits"]["soft_cap"] == 5 and not any("roles" in note for note in report.notes)
     plain = found(Odd(gate=False, norm=False, cap=False)).traits
     assert (plain["qk_norm"], plain["soft_cap"], plain["output_gate"]) == (False, None, False)
 

@@ -24,10 +24,11 @@ from sphinx.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from bookext import MODULES, address, claims, figures, mathfont, mathml, records, remedies, theme  # noqa: E402
+from bookext import MODULES, address, claims, figures, mathfont, mathml, questions, records, remedies, theme  # noqa: E402
 
 from attntut.evidence import MIME, Evidence, Records  # noqa: E402
 from attntut.exercises.public import records as shipped  # noqa: E402
+from attntut.recommend import rules  # noqa: E402
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 
@@ -584,3 +585,34 @@ def test_pages_figures_diagrams_and_explorers_share_one_palette():
         assert f"{name}: {short};" in book.split("}")[1], f"{name} is another colour by day than in attntut.plots"
     both = [re.findall(r"--(?:text|muted|paper|panel|line|accent): #\w+;", style) for style in (drawings, book)]
     assert both[0] == both[1][: len(both[0])], "a drawing that is seen alone has other colours than the page"
+
+
+def test_the_map_is_drawn_from_the_rules_and_asks_for_their_records(build, monkeypatch):
+    rule = dict(take=["t5"], why="Take `t5` and `soft_cap`:", more="{record}`9: a`.")
+    tables = [
+        dict(id="first", title="Which?", bullets=True, answer=[dict(say="This.", go="second")]),
+        dict(id="second", title="What?", answer=[dict(say="That.", rule=[rule], go="first"), dict(text="Nothing.")]),
+        dict(id="last", title="Never", numbered=False, answer=[dict(rule=[dict(why="No `initialize_`.")])]),
+    ]
+    made = tuple(rules.read(tables))
+    monkeypatch.setattr(questions, "questions", lambda: made)
+    files = {
+        "map.md": "# Map\n\n```{questions}\n```\n\n## After\n",
+        "catalogue.md": "# C\n\n(t5)=\n## T5\n",
+        "adjustments.md": "# A\n\n(soft_cap)=\n## S\n",
+        "09-chapter.ipynb": notebook(evidence("a")),
+    }
+    built = build(files)
+    assert not built.warnings
+    page = BeautifulSoup(built.page("map"), "html.parser")
+    headings = [heading.find(string=True) for heading in page.select("h2")]
+    assert headings == ["1. Which?", "2. What?", "Never", "After"]
+    (bullet,) = [each.get_text() for each in page.select("li") if "This." in each.get_text()]
+    assert " ".join(bullet.split()) == "This. Question 2."
+    assert "That. Take t5 and soft_cap: a: 0.98, predicted 1. Go on with question 1." in page.get_text()
+    linked = {each.get_text(): each["href"] for each in page.select("p a")}
+    assert linked["a"] == "09-chapter.html#evidence-a" and linked["question 1"] == "#map-first"
+    assert linked["t5"].startswith("catalogue.html#") and linked["soft_cap"].startswith("adjustments.html#")
+    assert "initialize_" not in linked
+    missing = build(files | {"09-chapter.ipynb": notebook(evidence("b"))})
+    assert "no chapter 9 has a record 'a'" in missing.warnings and "map.md" in missing.warnings

@@ -382,6 +382,11 @@ def test_a_slow_collapse_is_mended_by_the_scheme_that_it_names():
     assert names(find(report)) == ["rank collapsing"], "Training does not excuse it."
 
 
+def test_a_deep_model_of_zeros_is_judged():
+    model = initialize_(Transformer(TransformerConfig(n_classes=2, d_input=4, n_layers=8)), "zeros")
+    assert [each.name for each in diagnose(model, torch.randn(2, 6, 4)).findings] == ["attention uniform"]
+
+
 def test_misplaced_depth_scaling_says_which_matrices():
     for scaled, part, severity in (
         (("o_proj", "up_proj"), "up_proj, which does not write into the stream, but not W_2", "warning"),

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from attntut._checks import check_choice, check_options
 from attntut.init.register import by_family, check_entry, explain
-from attntut.init.requirements import REQUIREMENTS, Traits, unmet
+from attntut.init.requirements import REQUIREMENTS, Traits, has, unmet
 
 FAMILIES: Mapping[str, str] = {  # a file each: where a method acts, in the order of the forward pass, then of training
     "projections": "on queries, keys, values and heads",
@@ -108,7 +108,7 @@ class Adjustment:
         """
         clashes = {name: why for name, why in self.conflicts.items() if name in there}
         clashes |= {f"the model's own {name}": why for name, why in self.conflicts.items()
-                    if name in REQUIREMENTS and not unmet([name], traits, REQUIREMENTS[name].wants, {})}  # fmt: skip
+                    if name in REQUIREMENTS and has(name, traits)}  # fmt: skip
         if clashes:
             return f"{self.name!r} clashes with {'; '.join(f'{name}, because {why}' for name, why in clashes.items())}."
         wants = {key: value for name in self.requires for key, value in REQUIREMENTS[name].wants.items()}

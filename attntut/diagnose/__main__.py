@@ -11,14 +11,11 @@ import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
-from torch import Tensor
 
 from attntut._checks import check_int
-from attntut._huggingface import build, configuration, entries, random_inputs
+from attntut._huggingface import build, configuration, entries, random_inputs, random_loss
 from attntut.device import seeded
 from attntut.diagnose import diagnose
 from attntut.diagnose.render import NARROWEST, comparison, text
@@ -45,11 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_int(f"--{name}", getattr(known, name.replace("-", "_")), low=low)
         model = build(configuration(known.model, overrides), known.seed)
         inputs = random_inputs(model, batch=known.batch, seq_len=known.seq_len, seed=known.seed)
-        report = diagnose(model, inputs, loss=_loss)
+        report = diagnose(model, inputs, loss=random_loss)
         if known.init:
             model = copy.deepcopy(model)
             initialize_(model, known.init, inputs=inputs, generator=seeded(known.seed), force=known.force)
-            before, report = report, diagnose(model, inputs, loss=_loss)
+            before, report = report, diagnose(model, inputs, loss=random_loss)
             print(comparison(before, report, known.width, ("as it comes", known.init)), end="\n\n")
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(str(error))
@@ -61,12 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if known.json:
         Path(known.json).write_text(report.to_json(indent=1) + "\n", encoding="utf-8")
     return 0
-
-
-def _loss(output: Any) -> Tensor:
-    """Its gradient is independent from token to token, as theory's ratio assumes."""
-    hidden = output.last_hidden_state
-    return (hidden * torch.randn(hidden.shape, generator=seeded(0))).mean()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -64,7 +64,7 @@ def text(report: Report, width: int = 80) -> str:
         attention      1     8        0.5     0.96     0.25       0
     """
     _check(report, width)
-    return _plain(pieces(report, width), width)
+    return plain(pieces(report, width), width)
 
 
 def pieces(report: Report, width: int) -> Iterator[RenderableType]:
@@ -73,7 +73,7 @@ def pieces(report: Report, width: int) -> Iterator[RenderableType]:
     for finding in report.findings:
         yield ""
         title = f"{finding.name} in {finding.place}"
-        yield _labelled(f"{finding.severity.upper()}:", title, COLOURS[finding.severity])
+        yield labelled(f"{finding.severity.upper()}:", title, COLOURS[finding.severity])
         said = [f"{finding.measurement}.", finding.text, f"Why: {finding.source}.", f"Read: {finding.chapter}"]
         if finding.advice:
             said.insert(2, f"Try: {finding.advice}")
@@ -84,7 +84,7 @@ def pieces(report: Report, width: int) -> Iterator[RenderableType]:
         yield from ("", _table(*_layer_table(report), width))
     if report.notes:
         yield ""
-    yield from (_labelled("Note:", note) for note in report.notes)
+    yield from (labelled("Note:", note) for note in report.notes)
 
 
 def html(report: Report, *, book: str | None = None, figure: bool = True) -> str:
@@ -157,8 +157,8 @@ def comparison(before: Report, after: Report, width: int = 80, labels: tuple[str
     parts: list[RenderableType] = [_table(["layer", *(name for _, name, _ in shown)], rows, width), ""]
     for label, report in zip(labels, (before, after), strict=True):
         names = ", ".join(f"{each.name} ({each.severity})" for each in report.findings) or "no findings"
-        parts.append(_labelled(f"{label}:", names))
-    return _plain(parts, width)
+        parts.append(labelled(f"{label}:", names))
+    return plain(parts, width)
 
 
 def _check(report: object, width: object) -> None:
@@ -225,7 +225,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> 
     return table
 
 
-def _labelled(label: str, words: str, style: str = "") -> Table:
+def labelled(label: str, words: str, style: str = "") -> Table:
+    """A label, and words that begin to the right of it on every line."""
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -233,7 +234,8 @@ def _labelled(label: str, words: str, style: str = "") -> Table:
     return grid
 
 
-def _plain(parts: Iterable[RenderableType], width: int) -> str:
+def plain(parts: Iterable[RenderableType], width: int) -> str:
+    """The same as text, with no line longer than ``width``."""
     file = io.StringIO()
     Console(file=file, width=width, color_system=None, force_jupyter=False, legacy_windows=False).print(Group(*parts))
     return "\n".join(line.rstrip() for line in file.getvalue().split("\n")).rstrip()

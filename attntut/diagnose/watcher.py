@@ -108,6 +108,8 @@ class Watcher(TorchDispatchMode):
         if func in self.composite and not types and not any(map(_is_nested, args)):
             with self:  # under torch.inference_mode they come whole: let torch's own kernel take them apart
                 return func._op_dk(WHOLE, *args, **kwargs)
+        if func is aten._local_scalar_dense.default and not isinstance(args[0], Tensor):
+            return args[0]  # the 50.0 of ``50.0 * x``, saved for the backward pass, comes here as a number
         out = func(*args, **kwargs)
         if rule is not None and self.sink.is_listening():
             try:

@@ -150,6 +150,19 @@ def unmet(
     return lacking
 
 
+def has(name: str, traits: Traits) -> bool:
+    """Whether a model is known to have what a requirement names: where that is any value, not a plain model's.
+
+    >>> has("QK-norm", {"qk_norm": True}), has("residual scale", {"residual_scale": 0.5, "skip_scale": 1.0})
+    (True, True)
+    >>> has("QK-norm", {}), has("residual scale", {"residual_scale": 1.0, "skip_scale": 1.0})
+    (False, False)
+    """
+    wants = REQUIREMENTS[name].wants
+    found = [REQUIREMENTS[name].holds(traits.get(each), wanted) for each, wanted in wants.items()]
+    return any(found) if ... in wants.values() else bool(wants) and all(found)
+
+
 def check_requirements(
     scheme: str,
     requires: Collection[str],
@@ -187,6 +200,8 @@ def check_requirements(
 
 
 def _equal(value: Any, wanted: Any) -> bool:
+    if wanted is ...:
+        return not (value is None or value is False or value == 1)
     if isinstance(value, float) and isinstance(wanted, (int, float)):
         return math.isclose(value, wanted, rel_tol=1e-6)
     return bool(value == wanted)

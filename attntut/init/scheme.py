@@ -131,14 +131,18 @@ class Scheme:
         if scale is None:
             scale = self.architecture(n_layers, query.d_head).get("scale", query.d_head**-0.5)
         std = {role: self.std(weight, **options) for role, weight in each.items()}
+        return Prediction(std, self.logit_std(query, key, scale, **options))
+
+    def logit_std(self, query: Weight, key: Weight, scale: float, **options: Any) -> float:
+        """Row-wise standard deviation of the logits of one attention, as in :meth:`predict`."""
         if self.predicts_logits is not None:
-            return Prediction(std, self._call(self.predicts_logits, query, key, scale, options=options))
+            return self._call(self.predicts_logits, query, key, scale, options=options)
         # tr E[W_q W_qᵀ] E[W_k W_kᵀ] of one head; what the entries share (their mean) adds up over the head
         mean_q, mean_k = (self.law(weight, **options).mean ** 2 for weight in (query, key))
-        apart = (std["query"] ** 2 + mean_q) * (std["key"] ** 2 + mean_k)
+        apart = (self.std(query, **options) ** 2 + mean_q) * (self.std(key, **options) ** 2 + mean_k)
         together = (query.d_head - 1) * mean_q * mean_k
         width = query.d_head * query.fan_in * key.fan_in
-        return Prediction(std, abs(scale) * math.sqrt(width * (apart + together)))
+        return abs(scale) * math.sqrt(width * (apart + together))
 
     def check_options(self, options: Mapping[str, Any]) -> None:
         """Refuse an option that the scheme does not have.

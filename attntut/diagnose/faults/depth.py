@@ -290,7 +290,7 @@ def _scaled(
     for number_, records in enumerate(stack.weights, start=1):
         several = [r["role"] for r in records].count("feed_forward_in") > 1
         query = next((record for record in records if record["role"] == "query"), None)
-        if query is None:
+        if query is None or not query["std"]:
             return None
         for record in records:
             if record["role"] not in ("query", "key", "value", "feed_forward_in", *ENDS):

@@ -10,6 +10,7 @@ Each module is one concern with its own ``setup(app)``:
 * ``anchors``: links to a label on another page; ``numbers``: a chapter's number is that of its file
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
+* ``questions``: the map, drawn from the rules of ``attntut.recommend``
 * ``exercises``: a place to answer them on the page, and their map
 * ``playground``: the data of the page in which a small Transformer trains
 * ``address``: buttons that point to the repository, when its address is known
@@ -39,6 +40,7 @@ from . import (
     playground,
     portable,
     published,
+    questions,
     records,
     remedies,
     theme,
@@ -46,7 +48,7 @@ from . import (
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
-    records, claims, evidence, remedies, exercises, playground, published,
+    records, claims, evidence, questions, remedies, exercises, playground, published,
 )  # fmt: skip
 
 

@@ -1,0 +1,131 @@
+"""What the stored sweeps tell of a start, at a model's depth or width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from attntut._extras import extra
+from attntut.evidence import confidence_interval, number
+from attntut.init.requirements import REQUIREMENTS
+from attntut.recommend.rules import FACTS, Facts, runs
+
+SETTINGS = {"logits": ("scale",), "gains": ("branch_gain", "skip_weights", "residual")}  # a fact's, where it has others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A start against the default of a stored sweep, each at its own best learning rate, paired by seed.
+
+    Attributes:
+        run: name of the sweep: ``runs/NAME.csv``.
+        at: where on its grid: ``"24 blocks"``.
+        says: what was measured.
+        than: the start that it is compared with.
+        difference, low, high: mean and 95 % confidence interval.
+        n: number of seeds.
+        sign: 1 where more is better, −1 where less is.
+    """
+
+    run: str
+    at: str
+    says: str
+    than: str
+    difference: float
+    low: float
+    high: float
+    n: int
+    sign: int
+
+    @property
+    def verdict(self) -> int:
+        """1: better, beyond the interval; −1: worse; 0: not told apart."""
+        return self.sign * ((self.low > 0) - (self.high < 0))
+
+    def __str__(self) -> str:
+        numbers = [f"{x:+.3f}".replace("-", "−") for x in (self.difference, self.low, self.high)]
+        word = {1: "better", -1: "worse", 0: "not told apart"}[self.verdict]
+        return f"{self.at}: {numbers[0]} [{numbers[1]}, {numbers[2]}], {word}"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one sweep tells of one start: the comparisons next to a model, and why the model is none of the sweep's."""
+
+    comparisons: tuple[Comparison, ...]
+    outside: tuple[str, ...]
+
+
+def look_up(start: str, known: Facts, allowed: tuple[str, ...] = (), than: str = "") -> Found | None:
+    """What the stored sweeps tell of a start, in the nearest places of their grids; None if it was not run there.
+
+    Args:
+        start: as in :attr:`~attntut.recommend.rules.Rule.take`.
+        known: of the model.
+        allowed: parts that the start itself asks for.
+        than: the start to compare with; the default of the sweep by default, whose own comparison is empty.
+
+    Raises:
+        ModuleNotFoundError: pandas or SciPy is not installed.
+    """
+    found = [each for name, about in runs().items() if (each := _of(name, about, start, known, allowed, than))]
+    return min(found, key=lambda each: len(each.outside), default=None)
+
+
+def _of(
+    name: str, about: Mapping[str, Any], start: str, known: Facts, allowed: tuple[str, ...], than: str
+) -> Found | None:
+    own = about.get("same", {}).get(start, start)
+    other = about.get("same", {}).get(than, than) or about["default"]
+    fact, column = about["axis"]
+    match = {wanted: known[each] for each, wanted in about.get("match", {}).items()}
+    best, ran = _best(name)
+    if own not in ran or known[fact] is None:
+        return None
+    rows = best[(best[list(match)] == list(match.values())).all(axis=1)] if match else best
+    grid = sorted(set(rows[rows[about["name"]] == own][column]) & set(rows[rows[about["name"]] == other][column]))
+    value = known[fact]
+    if not grid:
+        return None
+    below, above = [x for x in grid if x <= value], [x for x in grid if x >= value]
+    outside = [f"{fact} {value}, and the runs' {fact} is {grid[0]} to {grid[-1]}"] * (not (below and above))
+    own_settings = {setting for each in allowed for setting in REQUIREMENTS[each].wants}
+    for each, wanted in about["inside"].items():
+        if known[each] != wanted and own_settings.isdisjoint(SETTINGS.get(each, (each,))):
+            outside.append(f"{FACTS[each]}: {_said(known[each])}, in the runs {_said(wanted)}")
+    outside += [f"it has {part}, the runs' models have not" for part in known["has"] if part not in allowed]
+    places = dict.fromkeys([*below[-1:], *above[:1]])
+    sign = -1 if about.get("lower_is_better") else 1
+    compared = []
+    for x in () if own == other else places:
+        here = rows[rows[column] == x].set_index("seed")
+        both = [here[here[about["name"]] == each][about["score"]] for each in (own, other)]
+        mean, low, high = confidence_interval((both[0] - both[1]).dropna())
+        if low is not None and high is not None:
+            unit = "blocks" if fact == "depth" else fact
+            at = f"{number(x)} {unit}" if fact == "depth" else f"{unit} {number(x)}"
+            words = dict(run=name, at=at, says=about["says"], than=other, n=int((both[0] - both[1]).count()))
+            compared.append(Comparison(**words, difference=mean, low=low, high=high, sign=sign))
+    return Found(tuple(compared), tuple(outside))
+
+
+def _said(value: Any) -> str:
+    return "not known" if value is None else ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
+@cache
+def _best(name: str) -> tuple[Any, frozenset[str]]:
+    """The runs of a sweep at each group's own best learning rate, and the names of all groups."""
+    with extra("tables"):
+        from attntut.sweep.files import stored
+        from attntut.sweep.rates import best_rate
+
+    about = runs()[name]
+    frame = stored(name)
+    if drop := about.get("drop"):
+        frame = frame[~(frame[list(drop)] == list(drop.values())).all(axis=1)]
+    by = [about["axis"][1], *about.get("match", {}).values(), about["name"]]
+    best = best_rate(frame, by, score=about["score"], largest=not about.get("lower_is_better"))
+    return frame.merge(best[[*by, "lr"]]), frozenset(best[about["name"]])

@@ -1,0 +1,74 @@
+"""The questions of the map and their answers, drawn from the rules that ``attntut.recommend`` reads.
+
+Where the directive ``questions`` stands, the page gets what would stand there in Markdown: a heading and a label for
+each question, the answers, the sentences of their rules with their records (one that is missing fails the build), and
+links to the schemes and methods that they name.
+"""
+
+from __future__ import annotations
+
+import re
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from attntut.adjust.registry import adjustments
+from attntut.init.registry import schemes
+from attntut.recommend.rules import PATH, Answer, Question, questions
+
+NAMED = re.compile(r"(?<![}`\[\w])`(\w+)`(?!`)")  # no role, and no link yet
+
+
+def markdown() -> str:
+    """All questions, as the source of a page."""
+    return "\n\n".join(_question(each) for each in questions())
+
+
+def _question(question: Question) -> str:
+    numbered = [each.id for each in questions() if each.numbered]
+    number = f"{numbered.index(question.id) + 1}. " if question.numbered else ""
+    answers = [_answer(each, "{}." if question.bullets else "Go on with {}.") for each in question.answers]
+    if question.bullets:
+        answers = ["\n".join("- " + each.replace("\n", "\n  ") for each in answers)]
+    head = [f"(map-{question.id})=\n## {number}{question.title}", _linked(question.intro)]
+    return "\n\n".join(filter(None, [*head, *answers]))
+
+
+def _answer(answer: Answer, on: str) -> str:
+    said = [
+        f"**{answer.say}**" if answer.say else "",
+        *(_linked(f"{rule.why} {rule.more}".strip()) for rule in answer.rules),
+    ]
+    if answer.go:
+        number = [each.id for each in questions()].index(answer.go) + 1
+        link = f"[{'Q' if on[0] == '{' else 'q'}uestion {number}](#map-{answer.go})"
+        return " ".join([*said, on.format(link)])
+    return " ".join([*said, _linked(answer.text)]).strip()
+
+
+def _linked(text: str) -> str:
+    """The same, where each name of a scheme or a method leads to its entry."""
+
+    def link(found: re.Match[str]) -> str:
+        page = "catalogue" if found[1] in schemes() else "adjustments" if found[1] in adjustments() else ""
+        return f"[{found[0]}]({page}.md#{found[1]})" if page else found[0]
+
+    return NAMED.sub(link, text)
+
+
+class Questions(SphinxDirective):
+    """Its place is taken by :func:`markdown`."""
+
+    def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(str(PATH))
+        found = nodes.Element()
+        lines = StringList(markdown().split("\n"), source=self.get_source_info()[0])
+        self.state.nested_parse(lines, self.content_offset, found, match_titles=True)
+        return found.children
+
+
+def setup(app: Sphinx) -> None:
+    """Add the directive."""
+    app.add_directive("questions", Questions)
