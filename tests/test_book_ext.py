@@ -615,4 +615,4 @@ def test_the_map_is_drawn_from_the_rules_and_asks_for_their_records(build, monke
     assert linked["t5"].startswith("catalogue.html#") and linked["soft_cap"].startswith("adjustments.html#")
     assert "initialize_" not in linked
     missing = build(files | {"09-chapter.ipynb": notebook(evidence("b"))})
-    assert "no chapter 9 has a record 'a'" in missing.warnings and "map.md" in missing.warnings
+    assert "no record '9: a'" in missing.warnings and "map.md" in missing.warnings

@@ -55,8 +55,8 @@ def start(method: str, kind: str, seed: int) -> Transformer:
     model = initialize_(Transformer(SHAPE, seed=seed), "xavier_normal", generator=seeded(seed))
     with torch.no_grad():
         for block in model.blocks:
-            for each in (block.attention.query, block.attention.key):
-                each.weight *= FACTORS[kind]
+            for each in (block.attention.query, block.attention.key):  # type: ignore[union-attr]
+                each.weight *= FACTORS[kind]  # type: ignore[operator, union-attr]
     if method not in ("none", "z_loss") and method in ON_MODEL:
         adjust(model, method.split(",")[0], **ON_MODEL[method])
     return model
@@ -80,10 +80,10 @@ def at_softmax(model: Transformer, x: Tensor) -> dict[str, float]:
     """
     kept = [Kept() for _ in model.blocks]
     for block, each in zip(model.blocks, kept, strict=True):
-        insert(block.attention, SHAPE.n_heads, "kept", each)
+        insert(block.attention, SHAPE.n_heads, "kept", each)  # type: ignore[arg-type]
     model.eval()(x)
     for block in model.blocks:
-        remove(block.attention, "kept")
+        remove(block.attention, "kept")  # type: ignore[arg-type]
     logits = torch.stack([each.seen for each in kept])  # (L, B, H, T, T)
     return dict(
         logit_std=logit_statistics(logits).std.square().mean().sqrt().item(),
