@@ -12,6 +12,8 @@ from torch import nn
 
 from attntut import MultiHeadAttention
 from attntut.adjust import AttentionChange, acting_on, adjust, adjustment, adjustments, attention, registry
+from attntut.adjust.handle import fitting, known_view
+from attntut.diagnose import diagnose
 from attntut.diagnose.faults import faults
 from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import Differential, Hypersphere, NormalizedResidual
@@ -59,37 +61,43 @@ def step(model, inputs, method):
     return model.eval()
 
 
+BEFORE_THE_SUM = ("ours, packed, post-LN", "torch encoder", "torch transformer", "BERT", "BERT, sdpa")
+ONE_BLOCK = ("torch attention", "torch transformer", "T5")
+NOTHING = "it has nothing that this method acts on"
+REFUSED = {  # all that is, each with why, and in which of the models
+    "value_residual": {"no stack of blocks has a second self-attention": ONE_BLOCK},
+    "reinit_top_layers": {"its blocks are not known": ONE_BLOCK},
+    "sandwich": {"needs pre-LN.*norm='post'": BEFORE_THE_SUM, "norm unknown": ("torch attention",)},
+    "ln_scale": {"needs pre-LN.*norm='post'": BEFORE_THE_SUM, "norm unknown": ("torch attention",),
+                 NOTHING: ("T5",)},
+    "rms_norm": {NOTHING: ("ours, modern", "torch attention", "Llama", "Llama, sdpa")},
+    "scale_norm": {NOTHING: ("torch attention",)},
+    "dyt": {NOTHING: ("torch attention",)},
+    "embedding_rescale": {NOTHING: ("torch attention", "torch encoder", "torch transformer")},
+}  # fmt: skip
+
+
+def refusal(name, model_name):
+    return next((why for why, names in REFUSED.get(name, {}).items() if model_name in names), None)
+
+
 @pytest.mark.parametrize("model_name", MODELS)
 @pytest.mark.parametrize("name", ON_MODEL)
 def test_it_is_undone_to_the_bit(models, name, model_name):
     model, inputs = models[model_name]
     before, expected = everything(model), output(model, inputs)
     method = options(name, model)
-    try:
-        handle = adjust(model, name, **method)
-    except ValueError as error:
-        refused = re.search(rf"'{name}' (cannot be applied|needs|clashes)", str(error))
-        if not refused:
-            raise
+    if why := refusal(name, model_name):
+        with pytest.raises(ValueError, match=f"^'{name}' .*{why}"):
+            adjust(model, name, **method)
     else:
+        handle = adjust(model, name, **method)
         assert acting_on(model) == (name,)
         step(model, inputs, method)
         handle.undo()
         handle.undo()  # does nothing
     assert everything(model) == before
     assert torch.equal(output(model, inputs), expected)
-
-
-@pytest.mark.parametrize("name", ON_MODEL)
-def test_some_model_takes_it(models, name):
-    def takes(model):
-        try:
-            with adjust(model, name, **options(name, model)):
-                return True
-        except ValueError:
-            return False
-
-    assert any(takes(model) for model, _ in models.values())
 
 
 def first_that_takes(name):
@@ -155,6 +163,33 @@ def test_what_was_built_upon_it_must_go_first():
     with pytest.raises(RuntimeError, match=r"parametrized once more. Undo that first."):
         handle.undo()
     assert acting_on(model) == ("sigma_reparam",)
+
+
+@pytest.mark.parametrize("name", ["soft_cap", "qk_norm"])
+def test_a_forward_that_was_replaced_since_must_go_first(name):
+    model, inputs = ours().eval(), inputs_of("ours")
+    before, expected = everything(model), output(model, inputs)
+    handle, last = adjust(model, name), model.blocks[1].attention
+    adjusted, found = last.forward, output(model, inputs)
+    last.forward = lambda *args, **kwargs: adjusted(*args, **kwargs)
+    with pytest.raises(RuntimeError, match=r"the forward of blocks.1.attention was replaced since\. Undo that first"):
+        handle.undo()
+    assert acting_on(model) == (name,) and torch.equal(output(model, inputs), found)
+    last.forward = adjusted
+    handle.undo()
+    assert everything(model) == before and torch.equal(output(model, inputs), expected)
+
+
+@pytest.mark.parametrize("name", ["sigma_reparam", "weight_norm", "qk_clip"])
+@pytest.mark.parametrize("first", ["spectral_norm", "weight_norm"])
+def test_what_the_user_computes_already_is_refused(name, first):
+    model = ours()
+    method = options(name, model)
+    getattr(nn.utils.parametrizations, first)(model.blocks[1].attention.key)
+    before = everything(model)
+    with pytest.raises(ValueError, match=f"'{name}' cannot be applied to Transformer: .*blocks.1.attention"):
+        adjust(model, name, **method)
+    assert everything(model) == before
 
 
 @pytest.mark.parametrize("method", ["soft_cap", "qk_norm", "branch_scale"])
@@ -312,6 +347,62 @@ def test_an_attention_alone_is_known_to_be_differential():
     with torch.no_grad():
         model.query.weight.mul_(0.5), model.query.bias.mul_(0.5)
     assert torch.allclose(found, model(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [dict(residual_scale=0.5), dict(skip_scale=0.5)])
+def test_a_model_that_scales_its_branches_itself_is_refused(changes):
+    with pytest.raises(ValueError, match="'branch_scale' clashes with the model's own residual scale"):
+        adjust(ours(**changes), "branch_scale")
+
+
+@pytest.mark.parametrize("method, what, other", [
+    ("qk_norm", "QK-norm", "qk_weight_decay"), ("output_gate", "output gate", "output_gate"), ("sink", "sink", "sink"),
+    ("ln_scale", "LN/√l", "ln_scale"), ("dyt", "DyT", None),
+])  # fmt: skip
+def test_what_a_method_brings_is_what_the_model_has(method, what, other):
+    model = ours()
+    plain = diagnose(model, inputs_of("ours")).model["traits"]
+    with adjust(model, method):
+        report = diagnose(model, inputs_of("ours")).model
+    trait, value = next(iter(REQUIREMENTS[what].wants.items()))
+    assert report["traits"][trait] == value != plain.get(trait)
+    assert other is None or other not in report["adjustable_by"]
+
+
+def test_a_clash_names_the_method_that_brings_it_once():
+    (message,) = {adjustments()["qk_weight_decay"].objection(["qk_norm"], traits) for traits in ({}, {"qk_norm": True})}
+    assert message.startswith("'qk_weight_decay' clashes with qk_norm, because the norm divides")
+    assert message.count("because") == 1
+
+
+def test_what_no_name_tells_is_listened_for():
+    pytest.importorskip("transformers")
+    from adjust_models import GROUPED, hugging_face
+
+    qwen, gemma = (hugging_face(f"{name}Model", **GROUPED, head_dim=4) for name in ("Qwen3", "Gemma2"))
+    before = everything(qwen)
+    for name in ("qk_norm", "soft_cap"):
+        with pytest.raises(ValueError, match=f"'{name}' clashes with the model's own QK-norm"):
+            adjust(qwen, name)
+    for name in ("sandwich", "ln_scale"):
+        adjust(qwen, name).undo()
+        with pytest.raises(ValueError, match=f"'{name}' needs pre-LN.*norm='sandwich' instead of 'pre'"):
+            adjust(gemma, name)
+    assert everything(qwen) == before
+    for name in ("soft_cap", "qk_clip"):
+        with pytest.raises(ValueError, match=f"'{name}' clashes with the model's own soft cap"):
+            adjust(gemma, name, **options(name, gemma))
+
+
+@pytest.mark.parametrize("make, refused", [
+    (lambda: MODELS["ours, packed, post-LN"](), {"qk_weight_decay", "sandwich", "ln_scale", "mup_groups"}),
+    (lambda: ours(scale=1 / 4), set()),
+    (lambda: MultiHeadAttention(D, H, parts=(Differential(),)),
+     {*DIFFERENTIAL, "temperature", "sandwich", "ln_scale", "mup_groups"}),
+])  # fmt: skip
+def test_what_fits_is_not_refused(make, refused):
+    view = known_view(make(), None, None, None)
+    assert {*adjustments()} - {*fitting(view)} == refused
 
 
 def test_no_clip_measures_what_a_cap_has_bent():

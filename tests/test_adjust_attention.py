@@ -20,6 +20,7 @@ STYLES = {
     "in place": lambda q, k, v, mask: F.softmax(torch.matmul(q, k.mT).mul_(d_head**-0.5).add_(mask), dim=-1) @ v,
     "augmented": lambda q, k, v, mask: _augmented(q, k, mask) @ v,
     "scaled by a tensor": lambda q, k, v, mask: ((q @ k.mT).mul_(torch.tensor([d_head**-0.5])) + mask).softmax(-1) @ v,
+    "scaled by head": lambda q, k, v, mask: (q @ k.mT * torch.full((H, 1, 1), d_head**-0.5) + mask).softmax(-1) @ v,
     "filled": lambda q, k, v, mask: F.softmax((q @ k.mT / d_head**0.5).masked_fill(mask < 0, -1e9), dim=-1) @ v,
     "where": lambda q, k, v, mask: F.softmax(torch.where(mask < 0, -1e9, q @ k.mT / d_head**0.5), dim=-1) @ v,
     "bmm": lambda q, k, v, mask: _bmm(q, k, v, mask),
@@ -132,6 +133,70 @@ def test_masks_and_lengths_are_the_same_in_every_style(style, name):
     options = dict(scale=d_head**-0.5) if name == "qk_l2_clip" else {}
     adjust(model, name, inputs=(x,), **options), adjust(plain, name, inputs=(x,), **options)
     assert torch.allclose(model(x), plain(x), atol=1e-5) and not torch.allclose(model(x), before, atol=1e-3)
+
+
+def test_values_that_are_not_found_are_told():
+    """The weights stand behind the values here."""
+    STYLES["turned"] = lambda q, k, v, mask: torch.einsum("bhjd,bhij->bhid", v, (q @ k.mT + mask).softmax(-1))
+    model, x, known = Written("turned"), torch.randn(2, T, D), dict(roles=ROLES, n_heads=H)
+    with adjust(model, "temperature", **known):
+        model(x)
+    with adjust(model, "output_gate", **known), pytest.raises(RuntimeError, match="must multiply its weights with val"):
+        model(x)
+    del STYLES["turned"]
+
+
+class Turned(Written):
+    """Attention whose forward does not name first what asks."""
+
+    def forward(self, context, x):
+        q, k, v = (f(each).view(-1, T, H, d_head).transpose(1, 2)
+                   for f, each in ((self.query, x), (self.key, context), (self.value, context)))  # fmt: skip
+        return self.output(((q @ k.mT / d_head**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+class Flat(Written):
+    """Attention whose layers read the tokens of all sequences as one list."""
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        q, k, v = (f(tokens).view(-1, T, H, d_head).transpose(1, 2) for f in (self.query, self.key, self.value))
+        return self.output(((q @ k.mT / d_head**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_gate_is_made_of_tokens_in_their_sequences():
+    turned, flat, x = Turned("fused"), Flat("fused"), torch.randn(2, T, D)
+    flat.load_state_dict(turned.state_dict())
+    for model in (turned, flat):
+        adjust(model, "output_gate", n_heads=H, roles=ROLES)
+        nn.init.constant_(model.adjusted["output_gate"].gate.weight, 0.1)
+    assert torch.allclose(flat(x), turned(x, x), atol=1e-5)
+
+
+def test_what_asks_makes_the_gate():
+    class Shift(AttentionChange):
+        def merged(self, heads, x):
+            return heads + x
+
+    x, context = torch.randn(2, T, D), torch.randn(2, T, D)
+    model = nn.MultiheadAttention(D, H, batch_first=True)
+    before = model(x, context, context)[0]
+    attention.insert(model, H, "shift", Shift())
+    expected = before + F.linear(x, model.out_proj.weight)
+    for call in (lambda: model(x, context, context), lambda: model(value=context, key=context, query=x)):
+        assert torch.allclose(call()[0], expected, atol=1e-5)
+
+    model = Turned("fused")
+    with adjust(model, "output_gate", n_heads=H, roles=ROLES):
+        gate = model.adjusted["output_gate"].gate
+        nn.init.normal_(gate.weight)
+        q, k, v = (f(each).view(-1, T, H, d_head).transpose(1, 2)
+                   for f, each in ((model.query, x), (model.key, context), (model.value, context)))  # fmt: skip
+        heads = ((q @ k.mT / d_head**0.5).softmax(-1) @ v).transpose(1, 2).flatten(2)
+        assert torch.allclose(model(context, x), model.output(torch.sigmoid(gate(x)) * heads), atol=1e-5)
+
+
+ROLES = {each: f"{each}.weight" for each in ("query", "key", "value", "output")}
 
 
 def test_a_model_that_does_not_tell_its_factor_is_refused():

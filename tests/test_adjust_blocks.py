@@ -24,6 +24,29 @@ def test_it_is_the_factor_of_our_own_config(norm, factor):
         assert torch.allclose(plain(x), own(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("wrong", [dict(residual_scale=1 / 3), dict(residual_scale=6**-0.5), dict(residual_scale=1.0),
+                                   dict(skip_scale=3**-0.5)])  # fmt: skip
+def test_another_factor_is_another_function(wrong):
+    """1/L, 1/√(2L) (of branches, not blocks), none, and that of the stream, in place of 1/√L."""
+    own, plain, x = ours(n_layers=3, **wrong), ours(n_layers=3), torch.randn(2, 6, 5)
+    plain.load_state_dict(own.state_dict())
+    with adjust(plain, "branch_scale"):
+        assert not torch.allclose(plain(x), own(x), atol=1e-3)
+
+
+@pytest.mark.parametrize("name, options", [("branch_scale", dict(factor=0.7)), ("sandwich", dict(gain=0.7)),
+                                           ("sandwich", dict(norm="rms"))])  # fmt: skip
+def test_its_gradient_is_that_of_finite_differences(name, options):
+    model = nn.TransformerEncoderLayer(4, 2, 4, 0.0, F.gelu, batch_first=True, norm_first=True).double()
+    adjust(model, name, **options)
+    x, names = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True), [n for n, _ in model.named_parameters()]
+
+    def function(x, *values):
+        return torch.func.functional_call(model, dict(zip(names, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x, *(each.detach().requires_grad_() for each in model.parameters())))
+
+
 def test_torch_s_layers_are_scaled_at_both_branches():
     model, x = encoder(norm_first=True, dropout=0.0).eval(), torch.randn(2, 6, D)
     with adjust(model, "branch_scale", factor=0.0):
@@ -215,7 +238,7 @@ def test_it_is_the_part_of_gemma_2():
     assert not any(plain.load_state_dict(state, strict=False))
     words = inputs_of("Llama")
     assert not torch.allclose(output(own, words), output(plain, words), atol=1e-2)
-    adjust(plain, "sandwich", norm="rms", force=True)  # the names do not tell where Gemma's norms are
+    adjust(plain, "sandwich", norm="rms")
     assert torch.allclose(output(own, words), output(plain, words), atol=1e-4)
 
 
@@ -226,6 +249,9 @@ def test_a_sandwich_needs_a_norm_before_the_branch():
     handle = adjust(model, "sandwich")
     with adjust(model, "rms_norm"):  # leaves the norms of another method alone
         assert {type(each.sandwich) for each in model.modules() if hasattr(each, "sandwich")} == {nn.LayerNorm}
+    for name in ("branch_scale", "ln_scale"):
+        with pytest.raises(ValueError, match=f"'{name}' clashes with sandwich, because the norm divides out"):
+            adjust(model, name)
     last = model.blocks[0].feed_forward[2]
     norm, last.sandwich = last.sandwich, nn.Identity()
     with pytest.raises(RuntimeError, match="sandwich was replaced since"):

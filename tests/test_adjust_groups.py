@@ -7,6 +7,7 @@ from adjust_models import MODELS, ours
 from attntut.adjust import acting_on, adjust, layer_lr_decay, mup_groups, qk_weight_decay
 from attntut.anatomy.view import view
 from attntut.init.width import learning_rates
+from attntut.parts import QKNorm
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_a_model_without_blocks_is_refused():
 @pytest.mark.parametrize("name", MODELS)
 def test_rates_fall_with_the_width_where_a_sum_follows(name):
     model = MODELS[name]()
-    groups = mup_groups(model, lr=0.1, base_width=8, weight_decay=0.3)
+    groups = mup_groups(model, lr=0.1, base_width=8, weight_decay=0.3, force=True)
     held = [id(each) for group in groups for each in group["params"]]
     assert sorted(held) == sorted(map(id, model.parameters()))
     assert [group["lr"] for group in groups] == [0.05, 0.1]
@@ -62,7 +63,7 @@ def test_rates_fall_with_the_width_where_a_sum_follows(name):
 
 
 def test_they_are_the_rates_of_the_law():
-    model = ours()
+    model = ours(scale=1 / 4)
     ruled, groups = learning_rates(model, 0.1, base_width=8), mup_groups(model, lr=0.1, base_width=8)
     for one, other in zip(ruled, groups, strict=True):
         assert one["lr"] == other["lr"] and all(map(torch.equal, one["params"], other["params"]))
@@ -71,7 +72,7 @@ def test_they_are_the_rates_of_the_law():
 
 @pytest.mark.parametrize("make", [lambda model: mup_groups(model, lr=0.1, base_width=8), qk_weight_decay])
 def test_an_adjusted_model_has_all_its_parameters_in_a_group(make):
-    model = ours()
+    model = ours(scale=1 / 4)
     adjust(model, "sigma_reparam")
     first, second = make(model)
     assert len(first["params"]) + len(second["params"]) == len([*model.parameters()])
@@ -86,7 +87,7 @@ PACKED = ("ours, packed, post-LN", "torch attention", "torch encoder", "torch tr
 def test_queries_and_keys_decay_and_nothing_else_does(name):
     model = MODELS[name]()
     if name in PACKED:
-        with pytest.raises(ValueError, match=r"needs queries and keys in parameters of their own: .* holds the value"):
+        with pytest.raises(ValueError, match=r"queries and keys have no parameters of their own, .* holds the value"):
             qk_weight_decay(model)
         return
     decayed, others = qk_weight_decay(model, weight_decay=0.5)
@@ -105,9 +106,11 @@ def test_queries_and_keys_decay_and_nothing_else_does(name):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda: mup_groups(ours(), lr=0, base_width=8), "lr must be a number > 0"),
-    (lambda: mup_groups(ours(), lr=1, base_width=0), "base_width must be an integer ≥ 1"),
-    (lambda: mup_groups(ours(), lr=1, base_width=8, weight_decay=-1), "weight_decay must be a number ≥ 0"),
+    (lambda: mup_groups(ours(scale=1 / 4), lr=0, base_width=8), "lr must be a number > 0"),
+    (lambda: mup_groups(ours(scale=1 / 4), lr=1, base_width=0), "base_width must be an integer ≥ 1"),
+    (lambda: mup_groups(ours(scale=1 / 4), lr=1, base_width=8, weight_decay=-1), "weight_decay must be a number ≥ 0"),
+    (lambda: mup_groups(ours(), lr=1, base_width=8), r"'mup_groups' needs 1/d_head logits.*scale=0.5 instead of 0.25"),
+    (lambda: qk_weight_decay(ours(parts=(QKNorm(),))), "'qk_weight_decay' clashes with the model's own QK-norm"),
     (lambda: qk_weight_decay(ours(), weight_decay=-1), "weight_decay must be a number ≥ 0"),
     (lambda: qk_weight_decay(ours(), others=-1), "others must be a number ≥ 0"),
     (lambda: qk_weight_decay(torch.nn.Linear(2, 2)), "model must contain attention"),
@@ -115,3 +118,16 @@ def test_queries_and_keys_decay_and_nothing_else_does(name):
 def test_what_groups_refuse(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_is_required_or_clashes_may_come_from_a_method_and_may_be_overlooked():
+    model = ours()
+    with adjust(model, "temperature"):  # 1/√d_head is 1/d_head then
+        rates = [group["lr"] for group in mup_groups(model, lr=0.1, base_width=8)]
+    assert rates == [group["lr"] for group in mup_groups(model, lr=0.1, base_width=8, force=True)]
+    with adjust(model, "temperature", tau=3.0), pytest.raises(ValueError, match="needs 1/d_head logits"):
+        mup_groups(model, lr=0.1, base_width=8)
+    with adjust(model, "qk_norm"):
+        with pytest.raises(ValueError, match="'qk_weight_decay' clashes with qk_norm, because the norm divides"):
+            qk_weight_decay(model)
+        assert len(qk_weight_decay(model, force=True)[0]["params"]) == 4

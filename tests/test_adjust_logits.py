@@ -72,6 +72,30 @@ def test_it_is_the_formula(name, causal, how):
     assert torch.allclose(found, by_hand, atol=1e-5)
 
 
+WRONG = [  # a method, and what it could be mistaken for
+    ("temperature", lambda s, seen: softmax(s * 3, seen)),
+    ("temperature, 1/d", lambda s, seen: softmax(s / 4, seen)),  # d_head, beside the model's root
+    ("log_n_scale", lambda s, seen: softmax(s * 0.7 * math.log(6), seen)),  # hidden keys count
+    ("log_n_scale", lambda s, seen: softmax(s * 0.7 * count(seen).log2(), seen)),
+    ("log_n_scale", lambda s, seen: softmax(s * 0.7 * (1 + count(seen)).log(), seen)),
+    ("sink", lambda s, seen: with_extra(s, seen, 0.0)),
+    ("sink", lambda s, seen: softmax(s, seen)),
+    ("sink", lambda s, seen: s.exp() * seen / (0.4 + (s.exp() * seen).sum(-1, keepdim=True))),  # no exponential
+]
+
+
+@pytest.mark.parametrize("name, wrong", WRONG)
+def test_another_variant_is_another_function(name, wrong):
+    options, right = METHODS[name]
+    model, x = MultiHeadAttention(D, H, is_causal=True), 2 * torch.randn(2, 6, D)
+    adjust(model, name.partition(",")[0], **options)
+    query, key = (each(x).view(2, 6, H, -1).transpose(1, 2) for each in (model.query, model.key))
+    _, weights = model(x, return_weights=True)
+    by_hand = [formula(query @ key.mT / 2, masks(True)) for formula in (right, wrong)]
+    assert torch.allclose(weights, by_hand[0], atol=1e-5)
+    assert not torch.allclose(weights, by_hand[1], atol=1e-2)
+
+
 @pytest.mark.parametrize("sigma", [1e-2, 1.0, 1e3, 1e6])
 @pytest.mark.parametrize("name", ["torch attention", "BERT", "BERT, sdpa", "Llama", "Llama, sdpa", "ViT", "GPT-2"])
 def test_the_cap_holds_whatever_the_weights(name, sigma):

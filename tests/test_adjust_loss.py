@@ -178,3 +178,8 @@ def test_two_penalties_and_weights_that_are_no_softmax_are_refused():
     assert acting_on(model) == () and "forward" not in vars(model.blocks[0].attention)
     with adjust(ours(), "soft_cap") as handle:
         entropy_penalty(handle.model).undo()
+    with adjust(ours(), "softpick") as handle:
+        with pytest.raises(ValueError, match="'entropy_penalty' clashes with softpick, because it sees the weights of"):
+            entropy_penalty(handle.model)
+        with pytest.raises(ValueError, match="are no softmax: softpick"):
+            entropy_penalty(handle.model, force=True)

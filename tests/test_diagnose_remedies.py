@@ -71,6 +71,17 @@ def test_what_acts_already_is_part_of_the_model():
     assert "qk_norm" in found.adjustments and "temperature" not in found.adjustments
 
 
+def test_a_method_that_computes_matrices_hides_no_role():
+    model = stack()
+    plain = diagnose(model, TOKENS, loss)
+    with adjust(model, "sigma_reparam"):
+        report = diagnose(model, TOKENS, loss)
+        assert any("attention.query.parametrizations" in name for name, _ in model.named_parameters())
+    assert [each["role"] for each in report.weights] == [each["role"] for each in plain.weights]
+    assert [each["layer"] for each in report.gradients] == [each["layer"] for each in plain.gradients] != []
+    assert any("are read as they are stored" in note for note in report.notes) and len(report.notes) == 1
+
+
 def test_of_what_is_no_model_no_method_is_named():
     x = torch.randn(2, 32, 64)
     (found,) = diagnose(lambda q: nn.functional.scaled_dot_product_attention(100 * q, 100 * q, q), x).findings

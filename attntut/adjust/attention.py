@@ -8,10 +8,12 @@ the module's changes ask for there, with the model's own scale, masks, dropout a
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -119,14 +121,19 @@ class Listener(TorchFunctionMode):
         module: the attention.
         changes: what to do, in this order.
         n_heads: of its queries.
-        x: what it was called with: the tokens that ask.
+
+    Attributes:
+        x: the tokens that ask.
+        seen: how many times a softmax of a product, or torch's function, was seen.
+        mixed: how many times weights met values.
     """
 
-    def __init__(self, module: nn.Module, changes: Iterable[AttentionPart], n_heads: int, x: Tensor | None) -> None:
+    def __init__(self, module: nn.Module, changes: Iterable[AttentionPart], n_heads: int) -> None:
         super().__init__()
-        self.module, self.changes, self.n_heads, self.x = module, list(changes), n_heads, x
+        self.module, self.changes, self.n_heads = module, list(changes), n_heads
+        self.x: Tensor | None = None
         self.marks: list[tuple[Tensor, Scores | Weights]] = []
-        self.seen = 0
+        self.seen = self.mixed = 0
 
     def __torch_function__(
         self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -213,7 +220,7 @@ class Listener(TorchFunctionMode):
             return func(*swapped, **{key: new if each is marked else each for key, each in kwargs.items()})
 
         others = [each for each in tensors_in((args, kwargs)) if each is not marked]
-        scales = name in SCALED and all(each.numel() == 1 for each in others)
+        scales = name in SCALED and all(each.numel() == 1 or each.shape[-2:] == (1, 1) for each in others)  # by head
         if name == "tanh" and mark.before is not None and mark.scales[-1]:  # what it was divided by is a cap, no scale
             mark = replace(mark.before, laid=[mark.moves[-1]])
         if mark.laid or not (scales or name in MOVED):
@@ -239,11 +246,12 @@ class Listener(TorchFunctionMode):
         def hidden() -> Tensor:
             return lay(torch.zeros_like(scores.logits)) <= HIDDEN
 
-        if self._asks("heads", "scaled_heads"):
+        if self.asks("heads", "scaled_heads"):
             factor = scores.query.new_ones((1,) * scores.query.ndim)
             for step, scales in zip(scores.moves, scores.scales, strict=True):
                 factor = step(factor) if scales else factor
-            query, key, scale = self._heads(scores.query, scores.key, factor.reshape(()))
+            factor = factor.reshape(()) if factor.numel() == 1 else self._by_head(factor)
+            query, key, scale = self._heads(scores.query, scores.key, factor)
             logits = scores.product(query, key)
             logits = logits if scale is None else logits * scale
             for step, scales in zip(scores.moves, scores.scales, strict=True):
@@ -260,7 +268,8 @@ class Listener(TorchFunctionMode):
         self, weights: Tensor, value: Tensor, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """The weights meet the values."""
-        if self._asks("values"):
+        self.mixed += 1
+        if self.asks("values"):
             changed = self._each("values", value)
             args = tuple(changed if each is value else each for each in args)
             kwargs = {key: changed if each is value else each for key, each in kwargs.items()}
@@ -280,13 +289,13 @@ class Listener(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        self.seen += 1
+        self.seen, self.mixed = self.seen + 1, self.mixed + 1
         scale = query.shape[-1] ** -0.5 if scale is None else scale
-        if self._asks("heads", "scaled_heads"):
+        if self.asks("heads", "scaled_heads"):
             query, key, own = self._heads(query, key, scale)
             scale = scale if own is None else own
         value = self._each("values", value)
-        if not self._asks("logits", "seen_logits", "masked", "weights"):
+        if not self.asks("logits", "seen_logits", "masked", "weights"):
             options = dict(enable_gqa=True) if enable_gqa else {}
             heads = F.scaled_dot_product_attention(
                 query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options
@@ -315,7 +324,8 @@ class Listener(TorchFunctionMode):
 
     # ---- the changes, on tensors of one shape
 
-    def _asks(self, *names: str) -> bool:
+    def asks(self, *names: str) -> bool:
+        """Whether a change acts at one of these places."""
         return any(_overrides(change, name) for change in self.changes for name in names)
 
     def _each(self, name: str, tensor: Tensor) -> Tensor:
@@ -411,10 +421,12 @@ class AdjustedForward:
     Args:
         module: the attention.
         n_heads: of its queries.
+        asks: the layer in it that reads the tokens that ask; if it is not known (``""``), what ``forward`` names first
+            is taken for them.
     """
 
-    def __init__(self, module: nn.Module, n_heads: int) -> None:
-        self.module, self.n_heads = module, n_heads
+    def __init__(self, module: nn.Module, n_heads: int, asks: str) -> None:
+        self.module, self.n_heads, self.asks = module, n_heads, asks
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # A compiler that is not there need not be told; to load it takes a second.
@@ -422,10 +434,10 @@ class AdjustedForward:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         module = self.module
-        x = next(tensors_in((args, kwargs)), None)
-        if isinstance(module, nn.MultiheadAttention) and not module.batch_first and x is not None and x.ndim == 3:
-            x = x.transpose(0, 1)
-        with Listener(module, module._modules[CHANGES].values(), self.n_heads, x) as listener:  # type: ignore[operator, union-attr]
+        with (
+            Listener(module, module._modules[CHANGES].values(), self.n_heads) as listener,  # type: ignore[operator, union-attr]
+            self._asking(listener, args, kwargs) if listener.asks("merged") else nullcontext(),
+        ):
             output = type(module).forward(module, *args, **kwargs)
         if not listener.seen:
             raise RuntimeError(
@@ -433,17 +445,53 @@ class AdjustedForward:
                 "F.scaled_dot_product_attention, for a method to act on it: neither was seen. Undo the adjustment, or "
                 "choose such an implementation (attn_implementation='eager' or 'sdpa' in Hugging Face models)."
             )
+        if not listener.mixed and listener.asks("values", "merged"):
+            raise RuntimeError(
+                f"{type(module).__name__} must multiply its weights with values, the weights first, for a method to "
+                "act on values or on what the heads found: no such product was seen. Undo the adjustment."
+            )
         return output
 
+    @contextmanager
+    def _asking(self, listener: Listener, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[None]:
+        """Meanwhile the listener is told of the tokens that ask."""
+        given = inspect.signature(type(self.module).forward).bind(self.module, *args, **kwargs).arguments
+        x = next(tensors_in(given), None)
+        if isinstance(self.module, nn.MultiheadAttention) and not self.module.batch_first and x is not None:
+            x = x.transpose(0, 1) if x.ndim == 3 else x
+        listener.x = x
+        if not self.asks:
+            yield
+            return
+
+        def hear(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            read = next(tensors_in((args, kwargs)), None)
+            listener.x = listener.x if read is None or read.ndim != 3 else read  # some read one flat list
+            once.remove()  # the same layer may read the keys' tokens next
+
+        with self.module.get_submodule(self.asks).register_forward_pre_hook(hear, with_kwargs=True) as once:
+            yield
+
     _uncompiled = torch._disable_dynamo(_run)  # type: ignore[attr-defined]
+
+
+def is_adjusted(module: nn.Module) -> bool:
+    """Whether a module still runs with its changes, and nothing around them."""
+    return isinstance(vars(module).get("forward"), AdjustedForward)
+
+
+def tau(module: nn.Module) -> float:
+    """The number that the changes of an attention divide its logits by; 1 if there are none."""
+    changes: Any = module._modules.get(CHANGES) or nn.ModuleDict()
+    return math.prod(getattr(change, "tau", 1.0) for change in changes.values())
 
 
 def unfused(module: nn.Module, args: tuple[Any, ...]) -> None:
     """A hook that does nothing: torch's fused encoder layers go step by step where a part has one."""
 
 
-def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart) -> None:
-    """Let an attention module run with one more change.
+def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart, *, asks: str = "") -> None:
+    """Let an attention module run with one more change; ``asks`` as in :class:`AdjustedForward`.
 
     Raises:
         ValueError: it has a change of this name, its ``forward`` is already an attribute, or it has one of our name.
@@ -458,7 +506,7 @@ def insert(module: nn.Module, n_heads: int, name: str, change: AttentionPart) ->
     if taken:
         raise ValueError(f"{type(module).__name__} must not have an attribute {taken!r} of its own: it has one.")
     module.add_module(CHANGES, nn.ModuleDict({name: change}))
-    vars(module)["forward"] = AdjustedForward(module, n_heads)
+    vars(module)["forward"] = AdjustedForward(module, n_heads, asks)
     module.register_forward_pre_hook(unfused)
 
 

@@ -15,8 +15,24 @@ from attntut.adjust.attention import unfused
 from attntut.adjust.handle import Patch
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks, is_norm
-from attntut.anatomy.view import Entry
+from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import BRANCH_OUT
+
+
+def _maker(view: ModelView, entry: Entry) -> nn.Module:
+    """The module whose result the last matrix of a branch makes: of torch's attention, which calls no layer, itself."""
+    name = entry.parameter.rpartition(".")[0]
+    around = view.module.get_submodule(name.rpartition(".")[0])
+    return around if isinstance(around, nn.MultiheadAttention) else view.module.get_submodule(name)
+
+
+def _no_layer(view: ModelView, options: Any) -> str:
+    for entry in view.by_role(*BRANCH_OUT):
+        owner = _maker(view, entry)
+        in_layer = entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}
+        if not in_layer and not isinstance(owner, nn.MultiheadAttention):
+            return f"{entry.parameter} is not in a layer of its own, whose result could be changed"
+    return ""
 
 
 @adjustment(
@@ -31,6 +47,7 @@ from attntut.anatomy.weight import BRANCH_OUT
         "normalized residual": "the sum keeps the variance by weights of its own, for branches of variance 1",
         "sphere": "each branch is put on the sphere before it is added, which divides the factor out",
     },
+    unfit=_no_layer,
 )
 def branch_scale(patch: Patch, *, factor: float | None = None) -> None:
     """Multiply what each branch adds to the stream by one small number.
@@ -71,17 +88,7 @@ def _on_first(change: Callable[[Tensor], Tensor], output: Any) -> Any:
 
 def _ends(patch: Patch) -> Iterator[tuple[nn.Module, Entry]]:
     """The last matrix of each branch, and the module whose result it makes."""
-    done = set()
-    for entry in patch.view.by_role(*BRANCH_OUT):
-        owner, name = patch.owner(entry), entry.parameter.rpartition(".")[0]
-        around = patch.model.get_submodule(name.rpartition(".")[0])
-        if isinstance(around, nn.MultiheadAttention):  # it multiplies with the matrix, and does not call its layer
-            owner = around
-        elif not entry.parameter.endswith("weight") or {*owner._parameters} - {"weight", "bias"}:
-            patch.refuse(f"{entry.parameter} is not in a layer of its own, whose result could be changed")
-        if owner not in done:
-            done.add(owner)
-            yield owner, entry
+    yield from {_maker(patch.view, entry): entry for entry in patch.view.by_role(*BRANCH_OUT)}.items()
 
 
 @adjustment(
@@ -91,7 +98,8 @@ def _ends(patch: Patch) -> Iterator[tuple[nn.Module, Entry]]:
     why="What a branch adds has one size whatever its weights: values and matrices that grow cannot flood the stream.",
     treats=("stream growing", "stream jumping"),
     requires=("pre-LN",),
-    clashes={"branch_scale": "the norm divides out a factor before it"},
+    clashes=dict.fromkeys(("branch_scale", "ln_scale"), "the norm divides out a factor before it"),
+    unfit=_no_layer,
 )
 def sandwich(patch: Patch, *, norm: str = "layer", gain: float = 1.0) -> None:
     """Normalize what each branch gives, before it is added to the stream.
@@ -235,6 +243,7 @@ class ScaleNorm(nn.Module):
         "rms_norm": "two norms cannot stand in one place",
         "scale_norm": "two norms cannot stand in one place",
     },
+    gives=("DyT",),
 )
 def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     """Put a dynamic tanh in the place of each norm of the stream.
@@ -271,6 +280,7 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
         "branch_scale": "both make branches small by depth, and together too small",
         **dict.fromkeys(("rms_norm", "scale_norm", "dyt"), "it acts on the norms that would be replaced"),
     },
+    gives=("LN/√l",),
 )
 def ln_scale(patch: Patch) -> None:
     """Divide the norms of block l by √l; the one after the last block stays.

@@ -108,12 +108,9 @@ def adaptive_clip(
     check_number("limit", limit, low=0, open_low=True), check_number("eps", eps, low=0, open_low=True)
     for role in skip:
         check_choice("skip", role, (*ROLES, *PARTS))
-    parts: dict[str, list[Callable[[], Entry]]] = {}
-    left: set[str] = set()
-    for entry in patch.view.entries:
-        parts.setdefault(entry.parameter, []).append(patch.current(entry))
-        if entry.role in skip:
-            left |= {entry.parameter, f"{entry.parameter.rpartition('.')[0]}.bias"}
+    parts = {name: [patch.current(each) for each in entries] for name, entries in patch.view.by_parameter().items()}
+    skipped = patch.view.by_parameter(*skip) if skip else ()
+    left = {*skipped, *(f"{name.rpartition('.')[0]}.bias" for name in skipped)}
     clipped = [(each, parts.get(name, [])) for name, each in stored(patch.model).items() if name not in left]
     if not clipped:
         patch.refuse(f"skip={skip!r} leaves nothing")

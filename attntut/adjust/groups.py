@@ -8,10 +8,11 @@ from typing import Any
 from torch import nn
 
 from attntut._checks import check_number
-from attntut.adjust.handle import _plain, known_view
+from attntut.adjust.handle import fitting_view, known_view
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
 from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.view import ModelView, plain
 from attntut.init.width import learning_rates
 
 
@@ -104,6 +105,7 @@ def mup_groups(
     inputs: Any = None,
     roles: RolePatterns | None = None,
     n_heads: int | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups for Adam whose rates fall with the width, so that a rate found on a narrow model holds.
 
@@ -117,18 +119,20 @@ def mup_groups(
         weight_decay: λ, found there too. AdamW multiplies it by the rate: it grows as the rate falls, so that the
             product stays. By default the groups have none of their own, and the optimizer's is for all.
         inputs, roles, n_heads: as in :func:`attntut.init.view`.
+        force: as in :func:`attntut.adjust.adjust`.
 
     Returns:
         Two groups with ``params``, ``lr`` and ``name``; every parameter is in one of them.
 
     Example:
         >>> from attntut import Transformer, TransformerConfig
-        >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, d_model=128))
+        >>> model = Transformer(TransformerConfig(n_classes=2, d_input=4, d_model=128, scale=1 / 32))
         >>> groups = mup_groups(model, lr=0.01, base_width=32, weight_decay=0.1)
         >>> [(group["name"], group["lr"], group["weight_decay"]) for group in groups]
         [('summed over the width', 0.0025, 0.4), ('others', 0.01, 0.1)]
     """
-    with _plain(model):
+    fitting_view("mup_groups", model, inputs, roles, n_heads, force=force)
+    with plain(model):
         summed, others = learning_rates(model, lr, base_width=base_width, inputs=inputs, roles=roles, n_heads=n_heads)
     _complete(model, summed["params"], others["params"])
     if weight_decay is not None:
@@ -138,6 +142,19 @@ def mup_groups(
     return [summed | {"name": "summed over the width"}, others | {"name": "others"}]
 
 
+def _queries_and_keys(view: ModelView) -> set[str]:
+    return {entry.parameter for entry in view.by_role("query", "key")}
+
+
+def _shared(view: ModelView, options: Any) -> str:
+    names = _queries_and_keys(view)
+    for entry in view.entries:
+        if entry.parameter in names and entry.role not in ("query", "key"):
+            return f"its queries and keys have no parameters of their own, {entry.parameter} holds the {entry.role} too"
+    computed = names - {*stored(view.module)}
+    return f"{min(computed)} is computed from several parameters" if computed else ""
+
+
 @adjustment(
     formula=r"W_q, W_k \leftarrow (1 - \eta \lambda)\, W_q, W_k \text{ at each step}",
     cite="loshchilov2019decoupled",
@@ -145,6 +162,7 @@ def mup_groups(
     why="Logits grow with the product of the two matrices: decay holds it back, and leaves all others alone.",
     treats=("logits too large (trained)", "entropy collapsed"),
     clashes={"QK-norm": "the norm divides the size of the weights out: decay only makes them turn faster"},
+    unfit=_shared,
 )
 def qk_weight_decay(
     model: nn.Module,
@@ -154,6 +172,7 @@ def qk_weight_decay(
     inputs: Any = None,
     roles: RolePatterns | None = None,
     n_heads: int | None = None,
+    force: bool = False,
 ) -> list[dict[str, Any]]:
     """Parameter groups that let the matrices of queries and keys decay, and nothing else, or by another number.
 
@@ -165,6 +184,7 @@ def qk_weight_decay(
             it to the gradient: AdamW, not Adam.
         others: of all other parameters.
         inputs, roles, n_heads: as in :func:`attntut.init.view`.
+        force: as in :func:`attntut.adjust.adjust`.
 
     Returns:
         Two groups with ``params``, ``weight_decay`` and ``name``; every parameter is in one of them.
@@ -182,16 +202,8 @@ def qk_weight_decay(
         >>> optimizer = torch.optim.AdamW(groups, lr=1e-3)
     """
     check_number("weight_decay", weight_decay, low=0), check_number("others", others, low=0)
-    view, named = known_view(model, inputs, roles, n_heads), stored(model)
-    names = {entry.parameter for entry in view.by_role("query", "key")}
-    for entry in view.entries:
-        if entry.parameter in names and entry.role not in ("query", "key"):
-            raise ValueError(f"'qk_weight_decay' needs queries and keys in parameters of their own: {entry.parameter} "
-                             f"holds the {entry.role} too.")  # fmt: skip
-    if not names <= {*named}:
-        raise ValueError(f"'qk_weight_decay' needs one parameter for each matrix: {min(names - {*named})} is computed "
-                         "from several.")  # fmt: skip
-    decayed: list[nn.Parameter] = [each for name, each in named.items() if name in names]
+    names = _queries_and_keys(fitting_view("qk_weight_decay", model, inputs, roles, n_heads, force=force))
+    decayed: list[nn.Parameter] = [each for name, each in stored(model).items() if name in names]
     rest: list[nn.Parameter] = []
     _complete(model, decayed, rest)
     return [

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import torch
@@ -16,10 +17,10 @@ from torch.nn.utils import parametrize
 
 from attntut._restore import no_fast_path, untouched
 from attntut.adjust import attention
-from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments
+from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments, brought
 from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
-from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look
+from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, plain
 from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import AttentionPart, Difference
 
@@ -88,8 +89,13 @@ class Patch:
         """Act inside an attention: as an :class:`~attntut.adjust.attention.AttentionChange` says."""
         query = self.query(place)
         change.to(query.view.device, query.view.dtype).train(place.module.training)
-        attention.insert(place.module, query.weight.n_heads, self.name, change)
+        layer, inside = query.parameter.rpartition(".")[0], f"{place.name}." if place.name else ""
+        reads = layer.startswith(inside) and query.matrix.shape[1] == query.weight.d_model
+        asks = layer.removeprefix(inside) if reads else ""
+        attention.insert(place.module, query.weight.n_heads, self.name, change, asks=asks)
         self._later(attention.remove, place.module, self.name)
+        what = f"the forward of {place.name or 'the model'} was replaced since"
+        self._checks.append(lambda: "" if attention.is_adjusted(place.module) else what)
 
     def query(self, place: Attention) -> Entry:
         """The queries' matrix of an attention; refuses if it is not known."""
@@ -103,7 +109,7 @@ class Patch:
 
     def parametrize(self, parameter: str, *steps: nn.Module) -> None:
         """Compute a parameter from the one that is stored, step by step (:mod:`torch.nn.utils.parametrize`)."""
-        names = self._names[self.model.get_parameter(parameter)]
+        names = self._names[self.parameter(parameter)]
         path, _, name = parameter.rpartition(".")
         owner = self.model.get_submodule(path)
         if "parametrizations" in path:
@@ -119,6 +125,14 @@ class Patch:
         self._checks.append(
             lambda: "" if [*owner.parametrizations[name]] == ours else f"{parameter} was parametrized once more"  # type: ignore[index]
         )
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """A parameter by its name; refuses one that is computed from others already."""
+        path, _, own = name.rpartition(".")
+        found = self.model.get_submodule(path)._parameters.get(own)
+        if found is None:
+            self.refuse(f"{name} is computed from others already (torch.nn.utils.parametrize)")
+        return found
 
     def replace(self, name: str, module: nn.Module) -> None:
         """Put another module in the place of one."""
@@ -217,7 +231,8 @@ def adjust(
         model: any model that contains attention.
         name: one of :func:`adjustments` that acts on a model.
         inputs: what the model is called with, to find the roles of its matrices by listening, as in
-            :func:`attntut.init.view`; the adjusted model is then run once too.
+            :func:`attntut.init.view`; the adjusted model is then run once too. Without them, a Hugging Face model is
+            run on its own, where only that tells whether something clashes or is missing.
         roles, n_heads: as in :func:`attntut.init.view`.
         force: apply it although something clashes, or the model lacks what the method requires.
         options: the method's own.
@@ -242,26 +257,29 @@ def adjust(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
-    if not isinstance(force, bool):
-        raise TypeError(f"force must be True or False: got {force!r}.")
     found = find_adjustment(name)
     found.check_options(options)
-    view = known_view(model, inputs, roles, n_heads)
-    _check(found, model, view, force=force)
-    patch = Patch(found.name, model, view)
+    view = fitting_view(found.name, model, inputs, roles, n_heads, force=force, options=options)
+    patch = applied(found.name, view, lambda patch: found.function(patch, **options), inputs)
+    return Handle(found.name, model, options, patch)
+
+
+def applied(name: str, view: ModelView, act: Callable[[Patch], object], inputs: Any = None) -> Patch:
+    """Note a method at its model and let it act; if that fails, or does nothing, the model is as it was."""
+    patch = Patch(name, view.module, view)
     try:
         _mark(patch)
         marks = patch.n_changes
-        found.function(patch, **options)
+        act(patch)
         if patch.n_changes == marks:
             patch.refuse("it has nothing that this method acts on")
         if inputs is not None:
-            with untouched(model, inputs), no_fast_path(), torch.no_grad():
-                call(model, inputs)
+            with untouched(view.module, inputs), no_fast_path(), torch.no_grad():
+                call(view.module, inputs)
     except BaseException:
         patch._stack.close()
         raise
-    return Handle(found.name, model, options, patch)
+    return patch
 
 
 def find_adjustment(name: object) -> Adjustment:
@@ -301,28 +319,79 @@ def acting_on(model: nn.Module) -> tuple[str, ...]:
 
 
 def fitting(view: ModelView) -> list[str]:
-    """The names of the methods that :func:`adjust` would not refuse for what a model has, or lacks.
+    """The names of the methods that are not refused for what a model has or lacks, with the options' defaults.
+
+    A method that then finds nothing to act on is named too.
 
     >>> from attntut.anatomy import look
     >>> model = nn.MultiheadAttention(8, num_heads=2)
     >>> with adjust(model, "qk_norm"):
-    ...     {"qk_norm", "soft_cap", "branch_scale"} & {*fitting(look(model))}
-    {'branch_scale'}
+    ...     {"qk_norm", "soft_cap", "sink"} & {*fitting(look(model))}
+    {'sink'}
     """
-    there = acting_on(view.module)
-    return [name for name, each in adjustments().items()
-            if name not in there and not each.objection(there, view.traits)]  # fmt: skip
+    return [name for name, each in adjustments().items() if not _refusal(each, view, {})]
 
 
 def given_traits(model: nn.Module) -> dict[str, Any]:
     """What a model has by the methods that act on it, by the names of :class:`~attntut.TransformerConfig`."""
-    given = [name for method in acting_on(model) for name in adjustments()[method].gives]
-    return {trait: value for name in given for trait, value in REQUIREMENTS[name].wants.items()}
+    return brought(acting_on(model))
+
+
+def _refusal(method: Adjustment, view: ModelView, options: Mapping[str, Any], *, force: bool = False) -> str:
+    """Why a method is not applied to a model, a sentence; empty if it is."""
+    model, there = view.module, acting_on(view.module)
+    if method.name in there:
+        return f"{method.name!r} acts on this model already: undo it first."
+    if not force and (why := method.objection(there, _as_adjusted(view))):
+        return f"{why} To apply it anyway: force=True."
+    why = method.unfit(view, options)
+    return f"{method.name!r} cannot be applied to {type(model).__name__}: {why}." if why else ""
+
+
+def _as_adjusted(view: ModelView) -> dict[str, Any]:
+    """The traits, with the width of a head, and the scale of the logits as a temperature leaves it."""
+    traits = {**view.traits, "d_head": view.entries[0].weight.d_head if view.entries else None}
+    taus = {attention.tau(place.module) for place in view.attention}
+    if traits.get("scale") is not None:
+        traits["scale"] = traits["scale"] / taus.pop() if len(taus) == 1 else None
+    return traits
+
+
+def fitting_view(
+    name: str,
+    model: nn.Module,
+    inputs: Any,
+    roles: RolePatterns | None,
+    n_heads: int | None,
+    *,
+    force: bool = False,
+    options: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelView:
+    """What is known of a model that a method may be applied to; a trait that no name tells is listened for.
+
+    Raises:
+        TypeError: ``force`` is neither True nor False.
+        ValueError: the method is refused.
+    """
+    if not isinstance(force, bool):
+        raise TypeError(f"force must be True or False: got {force!r}.")
+    method, view = adjustments()[name], known_view(model, inputs, roles, n_heads)
+    asked = {trait for each in (*method.requires, *method.conflicts) if each in REQUIREMENTS
+             for trait in REQUIREMENTS[each].wants}  # fmt: skip
+    is_told = inputs is not None or all(view.traits.get(each) is not None for each in asked)
+    if not (is_told or force or view.foreign):  # a sharded model would have to run on all devices
+        with plain(model):
+            heard = look(model, heard=listen(model), roles=roles, n_heads=n_heads).traits
+        known = {trait: value for trait, value in view.traits.items() if value is not None}
+        view = replace(view, traits={**heard, **known})
+    if why := _refusal(method, view, options, force=force):
+        raise ValueError(why)
+    return view
 
 
 def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_heads: int | None) -> ModelView:
     """What is known by names; else, or if there are inputs, by listening."""
-    with _plain(model):
+    with plain(model):
         view = look(model, roles=roles, n_heads=n_heads)
         if inputs is not None or not view.attention or view.unknown or view.unsure:
             view = look(model, heard=listen(model, inputs), roles=roles, n_heads=n_heads)
@@ -336,15 +405,6 @@ def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_head
             'inputs=…, or the names, roles={"query": "*.q_lin.weight", …}.'
         )
     return view
-
-
-def _check(method: Adjustment, model: nn.Module, view: ModelView, *, force: bool) -> None:
-    """Refuse what is there already, what clashes, and a lack of what is required."""
-    there = acting_on(model)
-    if method.name in there:
-        raise ValueError(f"{method.name!r} acts on this model already: undo it first.")
-    if not force and (why := method.objection(there, view.traits)):
-        raise ValueError(f"{why} To apply it anyway: force=True.")
 
 
 def _mark(patch: Patch) -> None:
@@ -376,28 +436,6 @@ def _adds_one(norm: nn.Module) -> bool:
         return False
     finally:
         norm._parameters.update(own)
-
-
-@contextmanager
-def _plain(model: nn.Module) -> Iterator[None]:
-    """Meanwhile, what is computed from one parameter is that parameter: roles are found by its name and its place."""
-    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], dict[str, Any]]] = []
-    try:
-        for each in [*model.modules()]:
-            lists: Any = each._modules.get("parametrizations")
-            if not parametrize.is_parametrized(each) or any([*x._parameters] != ["original"] for x in lists.values()):
-                continue
-            before.append((each, type(each), dict(each._modules), dict(each._parameters)))
-            each.__class__ = type(each).__bases__[0]
-            del each._modules["parametrizations"]
-            each._parameters.update({name: one.original for name, one in lists.items()})
-        yield
-    finally:
-        for each, kind, modules, parameters in before:
-            each.__class__ = kind
-            for now, then in ((each._modules, modules), (each._parameters, parameters)):
-                now.clear()
-                now.update(then)
 
 
 # ---- what several adjustments change together: the first remembers, the last to be undone restores

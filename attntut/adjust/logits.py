@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from attntut._checks import check_int, check_number
 from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.registry import adjustment
+from attntut.anatomy.view import ModelView
 
 
 @adjustment(
@@ -19,7 +22,11 @@ from attntut.adjust.registry import adjustment
     source="Gemma 2 (2024), section 2; gemma_pytorch, model.py, GemmaAttention: c = 50",
     why="Logits stay between −c and c, whatever the weights; those far below c are hardly changed.",
     treats=("logits too large", "logits too large (trained)", "logits too large (weights unknown)"),
-    clashes={"QK-norm": "the logits are bounded already, and the cap only bends them"},
+    clashes={
+        "QK-norm": "the logits are bounded already, and the cap only bends them",
+        "soft cap": "the model has a cap of its own, which acts on what this one leaves",
+    },
+    gives=("soft cap",),
 )
 def soft_cap(patch: Patch, *, cap: float = 50.0) -> None:
     """Bend the logits so that none leaves (−c, c), before the mask.
@@ -55,6 +62,12 @@ class Cap(AttentionChange):
         return self.cap * torch.tanh(logits / self.cap)
 
 
+def _halves(view: ModelView, options: Mapping[str, Any]) -> str:
+    if not view.traits.get("differential") or not isinstance(options.get("tau", ""), str):
+        return ""
+    return "each half of its queries and keys has a product of its own, of d_head/2 channels: give tau=…"
+
+
 @adjustment(
     formula=r"s \leftarrow s / \tau, \qquad \tau = \sqrt{d_h} \text{ makes of } q^\top k/\sqrt{d_h} \text{ the } "
     r"q^\top k/d_h \text{ of μP}",
@@ -62,6 +75,7 @@ class Cap(AttentionChange):
     source="Yang et al. (2022), definition 4.1, for 1/d_h; one learnable number a head: Liu et al. (2022), Swin V2",
     why="A number that flattens attention (τ > 1) or sharpens it (τ < 1) without a change to any matrix.",
     treats=("logits too large", "entropy collapsed"),
+    unfit=_halves,
 )
 def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool = False) -> None:
     """Divide the logits by a number, before the mask.
@@ -80,8 +94,6 @@ def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool
     """
     if tau != "sqrt d_head":
         check_number("tau", tau, low=0, open_low=True)
-    elif patch.view.traits.get("differential"):
-        patch.refuse("each half of its queries and keys has a product of its own, of d_head/2 channels: give tau=…")
     for place in patch.attentions:
         weight = patch.query(place).weight
         value = math.sqrt(weight.d_head) if isinstance(tau, str) else tau
@@ -100,11 +112,11 @@ class Temperature(AttentionChange):
 
 
 class LearnedTemperature(AttentionChange):
-    """s·e^θ, a θ for each head."""
+    """s·e^θ, a θ for each head: at the start ln(1/τ)."""
 
     def __init__(self, n_heads: int, tau: float) -> None:
         super().__init__()
-        self.log_factor = nn.Parameter(torch.full((n_heads, 1, 1), -math.log(tau)))
+        self.tau, self.log_factor = tau, nn.Parameter(torch.full((n_heads, 1, 1), -math.log(tau)))
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits * self.log_factor.exp()
@@ -185,6 +197,7 @@ def _exact(logits: Tensor) -> torch.dtype:
         "sigmoid_attention": "each replaces the softmax",
         "softpick": "each replaces the softmax",
     },
+    gives=("sink",),
 )
 def sink(patch: Patch, *, start: float = 0.0, learned: bool = True) -> None:
     """Put one more logit a head into the softmax, which takes weight and gives no value.

@@ -10,7 +10,7 @@ from torch.distributions import Categorical
 
 from attntut._checks import check_number, check_tensor
 from attntut.adjust.attention import CHANGES, AttentionChange, _overrides
-from attntut.adjust.handle import Handle, Patch, _mark, acting_on, known_view
+from attntut.adjust.handle import Handle, Patch, applied, fitting_view
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.names import RolePatterns
 
@@ -64,6 +64,7 @@ def entropy_penalty(
     inputs: Any = None,
     roles: RolePatterns | None = None,
     n_heads: int | None = None,
+    force: bool = False,
 ) -> EntropyPenalty:
     """Watch the attention of a model, and give a term that draws the entropy of each head to a target.
 
@@ -77,6 +78,7 @@ def entropy_penalty(
         target: H*, from 0 (one key) to 1 (all keys alike).
         coefficient: λ.
         inputs, roles, n_heads: as in :func:`attntut.init.view`.
+        force: as in :func:`attntut.adjust.adjust`.
 
     Returns:
         Call it after each forward pass, to get the term; ``undo()`` takes it away, and so does the end of a ``with``.
@@ -92,22 +94,18 @@ def entropy_penalty(
         0.0
     """
     check_number("target", target, low=0, high=1), check_number("coefficient", coefficient, low=0)
-    name, view = "entropy_penalty", known_view(model, inputs, roles, n_heads)
-    if name in acting_on(model):
-        raise ValueError(f"{name!r} acts on this model already: undo it first.")
-    patch = Patch(name, model, view)
-    try:
-        _mark(patch)
-        patch.hook(model.register_forward_pre_hook, _forget)
-        for place in patch.attentions:
-            others: Any = place.module._modules.get(CHANGES)
-            if others is not None and any(_overrides(each, "weights") for each in others.values()):
-                patch.refuse(f"the weights of {place.name or 'the model'} are no softmax: {', '.join(others)}")
-            patch.attend(place, Entropies())
-    except BaseException:
-        patch.undo()
-        raise
-    return EntropyPenalty(name, model, dict(target=target, coefficient=coefficient), patch)
+    view = fitting_view("entropy_penalty", model, inputs, roles, n_heads, force=force)
+    options = dict(target=target, coefficient=coefficient)
+    return EntropyPenalty("entropy_penalty", model, options, applied("entropy_penalty", view, _watch))
+
+
+def _watch(patch: Patch) -> None:
+    patch.hook(patch.model.register_forward_pre_hook, _forget)
+    for place in patch.attentions:
+        others: Any = place.module._modules.get(CHANGES)
+        if others is not None and any(_overrides(each, "weights") for each in others.values()):
+            patch.refuse(f"the weights of {place.name or 'the model'} are no softmax: {', '.join(others)}")
+        patch.attend(place, Entropies())
 
 
 class EntropyPenalty(Handle):

@@ -15,9 +15,11 @@ from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.view import ModelView
 
 NORMS = ("rms", "layer", "l2")
 GATES = ("channel", "head")
+NO_SCALE = "what it multiplies queries and keys with is not known, or not the same everywhere: give scale=…"
 HALVES = "each half of its queries and keys has a product of its own"
 
 
@@ -35,9 +37,7 @@ HALVES = "each half of its queries and keys has a product of its own"
     ),
     clashes={
         "QK-norm": "queries and keys of length 1 have no length left to take away",
-        "soft_cap": "the logits are bounded already, and the cap only bends them",
         "sigma_reparam": "the norm divides out the scale that it gives to queries and keys",
-        "qk_clip": "the norm divides out what it takes from the weights",
         "sphere": "queries and keys of length 1 have no length left to take away",
         "differential attention": HALVES,
     },
@@ -115,10 +115,10 @@ class NormedQueriesKeys(AttentionChange):
     treats=("logits too large", "logits too large (trained)", "logits too large (weights unknown)"),
     clashes={
         "QK-norm": "the lengths are set already",
-        "qk_norm": "the lengths are set already",
         "sphere": "queries and keys of length 1 have no length left to take away",
         "differential attention": HALVES,
     },
+    unfit=lambda view, options: "" if view.traits.get("scale") or options.get("scale") is not None else NO_SCALE,
 )
 def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None = None) -> None:
     """Shorten queries and keys that are longer than a limit, head by head, before their product.
@@ -144,9 +144,7 @@ def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None 
     """
     if limit is not None:
         check_number("limit", limit, low=0, open_low=True)
-    scale = patch.view.traits.get("scale") if scale is None else check_number("scale", scale, low=0, open_low=True)
-    if not scale:
-        patch.refuse("what it multiplies queries and keys with is not known, or not the same everywhere: give scale=…")
+    scale = patch.view.traits["scale"] if scale is None else check_number("scale", scale, low=0, open_low=True)
     for place in patch.attentions:
         d_head = patch.query(place).weight.d_head
         patch.attend(place, ClippedQueriesKeys(2 * math.sqrt(d_head) if limit is None else limit, scale))
@@ -171,6 +169,11 @@ def _clipped(vector: Tensor, limit: Tensor | float) -> Tensor:
     return vector * (limit / norm.clamp(min=limit)).to(vector.dtype)
 
 
+def _no_output(view: ModelView, options: Any) -> str:
+    names = [each.name or "the model" for each in view.attention if each.output is None]
+    return f"what the heads of {names[0]} are given to is not known" if names else ""
+
+
 @adjustment(
     formula=r"y = W_o\left(\sigma(W_g x + b_g) \odot [\text{head}_1; \ldots; \text{head}_H]\right)",
     cite="qiu2025gated",
@@ -181,6 +184,8 @@ def _clipped(vector: Tensor, limit: Tensor | float) -> Tensor:
         "output gate": "the model gates its heads itself",
         "differential attention": "the gate would come twice, before one attention is taken from the other",
     },
+    gives=("output gate",),
+    unfit=_no_output,
 )
 def output_gate(patch: Patch, *, per: str = "channel", start: float = 0.5) -> None:
     """Multiply what the heads found by a learnable gate between 0 and 1, made of the token that asks.
@@ -205,9 +210,7 @@ def output_gate(patch: Patch, *, per: str = "channel", start: float = 0.5) -> No
     check_number("start", start, low=0, high=1, open_low=True, open_high=True)
     for place in patch.attentions:
         query = patch.query(place).weight
-        if place.output is None:
-            patch.refuse(f"what the heads of {place.name or 'the model'} are given to is not known")
-        n_gates = query.n_heads if per == "head" else place.output.matrix.shape[1]
+        n_gates = query.n_heads if per == "head" else place.output.matrix.shape[1]  # type: ignore[union-attr]
         patch.attend(place, GatedHeads(query.d_model, n_gates, start))
 
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from attntut._checks import check_choice, check_options
+from attntut.anatomy.view import ModelView
 from attntut.init.register import by_family, check_entry, explain
 from attntut.init.requirements import REQUIREMENTS, Traits, has, unmet
 
@@ -27,6 +28,7 @@ ON_MODEL = tuple(FAMILIES)[:5]
 """Families that change a model and can be undone; the functions of the others give ordinary torch objects."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Unfit = Callable[[ModelView, Mapping[str, Any]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,7 @@ class Adjustment:
         clashes: what it must not meet, each with why not: other methods, or what a model may have itself, of
             :data:`~attntut.init.requirements.REQUIREMENTS`.
         gives: what a model has that it acts on: of :data:`~attntut.init.requirements.REQUIREMENTS`.
+        unfit: why it cannot be applied to a model that this view is of, with these options; empty if it can.
         function: does it; its keyword arguments are the options.
     """
 
@@ -60,6 +63,7 @@ class Adjustment:
     requires: tuple[str, ...] = ()
     clashes: Mapping[str, str] = field(default_factory=dict)
     gives: tuple[str, ...] = ()
+    unfit: Unfit = lambda view, options: ""
     function: Callable[..., Any]
 
     @property
@@ -89,16 +93,21 @@ class Adjustment:
 
     @property
     def conflicts(self) -> dict[str, str]:
-        """What it must not meet, each with why not, whichever of two methods says so."""
-        others = {name: each.clashes[self.name] for name, each in adjustments().items() if self.name in each.clashes}
-        return others | dict(self.clashes)
+        """What it must not meet, each with why not, whichever of two methods says so: of it, or of what it gives."""
+        found = dict[str, str]()
+        for name, each in adjustments().items():
+            theirs = [each.clashes[what] for what in (self.name, *self.gives) if what in each.clashes]
+            own = [self.clashes[what] for what in (name, *each.gives) if what in self.clashes]
+            if each is not self and (whys := own or theirs):
+                found[name] = whys[0]
+        return found | dict(self.clashes)
 
     def objection(self, there: Collection[str], traits: Traits) -> str:
         """Why it should not be applied to a model, a sentence; empty if nothing is known against it.
 
         Args:
             there: methods that act on the model.
-            traits: what is known of it.
+            traits: what is known of it; ``"d_head"`` too, where a requirement depends on it.
 
         Example:
             >>> adjustments()["soft_cap"].objection([], {"qk_norm": True})
@@ -106,12 +115,16 @@ class Adjustment:
             >>> adjustments()["soft_cap"].objection([], {})
             ''
         """
+        given = {what for name in there for what in adjustments()[name].gives}
         clashes = {name: why for name, why in self.conflicts.items() if name in there}
         clashes |= {f"the model's own {name}": why for name, why in self.conflicts.items()
-                    if name in REQUIREMENTS and has(name, traits)}  # fmt: skip
+                    if name in REQUIREMENTS and name not in given and has(name, traits)}  # fmt: skip
         if clashes:
             return f"{self.name!r} clashes with {'; '.join(f'{name}, because {why}' for name, why in clashes.items())}."
+        traits = {**traits, **brought(there)}
         wants = {key: value for name in self.requires for key, value in REQUIREMENTS[name].wants.items()}
+        wants |= {key: value(d_head) if (d_head := traits.get("d_head")) else None for key, value in wants.items()
+                  if callable(value)}  # fmt: skip
         if lacking := unmet(self.requires, traits, wants, {}):
             said = (f"{name}, because {REQUIREMENTS[name].reason} (found: {has})" for name, has in lacking.items())
             return f"{self.name!r} needs {'; '.join(said)}."
@@ -130,6 +143,16 @@ class Adjustment:
             raise TypeError(f"The method {self.name!r} needs {', '.join(f'{name}=…' for name in missing)}.")
 
 
+def brought(there: Collection[str]) -> dict[str, Any]:
+    """What a model has by the methods that act on it, by the names of :class:`~attntut.TransformerConfig`.
+
+    >>> brought(["qk_norm", "temperature"])
+    {'qk_norm': True}
+    """
+    given = [name for method in there for name in adjustments()[method].gives]
+    return {trait: value for name in given for trait, value in REQUIREMENTS[name].wants.items() if value is not ...}
+
+
 _ADJUSTMENTS: dict[str, Adjustment] = {}
 
 
@@ -144,6 +167,7 @@ def adjustment(
     requires: tuple[str, ...] = (),
     clashes: Mapping[str, str] | None = None,
     gives: tuple[str, ...] = (),
+    unfit: Unfit = lambda view, options: "",
 ) -> Callable[[Function], Function]:
     """Register the function below as a method, and put formula, reason, source and limits into its docstring.
 
@@ -175,6 +199,7 @@ def adjustment(
             requires=tuple(requires),
             clashes=MappingProxyType(dict(clashes or {})),
             gives=tuple(gives),
+            unfit=unfit,
             function=function,
         )
         function.__doc__ = explain(function, formula=formula, why=why, source=source, requires=requires, more=more)

@@ -18,7 +18,7 @@ from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
 from attntut.anatomy.layout import at
-from attntut.anatomy.view import Entry
+from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import BRANCH
 from attntut.init.apply import _check_generator, _draw, _plan
 from attntut.init.registry import find_scheme
@@ -62,14 +62,18 @@ def sigma_reparam(patch: Patch, *, gamma: float = 1.0, on: Collection[str] = BRA
     check_number("gamma", gamma, low=0, open_low=True)
     for role in on:
         check_choice("on", role, BRANCH)
-    entries: dict[str, list[Entry]] = {}
-    for entry in patch.view.by_role(*on):
-        entries.setdefault(entry.parameter, []).append(entry)
-    for name, parts in entries.items():
-        norm = UnitSpectralNorm(patch.model.get_parameter(name), parts, gamma)
+    for name, parts in _matrices(patch, on).items():
+        norm = UnitSpectralNorm(patch.parameter(name), parts, gamma)
         if not all(norm.get_buffer(f"u{i}").any() for i in range(len(parts))):
             patch.refuse(f"{name} has a part that is 0, and no singular value to divide by")
         patch.parametrize(name, norm)
+
+
+def _matrices(patch: Patch, roles: Collection[str]) -> dict[str, list[Entry]]:
+    """The projections to be computed, by parameter; refuses a model in which some are, and nobody knows for what."""
+    if computed := [name for name in patch.view.unknown if "parametrizations." in name]:
+        patch.refuse(f"{computed[0]} is what another parameter is computed from, and its role is not known")
+    return patch.view.by_parameter(*roles)
 
 
 class UnitSpectralNorm(nn.Module):
@@ -161,17 +165,18 @@ def weight_norm(patch: Patch) -> None:
         True
     """
     sums: dict[str, tuple[int, ...]] = {}
-    for entry in patch.view.by_role(*BRANCH):
-        view, parameter = entry.matrix.view, patch.model.get_parameter(entry.parameter)
-        strides = view.stride()[entry.matrix.row_dims :]
-        dims = tuple(i for i, step in enumerate(parameter.stride()) if step in strides and parameter.shape[i] > 1)
-        is_whole = math.prod(parameter.shape[i] for i in dims) == entry.weight.fan_in
-        if not is_whole or sums.setdefault(entry.parameter, dims) != dims:
-            patch.refuse(f"the columns of {entry.parameter} do not lie along its dimensions")
-        if not entry.view.any(dim=1).all():
-            patch.refuse(f"{entry.parameter} has a row that is 0, and no direction")
+    for name, entries in _matrices(patch, BRANCH).items():
+        parameter = patch.parameter(name)
+        for entry in entries:
+            strides = entry.matrix.view.stride()[entry.matrix.row_dims :]
+            dims = tuple(i for i, step in enumerate(parameter.stride()) if step in strides and parameter.shape[i] > 1)
+            is_whole = math.prod(parameter.shape[i] for i in dims) == entry.weight.fan_in
+            if not is_whole or sums.setdefault(name, dims) != dims:
+                patch.refuse(f"the columns of {name} do not lie along its dimensions")
+            if not entry.view.any(dim=1).all():
+                patch.refuse(f"{name} has a row that is 0, and no direction")
     for name, dims in sums.items():
-        patch.parametrize(name, RowLengths(patch.model.get_parameter(name), dims))
+        patch.parametrize(name, RowLengths(patch.parameter(name), dims))
 
 
 class RowLengths(nn.Module):
@@ -185,6 +190,14 @@ class RowLengths(nn.Module):
         return self.gain * weight / weight.norm(dim=self.dims, keepdim=True)
 
 
+def _no_rows(view: ModelView, options: Any) -> str:
+    for place in view.attention:
+        query, key = place.query, place.key
+        if query is None or key is None or query.matrix.shape[0] != query.weight.n_heads * query.weight.d_head:
+            return f"the queries and keys of {place.name or 'the model'} have no rows for each head"
+    return ""
+
+
 @adjustment(
     formula=r"W_q, W_k \leftarrow \sqrt\eta\, W_q, \sqrt\eta\, W_k, \qquad \eta_h = \min(1, \tau / \max_{ij} s_{ij})",
     cite="kimi2025k2",
@@ -193,8 +206,9 @@ class RowLengths(nn.Module):
     treats=("logits too large (trained)", "entropy collapsed"),
     clashes={
         "QK-norm": "the norm divides out what is taken from the weights",
-        "soft_cap": "it would see logits that the cap has bent, however large they were",
+        "soft cap": "it would see logits that the cap has bent, however large they were",
     },
+    unfit=_no_rows,
 )
 def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 100.0) -> None:
     """Scale the query and key weights of a head down, after a step in whose forward passes its logits went too far.
@@ -225,9 +239,10 @@ def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 10
     check_optimizer(optimizer)
     clips = []
     for place in patch.attentions:
-        query, key = place.query, place.key
-        if query is None or key is None or query.matrix.shape[0] != query.weight.n_heads * query.weight.d_head:
-            patch.refuse(f"the queries and keys of {place.name or 'the model'} have no rows for each head")
+        query, key = patch.query(place), place.key
+        assert key is not None
+        for each in (query, key):
+            patch.parameter(each.parameter)  # what is stored would be scaled, and not what is computed from it
         largest = LargestLogits()
         patch.attend(place, largest)
         clips.append((patch.current(query), patch.current(key), largest))

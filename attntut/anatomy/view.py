@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from attntut._restore import no_fast_path, untouched
 from attntut.anatomy.layout import Matrix
@@ -111,6 +112,13 @@ class ModelView:
     def by_role(self, *roles: str) -> tuple[Entry, ...]:
         """The projections with one of these roles."""
         return tuple(entry for entry in self.entries if entry.role in roles)
+
+    def by_parameter(self, *roles: str) -> dict[str, list[Entry]]:
+        """The projections with one of these roles, or all, by the parameter that they lie in."""
+        found: dict[str, list[Entry]] = {}
+        for entry in self.by_role(*roles) if roles else self.entries:
+            found.setdefault(entry.parameter, []).append(entry)
+        return found
 
 
 def view(
@@ -299,6 +307,31 @@ def _audible(module: nn.Module) -> Iterator[None]:
     finally:
         for each, value in zip(dead, before, strict=True):
             each.copy_(value)
+
+
+@contextmanager
+def plain(model: nn.Module) -> Iterator[bool]:
+    """Meanwhile, what is computed from one parameter is that parameter: roles are found by its name and its place.
+
+    What it gives is whether there is such a parameter (:mod:`torch.nn.utils.parametrize`).
+    """
+    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], dict[str, Any]]] = []
+    try:
+        for each in [*model.modules()]:
+            lists: Any = each._modules.get("parametrizations")
+            if not parametrize.is_parametrized(each) or any([*x._parameters] != ["original"] for x in lists.values()):
+                continue
+            before.append((each, type(each), dict(each._modules), dict(each._parameters)))
+            each.__class__ = type(each).__bases__[0]
+            del each._modules["parametrizations"]
+            each._parameters.update({name: one.original for name, one in lists.items()})
+        yield bool(before)
+    finally:
+        for each, kind, modules, parameters in before:
+            each.__class__ = kind
+            for now, then in ((each._modules, modules), (each._parameters, parameters)):
+                now.clear()
+                now.update(then)
 
 
 def call(module: Callable[..., Any], inputs: Any) -> Any:

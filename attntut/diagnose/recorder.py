@@ -20,7 +20,7 @@ from attntut._extras import extra
 from attntut._restore import no_fast_path
 from attntut.anatomy.listen import Ears
 from attntut.anatomy.names import RolePatterns
-from attntut.anatomy.view import ModelView, look
+from attntut.anatomy.view import ModelView, look, plain
 from attntut.diagnose.gradients import Gradients
 from attntut.diagnose.layers import FUNCTION, ROOT, Frame, Layers, first_tensor
 from attntut.diagnose.report import BY_STEP, Report, average_heads, scalars_of
@@ -84,7 +84,8 @@ class Recorder:
             self.layers.hook()
             self.parameters = {each.untyped_storage()._cdata for each in self._parameters()}
             if self.model is not None and self.roles is not None:
-                look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs
+                with plain(self.model):
+                    look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs
             self._watch = stack.enter_context(ExitStack())
             if not self.watches_calls:
                 self._watch.enter_context(self.watcher)
@@ -218,9 +219,10 @@ class Recorder:
         heard = None
         with self._forgiving("the roles of the weights"):
             heard = self.ears.hear(output)
-        self.seen = look(self.model, heard=heard, roles=self.roles)
-        if self.wants_gradients:
-            self.gradients = Gradients(self.seen, self._hears_gradients)
+        with plain(self.model) as is_computed:  # the graph tells what computed matrices are made of, not what they do
+            self.seen = look(self.model, heard=None if is_computed else heard, roles=self.roles)
+            if self.wants_gradients:
+                self.gradients = Gradients(self.seen, self._hears_gradients)
 
     # ---- the report
 
@@ -277,7 +279,9 @@ class Recorder:
         if self.model is not None:
             from attntut.diagnose import weights  # reads the catalogue of schemes
 
-            with self._forgiving("the weights"):
+            with self._forgiving("the weights"), plain(self.model) as is_computed:
+                if is_computed:
+                    self.note("Weights that are computed (torch.nn.utils.parametrize) are read as they are stored.")
                 weights.fill(report, self.seen or look(self.model, roles=self.roles))
         for record in report.weights:
             record["layer"] = record["layer"] or ROOT

@@ -84,6 +84,9 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "yours will, so confirm it"
     ),
     "QK-norm": _part("it sets the gain of the norms that queries and keys pass", parts.QKNorm()),
+    "soft cap": Requirement(
+        "it counts on logits that cannot leave a range", {"soft_cap": ...}, lambda value, wanted: value is not None
+    ),
     "sink": _part("it draws the logit that each head has beside those of the keys", parts.Sink()),
     "output gate": _part("it draws a gate on what the heads found", parts.OutputGate()),
     "differential attention": _part("it draws the share of the second attention", parts.Differential()),
