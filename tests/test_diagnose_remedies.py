@@ -1,8 +1,6 @@
 """A finding names methods of adjustment that fit the model, and the first of them mends what was planted."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -98,8 +96,3 @@ def test_the_report_says_it_in_one_line():
     again = Report.from_json(report.to_json())
     assert again.findings[0].adjustments == found.adjustments
     assert "Try:" not in text(diagnose(FAULTY["cloned layers"][1]()[0], TOKENS))
-
-
-def test_the_package_starts_without_the_methods():
-    code = "import attntut, sys; assert not [each for each in sys.modules if each.startswith('attntut.adjust')]"
-    subprocess.run([sys.executable, "-c", code], check=True)
