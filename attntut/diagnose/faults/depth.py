@@ -206,8 +206,8 @@ def rank_collapsing_slowly(
             lambda facts, stack: facts.traits.get("norm") not in ("pre", "none"),
         ),
         Remedy(
-            'initialize_(model, "gpt2", std={std:.3g}) draws all matrices so. (The std is 1/√d_model. The usual 0.02 is '
-            "too small for a narrow model.)",
+            'initialize_(model, "gpt2", std={std:.3g}) draws all matrices so. The std is 1/√d_model; the usual '
+            "0.02 is too small for a narrow model.",
             lambda facts, stack: facts.traits.get("norm") == "pre",
         ),
     ),
