@@ -688,6 +688,15 @@ def test_depth_scaling_is_told_where_it_does_something(norm, part):
     assert part in found.text and ("gpt2" in found.text) is (norm == "pre")
 
 
+@pytest.mark.parametrize("width, std", [(32, "0.177"), (64, "0.125"), (768, "0.0361")])
+def test_the_scheme_is_named_with_a_std_for_the_width(width, std):
+    """With 0.02 a narrow model has next to nothing in its branches, and learns worse than without any factor."""
+    report = depth(rms=[math.sqrt(1 + 4 * i) for i in range(12)], fan_in=width, fan_out=width, std=width**-0.5)
+    report.model["traits"] = dict(norm="pre")
+    (found,) = find(report)
+    assert f'initialize_(model, "gpt2", std={std})' in found.text
+
+
 def test_small_gradients_are_judged_by_theory():
     weights = [record(role=role) for role in ("query", "key", "value", "output")]
     stream = [dict(layer="blocks.0", rms=1.0, token_cosine=0.5)]

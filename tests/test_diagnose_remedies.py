@@ -45,8 +45,9 @@ def traits_of(model, inputs):
 def test_a_scheme_that_a_finding_names_mends_the_fault(planted):
     model, inputs = FAULTY[planted][1]()
     (found,) = findings(model, inputs)
-    for scheme in re.findall(r'initialize_\(model, "(\w+)"', found.text):
-        initialize_(model, scheme, generator=torch.Generator().manual_seed(0))
+    for scheme, std in re.findall(r'initialize_\(model, "(\w+)"(?:, std=([\d.]+))?\)', found.text):
+        options = dict(std=float(std)) if std else {}
+        initialize_(model, scheme, generator=torch.Generator().manual_seed(0), **options)
         assert found.name not in names(findings(model, inputs)), scheme
 
 

@@ -206,7 +206,9 @@ def rank_collapsing_slowly(
             lambda facts, stack: facts.traits.get("norm") not in ("pre", "none"),
         ),
         Remedy(
-            'initialize_(model, "gpt2") draws all matrices so.', lambda facts, stack: facts.traits.get("norm") == "pre"
+            'initialize_(model, "gpt2", std={std:.3g}) draws all matrices so. The std is 1/√d_model; the usual '
+            "0.02 is too small for a narrow model.",
+            lambda facts, stack: facts.traits.get("norm") == "pre",
         ),
     ),
     chapter=DEPTHS,
@@ -225,7 +227,8 @@ def depth_scaling_absent(
     gains = [layer.gain("output") / layer.gain("value") for layer in stack.layers if layer.kind == "self"]
     if growth > bound and gains and all(gain >= (2 * L) ** -0.25 for gain in gains):
         last, left = (number(share, digits=2) for share in (1 - stack.variance[-2] / stack.variance[-1], 1 / growth))
-        yield hit(growth, expected=1.6, threshold=bound, blocks=L, factor=(2 * L) ** -0.5, last=last, left=left)
+        words: Hit = dict(factor=(2 * L) ** -0.5, std=stack.layers[0].of("value", "fan_in") ** -0.5)
+        yield hit(growth, expected=1.6, threshold=bound, blocks=L, last=last, left=left, **words)
 
 
 @fault(
