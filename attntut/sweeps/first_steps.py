@@ -25,6 +25,7 @@ def frozen(done: int) -> float:
 SHORT: dict[str, Any] = dict(betas=(0.9, 0.98))
 SGD: dict[str, Any] = dict(optimizer="sgd", momentum=0.9)
 STARTS: dict[str, dict[str, Any]] = {
+    "none": {},
     "warm-up 30": dict(warmup=30),
     "warm-up 100": dict(warmup=100),
     "frozen 30": dict(steps=FROZEN + STEPS, schedule=frozen),
@@ -80,6 +81,12 @@ RATES: dict[tuple[int, str, str, str], list[float]] = {
     (24, "pre", X, "warm-up 100"): [3e-4, 1e-3, 3e-3],
     (8, "post", X, "cosine 30"): MIDDLE,
 }
+MORE: dict[str, list[float]] = {
+    "none": [3e-4, 1e-3],
+    "warm-up 100": [3e-4, 1e-3],
+    **{start: [1e-3] for start in ("warm-up 30", "frozen 30", "β₂ .98", "β₂ .98, warm-up 111", "β₂ .98, RAdam")},
+}
+"""Starts of 24 post-LN blocks that were tried again with the seeds 100 to 123, after the others had been seen."""
 SWEEP = Sweep(
     "first_steps",
     run,
@@ -87,6 +94,11 @@ SWEEP = Sweep(
         config
         for (blocks, norm, scheme, start), lrs in RATES.items()
         for config in grid(depth=blocks, norm=norm, scheme=scheme, start=start, lr=lrs, seed=range(6))
+    ]
+    + [
+        config
+        for start, lrs in MORE.items()
+        for config in grid(depth=24, norm="post", scheme=X, start=start, lr=lrs, seed=range(100, 124))
     ],
     shape=shape,
     at_once=24,
