@@ -66,7 +66,7 @@ start_forgotten = Number(
             lambda lr, decay, part: (math.sqrt(lr / decay), math.log(part) / (2 * lr * decay))
         ),
         "The steps are right. Does a larger λ make the weights larger?": (
-            lambda lr, decay, part: (math.sqrt(2 * lr * decay), math.log(part) / (2 * lr * decay))
+            lambda lr, decay, part: (math.sqrt(2 * decay / lr), math.log(part) / (2 * lr * decay))
         ),
         "The steps are right. One step of Adam is short. Are the steps independent?": (
             lambda lr, decay, part: (balance(lr, decay) * math.sqrt(0.1 / 1.9), math.log(part) / (2 * lr * decay))
