@@ -43,7 +43,7 @@ longer_query = Choice(
 
 def cap_for(p: float, n: float) -> float:
     """The bound under which one of n keys takes the share p at most."""
-    return math.log(p * (n - 1) / (1 - p)) / 2
+    return float(f"{math.log(p * (n - 1) / (1 - p)) / 2:.4g}")
 
 
 share_for_one = Number(
@@ -94,7 +94,8 @@ share_for_one = Number(
 
 def gains_for(rho: float, n: float, d_h: float, power: float = -0.5) -> tuple[float, float, float]:
     g = math.sqrt(2 * math.log(n)) * (1 - rho) ** power
-    return g, g * math.sqrt((d_h - 1) / d_h), g * math.sqrt(d_h)
+    rms, layer, l2 = (float(f"{x:.4g}") for x in (g, g * math.sqrt((d_h - 1) / d_h), g * math.sqrt(d_h)))
+    return rms, layer, l2
 
 
 three_gains = Number(
@@ -356,7 +357,7 @@ def law_cases(seed: int) -> list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]:
         return torch.randn(*shape, generator=generator)
 
     cases = []
-    for kind, (n_heads, d_head, d_model) in enumerate(((2, 5, 7), (3, 4, 8), (2, 3, 6))):
+    for kind, (n_heads, d_head, d_model) in enumerate(((2, 3, 5), (3, 4, 5), (2, 3, 4))):
         query, key, shared = normal(3, n_heads * d_head, d_model)
         uneven = torch.linspace(0.3, 2, d_model)
         query, key = (query + shared) * uneven, (key + 0.7 * shared) * uneven
