@@ -98,7 +98,7 @@ def with_dropout(model: Transformer, *, attention: float = 0.0, branches: float 
     Example:
         >>> model = with_dropout(Transformer(SMALL, seed=0), attention=0.5)
         >>> x = torch.randn(1, 4, 16)
-        >>> [torch.equal(m(x), m(x)) for m in (model.train(), model.eval())]
+        >>> [torch.equal(model.train(mode)(x), model(x)) for mode in (True, False)]
         [False, True]
     """
     for block in model.blocks:
