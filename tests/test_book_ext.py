@@ -245,17 +245,17 @@ SYMPTOM = """
         ((0.1, 0.3), "lower", "harms"),
         ((-0.3, -0.1), "lower", "helps"),
         ((-0.1, 0.3), "higher", "within the noise"),
-        ((0.1, 0.3), "", "as predicted"),
+        ((0.1, 0.3), "", "bounds it"),
     ],
 )
 def test_the_interval_of_a_difference_decides_what_a_remedy_did(interval, gain, said):
     low, high = interval
     record = records.Record(page="page", **one("a", measured=(low + high) / 2, low=low, high=high))
-    assert remedies.verdict(record, gain) == said
+    assert remedies.verdict(record, gain, "bounds it") == said
 
 
 def test_a_level_that_differs_from_its_formula_is_no_success():
-    assert remedies.verdict(records.Record(page="page", **one("a", passed=False)), "") == "not as predicted"
+    assert remedies.verdict(records.Record(page="page", **one("a", passed=False)), "", "bounds it") == "not as said"
 
 
 def test_the_page_of_remedies_names_causes_records_and_what_was_not_measured(build):
@@ -274,6 +274,7 @@ def test_the_page_of_remedies_names_causes_records_and_what_was_not_measured(bui
         ("attention sink", "attention drain", "names faults that diagnose does not know"),
         ("of: sink", "of: sinks", "'sinks' is neither a method nor a scheme"),
         ("lower", "down", "gain must be one of"),
+        ("gain: lower", "says: ''", "must have one of gain and says"),
         ('["9: a"]', "[]", "'sink' of 'It sinks' has no record"),
         ("remedies:", "remedy:", r"remedies\.yml must be a list of symptoms"),
     ],

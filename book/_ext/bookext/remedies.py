@@ -33,7 +33,8 @@ PAGE = """\
 <section class="claim" id="{{ symptom.anchor }}">
 <h2>{{ symptom.symptom }}<a class="headerlink" href="#{{ symptom.anchor }}" title="Link to this symptom">#</a></h2>
 <p>{{ symptom.see }}</p>
-<p class="claim-head">Causes:
+<p class="claim-head">{% if symptom.faults %}Causes:{% else %}<code>diagnose</code> looks for no cause of it.{% endif %}
+
 {% for fault in symptom.faults %}
 <a href="{{ uri("book/diagnose", ids[fault]) }}">{{ fault }}</a>
 {% endfor %}
@@ -70,11 +71,13 @@ class Remedy:
         records: ``"16: name"`` each.
         gain: which measurement is a gain, ``"higher"`` or ``"lower"`` than 0, where the records are differences to the
             same without the remedy; empty where they are no differences.
+        says: what the records say of it where they are no differences, a few words.
     """
 
     of: str
     records: list[str]
     gain: str = ""
+    says: str = ""
     found: list[tuple[Record, str]] = field(default_factory=list)
 
     @property
@@ -122,27 +125,25 @@ def read_symptoms(path: Path) -> list[Symptom]:
                 raise ConfigError(f"{path}: {remedy.of!r} of {each.symptom!r} has no record.")
             if remedy.gain and remedy.gain not in GAINS:
                 raise ConfigError(f"{path}: gain must be one of {GAINS}: got {remedy.gain!r}.")
+            if bool(remedy.gain) == bool(remedy.says):
+                raise ConfigError(f"{path}: {remedy.of!r} of {each.symptom!r} must have one of gain and says.")
             if " " not in remedy.of and not remedy.page:
                 raise ConfigError(f"{path}: {remedy.of!r} is neither a method nor a scheme.")
     return symptoms
 
 
-def verdict(record: Evidence, gain: str) -> str:
-    """What a record says of a remedy: ``helps``, ``harms`` or ``within the noise`` by its interval.
+def verdict(record: Evidence, gain: str, says: str = "") -> str:
+    """What a record says of a remedy: ``helps``, ``harms`` or ``within the noise`` by its interval, or ``says``.
 
     Args:
         record: of a difference to the same without the remedy, or of something else.
-        gain: which difference is a gain; empty where the record is no difference: then it is said what was found.
+        gain: which difference is a gain; empty where the record is no difference.
+        says: what such a record says, if it is as its text says.
     """
     if not gain:
-        return (
-            {"predicted": "as predicted", "expected": "as expected", "observed": "observed"}[record.kind]
-            if (record.passed)
-            else "not as predicted"
-        )
-    low, high = (
-        (record.measured, record.measured) if record.low is None or record.high is None else (record.low, record.high)
-    )
+        return says if record.agrees else "not as said"
+    low = record.measured if record.low is None else record.low
+    high = record.measured if record.high is None else record.high
     if low <= 0 <= high:
         return "within the noise"
     return "helps" if (low > 0) == (gain == "higher") else "harms"
@@ -157,7 +158,7 @@ def filled(symptoms: Iterable[Symptom], records: list[Record]) -> tuple[list[Sym
                 if (record := find(records, text)) is None:
                     missing.append(text)
                 else:
-                    remedy.found.append((record, verdict(record, remedy.gain)))
+                    remedy.found.append((record, verdict(record, remedy.gain, remedy.says)))
     return symptoms, missing
 
 
