@@ -161,7 +161,13 @@ def play(pairs, course, place):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     found = graded_by_name(course, twice, place)
     assert marks(found.pop("honest")) == rest | dict.fromkeys(TWICE, E[ATTACKED].points)
-    assert {name: one.marks for name, one in found.items() if marks(one) != rest | dict.fromkeys(TWICE, 0)} == {}
+    due = rest | dict.fromkeys(TWICE, 0)
+    assert not [name for name, one in found.items() if any(marks(one)[number] for number in TWICE)]
+    if lost := {name: one.marks for name, one in found.items() if marks(one) != due}:
+        again = graded_by_name(
+            course, twice, place
+        )  # a busy machine is slow once; what an attack takes, it takes again
+        assert {name: each for name, each in lost.items() if marks(again[name]) != due} == {}
     assert len(found) == len(pairs)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not left_behind(course["left"]), "A process was left behind."
