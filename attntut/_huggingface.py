@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attntut._checks import check_int
 from attntut.device import seeded
 
 
@@ -27,6 +28,47 @@ def entries(words: Sequence[str], program: str | None = None) -> dict[str, Any]:
     for name in dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("--")):
         parser.add_argument(name, type=_value)
     return vars(parser.parse_args(words))
+
+
+EPILOG = "Any other option sets an entry of the configuration: --hidden-size 256, --num-hidden-layers 4, --n-embd 64."
+
+
+def command(
+    package: str, description: str, *, seq_len: int, narrowest: int, batch: int | None = None, more: str = ""
+) -> argparse.ArgumentParser:
+    """The parser of ``python -m attntut.PACKAGE MODEL``, with the options that :func:`made` reads.
+
+    Args:
+        package: of the command.
+        description: what it shows.
+        seq_len, batch: of the random input, by default; without ``batch``, neither it nor the seed is an option.
+        narrowest: the least ``--width``.
+        more: of the epilog.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m attntut.{package}", description=description, epilog=f"{EPILOG}{more}", allow_abbrev=False
+    )
+    parser.add_argument("model", help="a model type (bert, gpt2, llama, t5, vit, whisper …) or a config.json")
+    parser.add_argument("--seq-len", type=int, default=seq_len, help=f"tokens of the random input ({seq_len})")
+    if batch is not None:
+        parser.add_argument("--batch", type=int, default=batch, help=f"sequences of the random input ({batch})")
+        parser.add_argument("--seed", type=int, default=0, help="of the weights and inputs (0)")
+    parser.add_argument("--width", type=int, default=100, help=f"of the text, at least {narrowest} (100)")
+    parser.set_defaults(narrowest=narrowest, **{} if batch is not None else dict(batch=2, seed=0))
+    return parser
+
+
+def made(known: argparse.Namespace, overrides: dict[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The model that a command line asks for, and its inputs.
+
+    Raises:
+        ValueError, TypeError: an option is out of range.
+        ValueError, OSError, ImportError: as :func:`configuration` and :func:`random_inputs`.
+    """
+    for name, low in (("seq-len", 1), ("batch", 1), ("width", known.narrowest)):
+        check_int(f"--{name}", getattr(known, name.replace("-", "_")), low=low)
+    model = build(configuration(known.model, overrides), known.seed)
+    return model, random_inputs(model, batch=known.batch, seq_len=known.seq_len, seed=known.seed)
 
 
 def configuration(model: str, overrides: dict[str, Any]) -> Any:

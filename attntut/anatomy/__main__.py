@@ -6,19 +6,15 @@ from its configuration, runs it once on random inputs, and prints every projecti
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from attntut._checks import check_int
-from attntut._huggingface import build, configuration, entries, random_inputs
+from attntut._huggingface import command, entries, made
 from attntut.anatomy.listen import siblings
 from attntut.anatomy.view import ModelView, listen, look
-
-EPILOG = "Any other option sets an entry of the configuration: --hidden-size 256, --num-hidden-layers 4, --n-embd 64."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,21 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; wrong usage raises ``SystemExit(2)``, as in :mod:`argparse`.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m attntut.anatomy",
-        description="Which matrix of a Hugging Face architecture plays which role.",
-        epilog=EPILOG,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", help="a model type (bert, gpt2, phi3 …) or a config.json")
-    parser.add_argument("--seq-len", type=int, default=16, help="tokens of the random input (16)")
-    parser.add_argument("--width", type=int, default=100, help="of the text, at least 60 (100)")
+    description = "Which matrix of a Hugging Face architecture plays which role."
+    parser = command("anatomy", description, seq_len=16, narrowest=60)
     known, rest = parser.parse_known_args(arguments)
     overrides = entries(rest, parser.prog)
     try:
-        check_int("--seq-len", known.seq_len), check_int("--width", known.width, low=60)
-        model = build(configuration(known.model, overrides), seed=0)
-        inputs = random_inputs(model, batch=2, seq_len=known.seq_len, seed=0)
+        model, inputs = made(known, overrides)
         seen = look(model, heard=listen(model, inputs))
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(str(error))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -232,6 +232,15 @@ def labelled(label: str, words: str, style: str = "") -> Table:
     grid.add_column(overflow="fold")
     grid.add_row(Text(label, style), Text(words))
     return grid
+
+
+def show(what: Any, as_text: Callable[[Any, int], str], width: int) -> None:
+    """Print with colours in a terminal, and as plain text elsewhere."""
+    terminal = Console(width=width)
+    if terminal.is_terminal:
+        terminal.print(what)
+    else:
+        print(as_text(what, width))
 
 
 def plain(parts: Iterable[RenderableType], width: int) -> str:
