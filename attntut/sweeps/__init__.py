@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-from attntut.data import digits
+from attntut.data import Data, digits
 from attntut.device import default_device
-from attntut.train import History, train_many
+from attntut.train import History, train, train_many
 
 PATCH, STEPS = 4, 300
 SIZE: dict[str, Any] = dict(
     n_classes=10, d_input=PATCH**2, seq_len=(8 // PATCH) ** 2, d_model=32, n_heads=4, d_ff=64
 )  # of every model
+
+
+def trained(
+    models: Sequence[nn.Module],
+    data: Data,
+    configs: list[dict[str, Any]],
+    *,
+    alone: Callable[[nn.Module], dict[str, Any]] | None = None,
+    **options: Any,
+) -> list[History]:
+    """Train models at once; or one by one, where ``alone`` gives the options that are each model's own.
+
+    Args:
+        models: one a configuration.
+        data, options: as :func:`~attntut.train.train_many` takes them.
+        configs: each with ``lr`` and ``seed`` (of the batches).
+        alone: from a model to more options of :func:`~attntut.train.train`.
+    """
+    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
+    if alone is None:
+        return train_many(models, data, lrs=lrs, seeds=seeds, progress=False, **options)
+    return [
+        train(model, data, lr=lr, seed=seed, progress=False, **options, **alone(model))
+        for model, lr, seed in zip(models, lrs, seeds, strict=True)
+    ]
+
+
+def rates_by_name(model: nn.Module, groups: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """The learning rate of each parameter by its name, from the groups of an optimizer."""
+    rate = {parameter: group["lr"] for group in groups for parameter in group["params"]}
+    return {name: rate[parameter] for name, parameter in model.named_parameters()}
 
 
 def on_digits(
@@ -31,11 +62,10 @@ def on_digits(
         For each its history, and ``accuracy`` and ``loss`` of the test set after the last step and ``train_loss``, the
         mean of the last epoch (NaN if it diverged).
     """
-    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
     data = digits(patch=PATCH)
     options = dict(steps=STEPS, batch_size=32) | options
     models = [model.to(default_device()) for model in models]
-    histories = train_many(models, data, lrs=lrs, seeds=seeds, progress=False, **options)
+    histories = trained(models, data, configs, **options)
     epoch = len(data.train_inputs) // options["batch_size"]
     return [
         (

@@ -14,8 +14,7 @@ from attntut.data import Data, digits, reverse
 from attntut.device import default_device, seeded
 from attntut.init import initialize_
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import PATCH, SIZE
-from attntut.train import train, train_many
+from attntut.sweeps import PATCH, SIZE, trained
 from attntut.transformer import Transformer, TransformerConfig
 
 BAD = 60
@@ -179,17 +178,11 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
         ['accuracy', 'train_loss']
     """
     start, method, spike = shape(configs[0])
-    settings = dict(steps=STEPS[start], progress=False) | METHODS[method] | options
+    settings = dict(steps=STEPS[start]) | METHODS[method] | options
     data = data_of(start)
     models = [BadBatches(model_of(start, each["seed"]), spike).to(default_device()) for each in configs]
-    if callable(settings.get("optimizer")):
-        histories = [
-            train(model, data, lr=config["lr"], seed=config["seed"], **settings)
-            for model, config in zip(models, configs, strict=True)
-        ]
-    else:
-        lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
-        histories = train_many(models, data, lrs=lrs, seeds=seeds, **settings)
+    one_by_one = dict[str, Any](alone=lambda model: {}) if callable(settings.get("optimizer")) else {}
+    histories = trained(models, data, configs, **one_by_one, **settings)
     return [
         dict(accuracy=history.final_accuracy, train_loss=history.losses[-42:].mean().item()) for history in histories
     ]

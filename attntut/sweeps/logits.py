@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from attntut.device import default_device, seeded
 from attntut.init import initialize_
 from attntut.measure import attention_entropy, logit_statistics
 from attntut.sweep import Sweep, grid
-from attntut.train import train, train_many
+from attntut.sweeps import trained
 from attntut.transformer import Transformer, TransformerConfig
 
 SHAPE = TransformerConfig(n_classes=10, d_input=4, d_model=32, n_layers=2, n_heads=4, d_ff=0)
@@ -128,16 +129,9 @@ def run(configs: list[dict[str, Any]], *, steps: int = 100) -> list[dict[str, fl
     """
     data, method = digits(), configs[0]["method"]
     models = [start(method, config["start"], config["seed"]).to(default_device()) for config in configs]
-    options: dict[str, Any] = dict(steps=steps, progress=False)
-    if method in ALONE:
-        histories = [
-            train(model, data, lr=config["lr"], seed=config["seed"], **by_itself(method, model), **options)
-            for model, config in zip(models, configs, strict=True)
-        ]
-    else:
-        lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
-        options |= dict(penalty=z_loss) if method == "z_loss" else {}
-        histories = train_many(models, data, lrs=lrs, seeds=seeds, **options)
+    options: dict[str, Any] = dict(alone=partial(by_itself, method)) if method in ALONE else {}
+    options |= dict(penalty=z_loss) if method == "z_loss" else {}
+    histories = trained(models, data, configs, steps=steps, **options)
     x = data.test_inputs[:128].to(default_device())
     return [
         {name: float(f"{value:.4g}") for name, value in dict(loss=each.final_loss, **at_softmax(model, x)).items()}

@@ -20,17 +20,15 @@ from attntut.data import Data, digits
 from attntut.device import default_device, seeded
 from attntut.init import initialize_
 from attntut.sweep import Sweep, grid
-from attntut.train import History, train, train_many
+from attntut.sweeps import rates_by_name, trained
+from attntut.train import History, train
 from attntut.transformer import Transformer, TransformerConfig
 
 SMALL = TransformerConfig(n_classes=10, d_input=16, seq_len=4, d_model=32, n_heads=4, n_layers=2, d_ff=64)
 DEEP = replace(SMALL, n_classes=5, n_layers=4)
 DROPS = ("attention", "branches")  # dropout of its weights, and of what a branch adds
-DECAYS = (
-    "decay",
-    "cautious",
-    "query-key",
-)  # of all matrices, where a step shrinks a weight anyway, of queries and keys
+# Decay of all matrices, where a step shrinks a weight anyway, and of queries and keys.
+DECAYS = ("decay", "cautious", "query-key")
 TUNE = ("top", "layers", "scratch")  # new top blocks, slower lower blocks, nothing of the pretrained model
 BATCH, STEPS, EVERY = 20, 200, 25
 TUNE_BATCH, TUNE_STEPS = 10, 150
@@ -224,8 +222,7 @@ def run(configs: list[dict[str, Any]], *, steps: int | None = None) -> list[dict
         options = dict(steps=steps or STEPS, batch_size=BATCH, eval_every=EVERY)
         if any(config["method"] in DECAYS for config in configs):
             options["after_step"] = Decay(models, configs)
-    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
-    histories = train_many(models, data, lrs=lrs, seeds=seeds, chunk=len(models), progress=False, **options)
+    histories = trained(models, data, configs, chunk=len(models), **options)
     return [numbers(*pair, data) for pair in zip(models, histories, strict=True)]
 
 
@@ -263,10 +260,7 @@ def matched(history: History, epoch: int) -> float:
 
 def factors(model: Transformer, decay: float) -> dict[str, float]:
     """Of each parameter's learning rate, as :func:`~attntut.adjust.layer_lr_decay` has it."""
-    rate = {
-        parameter: group["lr"] for group in layer_lr_decay(model, lr=1.0, decay=decay) for parameter in group["params"]
-    }
-    return {name: rate[parameter] for name, parameter in model.named_parameters()}
+    return rates_by_name(model, layer_lr_decay(model, lr=1.0, decay=decay))
 
 
 METHODS = {

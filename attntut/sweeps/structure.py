@@ -10,7 +10,7 @@ from attntut.data import digits
 from attntut.device import default_device, seeded
 from attntut.init import initialize_, view
 from attntut.sweep import Sweep, grid
-from attntut.train import train_many
+from attntut.sweeps import trained
 from attntut.transformer import Transformer, TransformerConfig
 
 SHAPE = TransformerConfig(n_classes=10, d_input=4, d_model=16, n_layers=2, n_heads=2, d_ff=0, positions="sinusoidal")
@@ -68,9 +68,7 @@ def run(configs: list[dict[str, Any]], *, steps: int = STEPS) -> list[dict[str, 
     """
     data = digits(n_train=300)
     models = [start(config["start"], config["seed"]).to(default_device()) for config in configs]
-    lrs, seeds = ([config[name] for config in configs] for name in ("lr", "seed"))
-    options: dict[str, Any] = dict(steps=steps, batch_size=20, eval_every=EARLY, progress=False)
-    histories = train_many(models, data, lrs=lrs, seeds=seeds, **options)
+    histories = trained(models, data, configs, steps=steps, batch_size=20, eval_every=EARLY)
     return [dict(early=each.evaluations[1].accuracy, late=each.final_accuracy) for each in histories]
 
 

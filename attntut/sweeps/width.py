@@ -14,7 +14,7 @@ from attntut.device import seeded
 from attntut.init import initialize_, schemes
 from attntut.init.width import learning_rates
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import SIZE, on_digits
+from attntut.sweeps import SIZE, on_digits, rates_by_name
 from attntut.transformer import Transformer, TransformerConfig
 
 BASE = SIZE["d_model"]
@@ -47,9 +47,8 @@ def factors(model: Transformer, power: float) -> dict[str, float]:
         >>> found["blocks.0.attention.query.weight"], found["embedding.weight"]
         (0.25, 1.0)
     """
-    groups = learning_rates(model, 1.0, base_width=BASE)
-    rate = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
-    return {name: rate[id(parameter)] ** power for name, parameter in model.named_parameters()}
+    rates = rates_by_name(model, learning_rates(model, 1.0, base_width=BASE))
+    return {name: rate**power for name, rate in rates.items()}
 
 
 def to_sphere(model: Transformer) -> Callable[[Mapping[str, Tensor]], None]:

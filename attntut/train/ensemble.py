@@ -7,6 +7,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from attntut.data import Data
-from attntut.train.scoring import Evaluation, cross_entropy, evaluation, pieces, scores
+from attntut.train.scoring import Evaluation, evaluation, objective, pieces, scores
 from attntut.train.settings import EPS, Settings, check_model
 
 
@@ -43,12 +44,7 @@ class Ensemble:
     def losses(self, x: Tensor, y: Tensor, n_classes: int, penalty: Callable[[Tensor], Tensor] | None) -> Tensor:
         """The loss of each model on its own batch, ``(M,)``; ``x`` is ``(M, B, T, …)``."""
         self.program.train()
-
-        def loss(logits: Tensor, y: Tensor, n_classes: int) -> Tensor:
-            plain = cross_entropy(logits, y, n_classes)
-            return plain if penalty is None else plain + penalty(logits)
-
-        return self._score(loss, x, y, n_classes)
+        return self._score(partial(objective, penalty=penalty), x, y, n_classes)
 
     @torch.no_grad()
     def evaluate(self, data: Data, step: int) -> list[Evaluation]:

@@ -13,7 +13,7 @@ from attntut._checks import check_int, check_number
 from attntut._restore import restored_mode
 from attntut.data import Data
 from attntut.device import own_randomness
-from attntut.train.scoring import Evaluation, History, cross_entropy, evaluate
+from attntut.train.scoring import Evaluation, History, evaluate, objective
 from attntut.train.settings import EPS, Settings, batch_order, check_model, data_for, progress_bar
 
 
@@ -82,9 +82,7 @@ def train(
                 continue
             model.train()
             logits = model(data.train_inputs[batch])
-            loss = cross_entropy(logits, data.train_targets[batch], data.n_classes)
-            if settings.penalty is not None:
-                loss = loss + settings.penalty(logits)
+            loss = objective(logits, data.train_targets[batch], data.n_classes, settings.penalty)
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             norm = get_total_norm(gradients)
             losses[step] = value = loss.item()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -77,6 +77,14 @@ class History:
 def cross_entropy(logits: Tensor, targets: Tensor, n_classes: int) -> Tensor:
     """The mean loss of the scored targets, in nats."""
     return _losses(logits, targets, n_classes).sum() / (targets != UNSCORED).sum()
+
+
+def objective(
+    logits: Tensor, targets: Tensor, n_classes: int, penalty: Callable[[Tensor], Tensor] | None = None
+) -> Tensor:
+    """What is minimized: the mean loss and, where there is one, the penalty of the logits."""
+    loss = cross_entropy(logits, targets, n_classes)
+    return loss if penalty is None else loss + penalty(logits)
 
 
 def scores(logits: Tensor, targets: Tensor, n_classes: int) -> Tensor:
