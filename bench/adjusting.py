@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from functools import partial
 from typing import Any
 
@@ -35,7 +36,7 @@ def adjusting() -> list[Row]:
                 return seconds(step, repeats=1, warm_up=False)[0]
 
         pairs = [(seconds(step, repeats=1, warm_up=False)[0], adjusted()) for _ in range(TURNS)]
-        ratios[name] = sorted(after / before for before, after in pairs)[TURNS // 2]
+        ratios[name] = statistics.median(after / before for before, after in pairs)
     rows = [
         Row(
             f"a forward and backward pass with `{name}` over one without, GPT-2 small's shape",

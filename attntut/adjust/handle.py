@@ -20,6 +20,7 @@ from attntut.adjust import attention
 from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments, brought
 from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
+from attntut.anatomy.parameters import names_of
 from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, plain
 from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import AttentionPart, Difference
@@ -74,9 +75,7 @@ class Patch:
     def __init__(self, name: str, model: nn.Module, view: ModelView) -> None:
         self.name, self.model, self.view = name, model, view
         self.n_changes = 0
-        self._names: dict[nn.Parameter, list[str]] = {}  # a tied parameter has several
-        for each, parameter in model.named_parameters(remove_duplicate=False):
-            self._names.setdefault(parameter, []).append(each)
+        self._names = names_of(model)
         self._checks: list[Callable[[], str]] = []
         self._stack = ExitStack()
 

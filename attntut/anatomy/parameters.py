@@ -53,9 +53,7 @@ class Drawers:
         self._modules = dict(module.named_modules(remove_duplicate=False))
         self._ran = {each for name in self.heard.called for each in prefixes(name)}
         self._done: set[int] = set()
-        names: dict[int, list[str]] = {}  # a tied parameter has several
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
+        names = names_of(module)
         given = {each[0]: patterns.match(each) for each in names.values()}
         parameters = dict(module.named_parameters())
         for name, parameter in parameters.items():
@@ -70,7 +68,7 @@ class Drawers:
         patterns.check_used(self.matrices)
         for name, parameter in parameters.items():  # a matrix takes its bias along
             if id(parameter) not in self._done and (is_norm(self._owner(name)) or parameter.ndim > 1):
-                self._sort(names[id(parameter)], given[name], parameter)
+                self._sort(names[parameter], given[name], parameter)
         self._learn_from_siblings(parameters)
         for name in [*self.unknown] if self.heard.attention else ():
             if self.unknown.get(name) == f"{name} {tuple(parameters[name].shape)}":
@@ -262,14 +260,25 @@ def _foreign(parameter: nn.Parameter) -> str:
     return "" if kind is Tensor else kind.__name__
 
 
-def foreign(module: nn.Module, patterns: CallerPatterns) -> dict[str, str]:
-    """Parameters that are no plain tensors and are not to be kept, with their classes."""
+def names_of(module: nn.Module) -> dict[nn.Parameter, list[str]]:
+    """The names of each parameter; a tied one has several.
+
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+    >>> model[1].weight = model[0].weight
+    >>> [*names_of(model).values()]
+    [['0.weight', '1.weight']]
+    """
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
+    return names
+
+
+def foreign(module: nn.Module, patterns: CallerPatterns) -> dict[str, str]:
+    """Parameters that are no plain tensors and are not to be kept, with their classes."""
     return {
         each[0]: kind
-        for parameter, each in names.items()
+        for parameter, each in names_of(module).items()
         if (kind := _foreign(parameter)) and not _is_kept(parameter, patterns.match(each))
     }
 

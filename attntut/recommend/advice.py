@@ -221,10 +221,11 @@ def recommend(
     if unknown := {FACTS[each]: None for rule in asked for each in rule.unknown(known)}:
         notes.append(f"Not known of this model, so that rules that ask for it were left out: {', '.join(unknown)}.")
     asked = [rule for rule in asked if rule.applies(known)]
-    unfit = {start: why for rule in asked for start in rule.take if (why := reader.objection(start))}
+    objections = {start: reader.objection(start) for rule in asked for start in (*rule.take, *rule.avoid)}
+    unfit = {start: objections[start] for rule in asked for start in rule.take if objections[start]}
     notes += [f"For a model of this kind, but not for this one: {start} ({why})." for start, why in unfit.items()]
-    avoid = {start: rule for rule in reversed(asked) for start in rule.avoid if not reader.objection(start)}
-    take = {start: rule for rule in asked for start in rule.take if start not in avoid and not reader.objection(start)}
+    avoid = {start: rule for rule in reversed(asked) for start in rule.avoid if not objections[start]}
+    take = {start: rule for rule in asked for start in rule.take if start not in avoid and not objections[start]}
     best = next(iter(take), "")
     advice = [reader.advise(start, "take", rule) for start, rule in take.items()]
     advice += [reader.advise(start, "avoid", rule, than=best) for start, rule in avoid.items()]

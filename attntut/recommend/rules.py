@@ -16,6 +16,7 @@ from typing import Any
 from attntut._checks import check_choice
 from attntut.adjust.handle import given_traits
 from attntut.adjust.registry import adjustments
+from attntut.anatomy.parameters import names_of
 from attntut.anatomy.view import ModelView
 from attntut.init.registry import schemes
 from attntut.init.requirements import REQUIREMENTS, has
@@ -114,14 +115,18 @@ def questions() -> tuple[Question, ...]:
         >>> [question.id for question in questions()][:2]
         ['source', 'norm']
     """
-    return tuple(read(tomllib.loads(PATH.read_text(encoding="utf-8"))["question"]))
+    return tuple(read(_tables()["question"]))
+
+
+def runs() -> dict[str, dict[str, Any]]:
+    """What is said of each stored sweep that the rules read."""
+    found: dict[str, dict[str, Any]] = _tables()["run"]
+    return found
 
 
 @cache
-def runs() -> dict[str, dict[str, Any]]:
-    """What is said of each stored sweep that the rules read."""
-    found: dict[str, dict[str, Any]] = tomllib.loads(PATH.read_text(encoding="utf-8"))["run"]
-    return found
+def _tables() -> dict[str, Any]:
+    return tomllib.loads(PATH.read_text(encoding="utf-8"))
 
 
 def read(tables: list[dict[str, Any]]) -> Iterator[Question]:
@@ -193,9 +198,7 @@ def facts(seen: ModelView) -> dict[str, Any]:
     traits = {**seen.traits, **given_traits(seen.module)}
     queries, keys, tables = (seen.by_role(role) for role in ("query", "key", "embedding"))
     first, scale = [entry.weight for entry in queries], traits.get("scale")
-    owners: dict[Any, int] = {}
-    for _, parameter in seen.module.named_parameters(remove_duplicate=False):
-        owners[parameter] = owners.get(parameter, 0) + 1
+    names = names_of(seen.module)
     in_blocks = seen.by_role("feed_forward_in")
     d_head = _same(weight.d_head for weight in first)
     power = 0.0 if not scale or not d_head or d_head == 1 else -math.log(abs(scale)) / math.log(d_head)
@@ -214,7 +217,7 @@ def facts(seen: ModelView) -> dict[str, Any]:
         "tokens": any(entry.weight.is_table and entry.weight.fan_in > 1 for entry in tables),
         "positions": "a learned table" if _learned(seen) else "others, or none",
         "gains": bool(seen.gains),
-        "tied": any(owners[seen.module.get_parameter(entry.parameter)] > 1 for entry in tables),
+        "tied": any(len(names[seen.module.get_parameter(entry.parameter)]) > 1 for entry in tables),
         "has": tuple(
             name for name, each in REQUIREMENTS.items() if not {"norm", "scale"} & {*each.wants} and has(name, traits)
         ),

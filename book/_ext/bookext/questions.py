@@ -27,13 +27,16 @@ def markdown() -> str:
 
 
 def _question(question: Question) -> str:
-    numbered = [each.id for each in questions() if each.numbered]
-    number = f"{numbered.index(question.id) + 1}. " if question.numbered else ""
+    number = f"{_number(question.id)}. " if question.numbered else ""
     answers = [_answer(each, "{}." if question.bullets else "Go on with {}.") for each in question.answers]
     if question.bullets:
         answers = ["\n".join("- " + each.replace("\n", "\n  ") for each in answers)]
     head = [f"(map-{question.id})=\n## {number}{question.title}", _linked(question.intro)]
     return "\n\n".join(filter(None, [*head, *answers]))
+
+
+def _number(id: str) -> int:
+    return [each.id for each in questions() if each.numbered].index(id) + 1
 
 
 def _answer(answer: Answer, on: str) -> str:
@@ -42,8 +45,7 @@ def _answer(answer: Answer, on: str) -> str:
         *(_linked(f"{rule.why} {rule.more}".strip()) for rule in answer.rules),
     ]
     if answer.go:
-        number = [each.id for each in questions()].index(answer.go) + 1
-        link = f"[{'Q' if on[0] == '{' else 'q'}uestion {number}](#map-{answer.go})"
+        link = f"[{'Q' if on[0] == '{' else 'q'}uestion {_number(answer.go)}](#map-{answer.go})"
         return " ".join([*said, on.format(link)])
     return " ".join([*said, _linked(answer.text)]).strip()
 

@@ -98,7 +98,7 @@ class Symptom:
     @property
     def anchor(self) -> str:
         """Of its section."""
-        return "symptom-" + "-".join("".join(c if c.isalnum() else " " for c in self.symptom.lower()).split())
+        return nodes.make_id(f"symptom {self.symptom}")
 
     @property
     def unmeasured(self) -> list[str]:
