@@ -91,7 +91,7 @@ def only_root():
 
 def copies(names):
     """The exercise that is attacked, once for each name, with little time."""
-    return {f"2.4{k:02}": dataclasses.replace(E[ATTACKED], number=f"2.4{k:02}", seconds=3) for k in range(len(names))}
+    return {f"2.4{k:02}": dataclasses.replace(E[ATTACKED], number=f"2.4{k:02}", seconds=1) for k in range(len(names))}
 
 
 @pytest.fixture
@@ -163,11 +163,7 @@ def play(pairs, course, place):
     assert marks(found.pop("honest")) == rest | dict.fromkeys(TWICE, E[ATTACKED].points)
     due = rest | dict.fromkeys(TWICE, 0)
     assert not [name for name, one in found.items() if any(marks(one)[number] for number in TWICE)]
-    if lost := {name: one.marks for name, one in found.items() if marks(one) != due}:
-        again = graded_by_name(
-            course, twice, place
-        )  # a busy machine is slow once; what an attack takes, it takes again
-        assert {name: each for name, each in lost.items() if marks(again[name]) != due} == {}
+    assert {name: (one.marks, one.notes) for name, one in found.items() if marks(one) != due} == {}
     assert len(found) == len(pairs)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not left_behind(course["left"]), "A process was left behind."
