@@ -1,0 +1,140 @@
+"""Who wins where: each start on three tasks, at its own best learning rate, which another seed has chosen."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+from attntut.data import Data, associative_recall, characters, digits
+from attntut.device import default_device, seeded
+from attntut.init import initialize_, schemes
+from attntut.sweep import Sweep, grid
+from attntut.sweeps import PATCH, trained
+from attntut.train import History
+from attntut.transformer import Transformer, TransformerConfig
+
+HEADS, CHOOSER = 4, 100  # CHOOSER: the seed that chooses the rate, and judges nothing
+STEPS = {"digits": 100, "recall": 200, "hamlet": 100}
+BATCH = {"digits": 32, "recall": 32, "hamlet": 16}
+RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+EVERYWHERE = (
+    *("normal", "torch_default", "xavier_normal", "xavier_uniform", "lecun_normal", "kaiming_normal", "orthogonal"),
+    *("fan_in", "zero_output", "depth_scaled"),
+)
+AT_HOME = {
+    "pre": ("gpt2", "small_init", "mimetic", "layer_scale", "nanochat"),
+    "post": ("ds_init", "deepnorm"),
+    "none": ("fixup", "t_fixup", "rezero"),
+}
+
+
+@cache
+def data_of(task: str) -> Data:
+    """The data of a task: 4 patches of a digit; 2 pairs and a question; 16 characters of Hamlet.
+
+    Example:
+        >>> data_of("recall")
+        Data('associative recall': train 1000, test 500, inputs (5,) int64, n_classes=12)
+    """
+    if task == "digits":
+        return digits(patch=PATCH)
+    if task == "recall":
+        return associative_recall(n_pairs=2, n_keys=6, n_values=6, n_train=1000, n_test=500)
+    return characters(seq_len=16)
+
+
+def shape(config: dict[str, Any]) -> TransformerConfig:
+    """The model of a run: what the task asks, the norm, the depth, the width, and the scheme's own architecture."""
+    data, width, depth = data_of(config["task"]), config["width"], config["depth"]
+    size: dict[str, Any] = dict(n_layers=depth, d_model=width, n_heads=HEADS, d_ff=2 * width, norm=config["norm"])
+    if config["task"] == "digits":
+        size |= dict(d_input=PATCH**2)
+    else:
+        size |= dict(vocab_size=data.n_classes, pooling="none", is_causal=config["task"] == "hamlet")
+    asked = schemes()[config["scheme"]].architecture(depth, width // HEADS)
+    return TransformerConfig(n_classes=data.n_classes, seq_len=data.train_inputs.shape[1], **size | asked)
+
+
+def rates_of(config: dict[str, Any]) -> tuple[float, ...]:
+    """The grid of rates; its lowest two are for what is deep and has no norm, which bears no higher one.
+
+    Example:
+        >>> rates_of({"norm": "none", "depth": 24})[-1], rates_of({"norm": "pre", "depth": 24})[0]
+        (0.01, 0.0001)
+    """
+    return RATES[:-1] if config["norm"] == "none" and config["depth"] > 2 else RATES[2:]
+
+
+def train_all(configs: list[dict[str, Any]], **options: Any) -> list[History]:
+    """Train models of one shape, each from its ``scheme`` and ``seed`` at its ``lr``, by AdamW without a warm-up."""
+    models, task = [], configs[0]["task"]
+    for config in configs:
+        model = Transformer(shape(config), seed=config["seed"])
+        initialize_(model, config["scheme"], generator=seeded(config["seed"]))
+        models.append(model.to(default_device()))
+    if default_device().type != "cpu":
+        options = {"chunk": len(models)} | options  # a GPU takes all of them at once
+    return trained(models, data_of(task), configs, **dict(steps=STEPS[task], batch_size=BATCH[task]) | options)
+
+
+def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]:
+    """Choose the learning rate of each scheme by one seed, and judge it there by others.
+
+    The rate is the one of the grid with the least loss on the test set after a run with seed 100. That seed judges
+    nothing, so that a rate's luck there is no luck later.
+
+    Args:
+        configs: each with ``task`` (``"digits"``, ``"recall"``, ``"hamlet"``), ``norm``, ``depth``, ``width`` (one for
+            all), ``scheme``, ``seed`` (of the weights and of the batches).
+        options: of :func:`~attntut.train.train_many`, other than 100 steps (recall: 200) of 32 inputs (Hamlet: 16).
+
+    Returns:
+        For each: ``accuracy`` and ``loss`` of the test set after the last step, or before the first bad one;
+        ``diverged``, 1 if there was a bad one; ``lr``, the rate that was chosen. Four digits.
+
+    Example:
+        >>> cell = {"task": "recall", "norm": "pre", "depth": 1, "width": 16}
+        >>> (numbers,) = run([cell | {"scheme": "gpt2", "seed": 0}], steps=2)
+        >>> list(numbers), numbers["lr"] in RATES
+        (['accuracy', 'loss', 'diverged', 'lr'], True)
+    """
+    rates = rates_of(configs[0])
+    entries = list(dict.fromkeys(config["scheme"] for config in configs))
+    tried = [configs[0] | dict(scheme=name, seed=CHOOSER, lr=lr) for name in entries for lr in rates]
+    losses = [math.inf if one.diverged else one.final_loss for one in train_all(tried, **options)]
+    chosen = {
+        name: rates[min(range(len(rates)), key=losses[i * len(rates) :].__getitem__)] for i, name in enumerate(entries)
+    }
+    configs = [config | {"lr": chosen[config["scheme"]]} for config in configs]
+    return [
+        dict(
+            accuracy=round(one.final_accuracy, 4), loss=round(one.final_loss, 4), diverged=int(one.diverged), lr=one.lr
+        )
+        for one in train_all(configs, **options)
+    ]
+
+
+SWEEP = Sweep(
+    "tournament",
+    run,
+    [
+        config
+        for norm in AT_HOME
+        for config in grid(
+            task=list(STEPS),
+            norm=norm,
+            depth=[2, 12, 24],
+            width=[16, 64],
+            scheme=EVERYWHERE + AT_HOME[norm],
+            seed=range(8),
+        )
+    ],
+    shape=lambda config: (config["task"], shape(config)),
+    at_once=128,
+    cost=lambda config: (
+        (config["depth"] + 1.0)
+        * (1 + config["width"] / 16)
+        * {"digits": 1.0, "recall": 2.2, "hamlet": 1.7}[config["task"]]
+    ),
+)
