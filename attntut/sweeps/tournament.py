@@ -16,14 +16,15 @@ from attntut.transformer import Transformer, TransformerConfig
 
 HEADS, CHOOSER = 4, 100  # CHOOSER: the seed that chooses the rate, and judges nothing
 STEPS = {"digits": 100, "recall": 200, "hamlet": 100}
-BATCH = {"digits": 32, "recall": 32, "hamlet": 16}
+BATCH = {"digits": 32, "recall": 32, "hamlet": 8}
+SIZES = [(2, 16), (2, 32), (2, 64), (12, 32), (24, 32)]  # depth, width
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 EVERYWHERE = (
-    *("normal", "torch_default", "xavier_normal", "xavier_uniform", "lecun_normal", "kaiming_normal", "orthogonal"),
-    *("fan_in", "zero_output", "depth_scaled"),
+    *("normal", "torch_default", "xavier_normal", "xavier_uniform", "kaiming_normal", "orthogonal", "fan_in"),
+    *("zero_output", "depth_scaled"),
 )
 AT_HOME = {
-    "pre": ("gpt2", "small_init", "mimetic", "layer_scale", "nanochat"),
+    "pre": ("gpt2", "mimetic", "nanochat"),
     "post": ("ds_init", "deepnorm"),
     "none": ("fixup", "t_fixup", "rezero"),
 }
@@ -57,13 +58,15 @@ def shape(config: dict[str, Any]) -> TransformerConfig:
 
 
 def rates_of(config: dict[str, Any]) -> tuple[float, ...]:
-    """The grid of rates; its lowest two are for what is deep and has no norm, which bears no higher one.
+    """The grid of rates: five, lower ones for deep models; seven where no norm bounds a deep one.
 
     Example:
-        >>> rates_of({"norm": "none", "depth": 24})[-1], rates_of({"norm": "pre", "depth": 24})[0]
-        (0.01, 0.0001)
+        >>> rates_of({"norm": "pre", "depth": 2})
+        (0.0003, 0.001, 0.003, 0.01, 0.03)
     """
-    return RATES[:-1] if config["norm"] == "none" and config["depth"] > 2 else RATES[2:]
+    if config["depth"] == 2:
+        return RATES[3:]
+    return RATES[:-1] if config["norm"] == "none" else RATES[2:-1]
 
 
 def train_all(configs: list[dict[str, Any]], **options: Any) -> list[History]:
@@ -73,8 +76,6 @@ def train_all(configs: list[dict[str, Any]], **options: Any) -> list[History]:
         model = Transformer(shape(config), seed=config["seed"])
         initialize_(model, config["scheme"], generator=seeded(config["seed"]))
         models.append(model.to(default_device()))
-    if default_device().type != "cpu":
-        options = {"chunk": len(models)} | options  # a GPU takes all of them at once
     return trained(models, data_of(task), configs, **dict(steps=STEPS[task], batch_size=BATCH[task]) | options)
 
 
@@ -87,7 +88,7 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     Args:
         configs: each with ``task`` (``"digits"``, ``"recall"``, ``"hamlet"``), ``norm``, ``depth``, ``width`` (one for
             all), ``scheme``, ``seed`` (of the weights and of the batches).
-        options: of :func:`~attntut.train.train_many`, other than 100 steps (recall: 200) of 32 inputs (Hamlet: 16).
+        options: of :func:`~attntut.train.train_many`, other than 100 steps (recall: 200) of 32 inputs (Hamlet: 8).
 
     Returns:
         For each: ``accuracy`` and ``loss`` of the test set after the last step, or before the first bad one;
@@ -121,20 +122,12 @@ SWEEP = Sweep(
     [
         config
         for norm in AT_HOME
+        for depth, width in SIZES
         for config in grid(
-            task=list(STEPS),
-            norm=norm,
-            depth=[2, 12, 24],
-            width=[16, 64],
-            scheme=EVERYWHERE + AT_HOME[norm],
-            seed=range(8),
+            task=list(STEPS), norm=norm, depth=depth, width=width, scheme=EVERYWHERE + AT_HOME[norm], seed=range(8)
         )
     ],
     shape=lambda config: (config["task"], shape(config)),
-    at_once=128,
-    cost=lambda config: (
-        (config["depth"] + 1.0)
-        * (1 + config["width"] / 16)
-        * {"digits": 1.0, "recall": 2.2, "hamlet": 1.7}[config["task"]]
-    ),
+    at_once=24,
+    cost=lambda config: (config["depth"] + 1.0) * (1 + config["width"] / 64) * STEPS[config["task"]],
 )
