@@ -13,16 +13,32 @@ from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from attntut import sweeps
 from attntut.data import digits
 from attntut.device import seeded
 from attntut.evidence import Disagreement, compare
 from attntut.init import initialize_
-from attntut.sweep import Sweep, best_rate, engine, execute, files, grid, jobs, missing, source, store, stored, workers
+from attntut.sweep import (
+    Sweep,
+    best_rate,
+    engine,
+    execute,
+    files,
+    grid,
+    jobs,
+    missing,
+    ranking,
+    source,
+    store,
+    stored,
+    workers,
+)
 from attntut.sweeps import __main__ as command
 from attntut.sweeps import depth, first_steps, logits, swiglu, width
 from attntut.train import train
@@ -404,6 +420,49 @@ def test_a_dask_cluster(tmp_path):
         outcome = execute(Sweep("s", fails_at_3, X), tmp_path, client.get_executor())
     assert outcome.frame["y"].tolist() == [0, 1, 2, 4, 5]
     assert [str(failure) for failure in outcome.failures] == ["x=3: ArithmeticError: three"]
+
+
+# --- who is best ------------------------------------------------------------------------------------------------------
+
+
+def entries(**losses: list[float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [dict(task="t", scheme=name, seed=i, loss=x) for name, each in losses.items() for i, x in enumerate(each)]
+    )
+
+
+def test_the_best_of_a_cell_is_told_from_the_others_by_paired_differences():
+    shared = [0.0, 5.0, -5.0, 10.0, 2.0]
+    frame = entries(b=[x + 1 for x in shared], a=shared, c=[4.0, 0.0, 3.0, -1.0, 8.0])
+    frame["loss"] += [0.01, 0, 0, 0.01, 0] * 3
+    rows = ranking(frame, "task").set_index("scheme")
+    assert rows["verdict"].to_dict() == {"a": "best", "b": "worse", "c": "within the noise"}, "the seeds are paired"
+    assert rows.loc["b", "gap"] == pytest.approx(1) and rows.loc["a", "gap"] == 0
+
+
+def test_the_correction_is_holms():
+    rng = np.random.default_rng(0)
+    frame = entries(a=[0.0] * 8, **{f"s{i}": list(rng.normal(0.5 + 0.1 * i, 0.7, 8)) for i in range(4)})
+    rows = ranking(frame, "task").set_index("scheme")
+    pivot = frame.pivot(index="seed", columns="scheme", values="loss")
+    plain = sorted((stats.ttest_1samp(pivot[f"s{i}"] - pivot["a"], 0).pvalue, f"s{i}") for i in range(4))
+    wanted, so_far = {}, 0.0
+    for i, (p, name) in enumerate(plain):
+        so_far = wanted[name] = min(1, max(so_far, p * (4 - i)))
+    assert rows["p"].drop("a").to_dict() == pytest.approx(wanted)
+    assert np.isnan(rows.loc["a", "p"])
+
+
+def test_two_entries_that_are_one_are_within_the_noise_and_a_constant_gap_is_not():
+    rows = ranking(entries(a=[1.0, 2.0, 3.0], b=[1.0, 2.0, 3.0], c=[1.5, 2.5, 3.5]), "task").set_index("scheme")
+    assert rows["verdict"].to_dict() == {"a": "best", "b": "within the noise", "c": "worse"}
+
+
+def test_a_ranking_needs_every_run():
+    with pytest.raises(ValueError, match="must have a number of each seed: got a gap in"):
+        ranking(entries(a=[1.0, 2.0], b=[1.0]), "task")
+    with pytest.raises(ValueError, match="column must be"):
+        ranking(entries(a=[1.0, 2.0]), "cell")
 
 
 # --- stored runs ------------------------------------------------------------------------------------------------------

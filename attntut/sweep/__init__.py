@@ -7,6 +7,19 @@ that are missing, and :func:`stored` reads what the book has stored.
 from attntut.sweep.engine import Failure, Outcome, execute, missing
 from attntut.sweep.files import store, stored
 from attntut.sweep.plan import Sweep, grid, jobs
+from attntut.sweep.ranking import ranking
 from attntut.sweep.rates import best_rate
 
-__all__ = ["Failure", "Outcome", "Sweep", "best_rate", "execute", "grid", "jobs", "missing", "store", "stored"]
+__all__ = [
+    "Failure",
+    "Outcome",
+    "Sweep",
+    "best_rate",
+    "execute",
+    "grid",
+    "jobs",
+    "missing",
+    "ranking",
+    "store",
+    "stored",
+]
