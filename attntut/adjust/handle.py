@@ -380,9 +380,10 @@ def fitting_view(
     is_told = inputs is not None or all(view.traits.get(each) is not None for each in asked)
     if not (is_told or force or view.foreign):  # a sharded model would have to run on all devices
         with plain(model):
-            heard = look(model, heard=listen(model), roles=roles, n_heads=n_heads).traits
+            heard = listen(model)
+            told = look(model, heard=heard, roles=roles, n_heads=n_heads).traits if heard else {}
         known = {trait: value for trait, value in view.traits.items() if value is not None}
-        view = replace(view, traits={**heard, **known})
+        view = replace(view, traits={**told, **known})
     if why := _refusal(method, view, options, force=force):
         raise ValueError(why)
     return view

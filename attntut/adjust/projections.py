@@ -219,7 +219,7 @@ class GatedHeads(AttentionChange):
 
     def __init__(self, d_model: int, n_gates: int, start: float) -> None:
         super().__init__()
-        self.gate = nn.Linear(d_model, n_gates)
+        self.gate = nn.utils.skip_init(nn.Linear, d_model, n_gates)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, math.log(start / (1 - start)))
 
