@@ -63,17 +63,17 @@ def step(model, inputs, method):
 
 BEFORE_THE_SUM = ("ours, packed, post-LN", "torch encoder", "torch transformer", "BERT", "BERT, sdpa")
 ONE_BLOCK = ("torch attention", "torch transformer", "T5")
-NOTHING = "it has nothing that this method acts on"
+NO_NORM = "it has no norm of the stream"
 REFUSED = {  # all that is, each with why, and in which of the models
     "value_residual": {"no stack of blocks has a second self-attention": ONE_BLOCK},
     "reinit_top_layers": {"its blocks are not known": ONE_BLOCK},
     "sandwich": {"needs pre-LN.*norm='post'": BEFORE_THE_SUM, "norm unknown": ("torch attention",)},
     "ln_scale": {"needs pre-LN.*norm='post'": BEFORE_THE_SUM, "norm unknown": ("torch attention",),
-                 NOTHING: ("T5",)},
-    "rms_norm": {NOTHING: ("ours, modern", "torch attention", "Llama", "Llama, sdpa")},
-    "scale_norm": {NOTHING: ("torch attention",)},
-    "dyt": {NOTHING: ("torch attention",)},
-    "embedding_rescale": {NOTHING: ("torch attention", "torch encoder", "torch transformer")},
+                 "no norm of the stream in a block after the first": ("T5",)},
+    "rms_norm": {"no norm of the stream that is not an RMSNorm": ("ours, modern", "torch attention", "Llama", "Llama, sdpa")},
+    "scale_norm": {NO_NORM: ("torch attention",)},
+    "dyt": {NO_NORM: ("torch attention",)},
+    "embedding_rescale": {"no layer is known that embeds": ("torch attention", "torch encoder", "torch transformer")},
 }  # fmt: skip
 
 
@@ -98,6 +98,12 @@ def test_it_is_undone_to_the_bit(models, name, model_name):
         handle.undo()  # does nothing
     assert everything(model) == before
     assert torch.equal(output(model, inputs), expected)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_what_fits_is_what_can_be_applied(models, model_name):
+    view = known_view(models[model_name][0], None, None, None)
+    assert {*ON_MODEL} & {*fitting(view)} == {name for name in ON_MODEL if not refusal(name, model_name)}
 
 
 def first_that_takes(name):
@@ -398,7 +404,8 @@ def test_what_no_name_tells_is_listened_for():
     (lambda: MODELS["ours, packed, post-LN"](), {"qk_weight_decay", "sandwich", "ln_scale", "mup_groups"}),
     (lambda: ours(scale=1 / 4), set()),
     (lambda: MultiHeadAttention(D, H, parts=(Differential(),)),
-     {*DIFFERENTIAL, "temperature", "sandwich", "ln_scale", "mup_groups"}),
+     {*DIFFERENTIAL, "temperature", "sandwich", "ln_scale", "mup_groups", "rms_norm", "scale_norm", "dyt",
+      "reinit_top_layers", "layer_lr_decay", "embedding_rescale"}),
 ])  # fmt: skip
 def test_what_fits_is_not_refused(make, refused):
     view = known_view(make(), None, None, None)

@@ -320,7 +320,7 @@ def acting_on(model: nn.Module) -> tuple[str, ...]:
 def fitting(view: ModelView) -> list[str]:
     """The names of the methods that are not refused for what a model has or lacks, with the options' defaults.
 
-    A method that then finds nothing to act on is named too.
+    Numbers are not looked at: a matrix that is 0, which σReparam refuses, is met when it is applied.
 
     >>> from attntut.anatomy import look
     >>> model = nn.MultiheadAttention(8, num_heads=2)

@@ -16,7 +16,7 @@ from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
-from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.blocks import Block, block_of, find_blocks
 from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import BRANCH
@@ -291,6 +291,12 @@ def _clip(query: Entry, key: Entry, seen: LargestLogits, limit: float) -> None:
             entry.bias.mul_(rows)
 
 
+def _last(view: ModelView) -> tuple[dict[str, Block], Block]:
+    """The blocks, and that of the last attention."""
+    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    return blocks, block_of(blocks, view.attention[-1].name)
+
+
 @adjustment(
     formula=r"W^{(l)} \sim \mathcal{D}, \quad g^{(l)} = 1, \quad b^{(l)} = 0 \qquad \text{for } l > L - k",
     cite="zhang2021revisiting",
@@ -300,6 +306,7 @@ def _clip(query: Entry, key: Entry, seen: LargestLogits, limit: float) -> None:
         "sigma_reparam": "it knows the singular vectors of the old weights",
         "weight_norm": "its lengths are those of the old weights",
     },
+    unfit=lambda view, options: "" if _last(view)[1].name else "its blocks are not known",
 )
 def reinit_top_layers(
     patch: Patch,
@@ -334,10 +341,7 @@ def reinit_top_layers(
     check_int("n_layers", n_layers)
     _check_generator(generator)
     found, view = find_scheme(scheme), patch.view
-    blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
-    last = block_of(blocks, patch.attentions[-1].name)
-    if not last.name:
-        patch.refuse("its blocks are not known")
+    blocks, last = _last(view)
     check_int("n_layers", n_layers, high=last.n_layers)
     weight = patch.query(patch.attentions[-1]).weight
     if found.finish or (
