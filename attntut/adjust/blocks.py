@@ -47,6 +47,7 @@ def _no_layer(view: ModelView, options: Any) -> str:
         "no residual": "without a skip connection beside it, the branch is all there is, and only shrinks",
         "normalized residual": "the sum keeps the variance by weights of its own, for branches of variance 1",
         "sphere": "each branch is put on the sphere before it is added, which divides the factor out",
+        "sandwich norms": "the norm after each branch divides the factor out",
     },
     unfit=_no_layer,
 )
@@ -295,11 +296,12 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     formula=r"y = \frac{1}{\sqrt l} \operatorname{LN}(x), \qquad l = 1, \ldots, L",
     cite="sun2025curse",
     source="Sun et al. (2025); lmsdss/LayerNorm-Scaling, modeling_llama.py, LNS: both norms of block l",
-    why="Later branches read less, so that the stream grows slowly, and late blocks still change it.",
+    why="Later branches read less, so that the stream grows slowly: its variance like ln L, not like L.",
     treats=("stream growing", "depth scaling absent"),
     requires=("pre-LN",),
     clashes={
         "LN/√l": "the norms are divided already",
+        "depth-scaled weights": "branches would shrink with depth twice",
         "branch_scale": "both make branches small by depth, and together too small",
         **dict.fromkeys(("rms_norm", "scale_norm", "dyt"), "it acts on the norms that would be replaced"),
     },
@@ -309,7 +311,9 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
 def ln_scale(patch: Patch) -> None:
     """Divide the norms of block l by √l; the one after the last block stays.
 
-    It takes the place of depth-scaled output matrices: draw them by a scheme that does not scale by depth.
+    It takes the place of depth-scaled output matrices, which are refused where they are recognized: as drawn, in four
+    or more blocks. The authors' aim is that late blocks change the stream more than under pre-LN. At the start they
+    change it less: what block l writes shrinks like 1/√l, while the stream hardly grows.
 
     Args:
         patch: of the model.
