@@ -142,11 +142,11 @@ def _normalize(module: nn.Module, args: Any, output: Any) -> Any:
 # ---- the norms of the stream
 
 
-def _norms(patch: Patch) -> Iterator[tuple[str, nn.Module, int]]:
+def _norms(view: ModelView) -> Iterator[tuple[str, nn.Module, int]]:
     """The norms over the stream's channels, outside attention: name, module, width."""
-    widths = {patch.query(place).weight.d_model for place in patch.attentions}
-    inside = tuple(f"{place.name}." for place in patch.attentions if place.name)
-    for name, module in patch.model.named_modules():
+    widths = {place.query.weight.d_model for place in view.attention if place.query}
+    inside = tuple(f"{place.name}." for place in view.attention if place.name)
+    for name, module in view.module.named_modules():
         is_ours = name.rpartition(".")[2] == SANDWICH
         if not is_norm(module) or [*module.children()] or is_ours or f"{name}.".startswith(inside):
             continue
@@ -169,11 +169,19 @@ def _swap(patch: Patch, name: str, old: nn.Module, new: nn.Module, *, shared: tu
     patch.replace(name, new)
 
 
+def _layer_norms(view: ModelView) -> Iterator[tuple[str, nn.Module, int]]:
+    """Those that are no RMSNorms."""
+    for name, norm, width in _norms(view):
+        if not isinstance(norm, nn.RMSNorm) and "rmsnorm" not in type(norm).__name__.lower():
+            yield name, norm, width
+
+
 @adjustment(
     formula=r"y = g \odot \frac{x}{\sqrt{\operatorname{mean}(x^2)}}",
     cite="zhang2019root",
     source="Zhang & Sennrich (2019); torch.nn.RMSNorm, with ε = 1e-6 as in Llama",
     why="A LayerNorm without the mean and the shift: what training needs is the scale, and it costs less.",
+    unfit=lambda view, options: "" if any(_layer_norms(view)) else "no LayerNorm stands on its stream",
 )
 def rms_norm(patch: Patch) -> None:
     """Put an RMSNorm in the place of each LayerNorm of the stream.
@@ -192,9 +200,8 @@ def rms_norm(patch: Patch) -> None:
         ...     model.norm1(torch.tensor([3.0, 3.0, 4.0, 4.0]))
         tensor([0.8485, 0.8485, 1.1314, 1.1314], grad_fn=<...>)
     """
-    for name, old, width in _norms(patch):
-        if not isinstance(old, nn.RMSNorm) and "rmsnorm" not in type(old).__name__.lower():
-            _swap(patch, name, old, parts.RMSNorm().make(width, layer=1), shared=("weight",))
+    for name, old, width in _layer_norms(patch.view):
+        _swap(patch, name, old, parts.RMSNorm().make(width, layer=1), shared=("weight",))
 
 
 @adjustment(
@@ -219,7 +226,7 @@ def scale_norm(patch: Patch) -> None:
         ...     model.norm1(torch.tensor([3.0, 0.0, 4.0, 0.0]))
         tensor([1.2000, 0.0000, 1.6000, 0.0000], grad_fn=<...>)
     """
-    for name, old, width in _norms(patch):
+    for name, old, width in _norms(patch.view):
         _swap(patch, name, old, ScaleNorm(width))
 
 
@@ -264,7 +271,7 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
         tensor([ 0.0997, -0.0997,  1.0000, -1.0000], grad_fn=<...>)
     """
     part = parts.DyT(alpha)
-    for name, old, width in _norms(patch):
+    for name, old, width in _norms(patch.view):
         _swap(patch, name, old, part.make(width, layer=1), shared=("weight", "bias"))
 
 
@@ -300,6 +307,6 @@ def ln_scale(patch: Patch) -> None:
         [2.0, 1.41, 1.15, 1.0]
     """
     blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
-    for name, norm, _ in _norms(patch):
+    for name, norm, _ in _norms(patch.view):
         if (layer := block_of(blocks, name).layer) > 1:
             patch.hook(norm.register_forward_hook, Scaled(layer**-0.5))
