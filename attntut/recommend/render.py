@@ -86,7 +86,7 @@ def paragraphs(answer: Recommendation) -> Iterator[tuple[str, list[str]]]:
         yield f"Worse here: {_named(same)}: {_sure(same[0])}", _lines(same[0], said.get(why))
     for why in dict.fromkeys(each.why for each in answer.of("noise")):
         same = [each for each in answer.of("noise") if each.why == why]
-        others = [_compared(each, f"{_named([each])}: ") for each in same[1:] if each.found and each.found.comparisons]
+        others = [_compared(each) for each in same[1:] if each.found and each.found.comparisons]
         yield f"Within the noise: {_named(same)}: {_sure(same[0])}", [*_lines(same[0], said.get(why)), *others]
     rest = [each for each in answer.of("other") if each.strength == "none"]
     for each in answer.of("other"):
@@ -118,7 +118,7 @@ def _lines(each: Advice, as_for: int | None = None) -> list[str]:
     if each.found and each.found.comparisons:
         first = each.found.comparisons[0]
         said = f"Run {first.run}: {first.says}, each at its own best rate, minus {first.than}, {first.n} seeds"
-        lines.append(_compared(each, f"{said}: "))
+        lines.append(f"{said}: {_compared(each)}")
     elif each.found:
         lines.append("The default of the stored runs: the others are compared with it.")
     if each.records and not as_for:
@@ -137,8 +137,10 @@ def _named(advice: Sequence[Advice]) -> str:
     return f"the method{'s' * (len(advice) > 1)} {names}" if advice[0].is_method else names
 
 
-def _compared(each: Advice, said: str) -> str:
-    return f"{said}{'; '.join(map(str, each.found.comparisons if each.found else ()))}."
+def _compared(each: Advice) -> str:
+    """The differences from the default; with the name where several stand below each other."""
+    name = f"{each.start.removeprefix('+ ')}: " if each.verdict == "noise" else ""
+    return f"{name}{'; '.join(map(str, each.found.comparisons if each.found else ()))}."
 
 
 def _short(value: float | None) -> str:

@@ -94,7 +94,9 @@ def _of(
         if not grid:
             return None
         below, above = [x for x in grid if x <= value], [x for x in grid if x >= value]
-        outside += [f"{fact} {value}, and the runs' {fact} is {grid[0]} to {grid[-1]}"] * (not (below and above))
+        outside += [
+            f"{FACTS[fact]}: {value}, in the runs {' to '.join(map(number, dict.fromkeys((grid[0], grid[-1]))))}"
+        ] * (not (below and above))
         places = [
             (
                 *(each[each[column] == x] for each in (ours, theirs)),
