@@ -556,5 +556,5 @@ def test_a_question_gets_its_button_and_its_answer(tmp_path):
     page = f"# Play\n\n## What is it?\n\n```{{preset}} {question}\n```\n"
     built = build_book(tmp_path, {"index.md": page})
     assert 'data-state="width=16&amp;depth=1&amp;a=constant&amp;b=zeros"' in built.page("index")
-    assert "At the start the keys that a token hears are A 16 ± 0, B 16 ± 0." in built.page("index")
+    assert "At the start a token hears A 16 ± 0, B 16 ± 0 keys." in built.page("index")
     assert "Question" not in built.warnings

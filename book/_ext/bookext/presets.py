@@ -49,7 +49,7 @@ QUANTITIES = {
     "accuracy": "the test accuracy is {}",
     "loss": "the test loss is {}",
     "logit_std": "the std of the logits is {}",
-    "keys": "the keys that a token hears are {}",
+    "keys": "a token hears {} keys",
     "rms": "the RMS of the stream after the last block is {}",
 }
 LINE = re.compile(r"(\w+) after (\d+): (.+)")
@@ -233,7 +233,8 @@ def _shown(samples: list[float], *, percent: bool) -> str:
     mean, half = _interval(samples)
     if percent:
         return f"{100 * mean:.0f} ± {100 * half:.0f} %"
-    return f"{number(mean, digits=2)} ± {number(half, digits=1)}"
+    places = max(0, 1 - math.floor(math.log10(abs(mean)))) if mean else 0  # two digits of the mean
+    return f"{mean:.{places}f} ± {half:.{places}f}"
 
 
 # ----- on the page -----
