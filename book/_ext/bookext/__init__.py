@@ -12,7 +12,8 @@ Each module is one concern with its own ``setup(app)``:
   it; ``evidence``: all of it on one page
 * ``questions``: the map, drawn from the rules of ``attntut.recommend``
 * ``exercises``: a place to answer them on the page, and their map
-* ``playground``: the data of the page in which a small Transformer trains
+* ``playground``: the data of the page in which a small Transformer trains; ``presets``: its questions, and their
+  answers
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
@@ -39,6 +40,7 @@ from . import (
     numbers,
     playground,
     portable,
+    presets,
     published,
     questions,
     records,
@@ -48,7 +50,7 @@ from . import (
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
-    records, claims, evidence, questions, remedies, exercises, playground, published,
+    records, claims, evidence, questions, remedies, exercises, playground, presets, published,
 )  # fmt: skip
 
 
