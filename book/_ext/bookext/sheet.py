@@ -28,9 +28,9 @@ LIST = re.compile(r"^## What to remember\n+((?:(?:- |  +)\S.*(?:\n|\Z))+)", re.M
 def remembered(notebook: Mapping[str, Any]) -> tuple[str, str]:
     """Return a chapter's title and its list, in Markdown; the list is empty where there is none.
 
-    >>> cells = [{"cell_type": "markdown", "source": text} for text in ("# Depth", "## What to remember\\n\\n- It adds.")]
+    >>> cells = [{"cell_type": "markdown", "source": text} for text in ("# Depth", "## What to remember\\n\\n- It.")]
     >>> remembered({"cells": cells})
-    ('Depth', '- It adds.')
+    ('Depth', '- It.')
     """
     text = "\n\n".join("".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
     title, points = TITLE.search(text), LIST.search(text)
