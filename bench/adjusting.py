@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from attntut import Transformer
 from attntut.adjust import adjust, adjustments
@@ -49,12 +50,22 @@ def adjusting() -> list[Row]:
     slow = {name: taken for name, taken in applied.items() if taken > 0.05}
     most = max(taken for name, taken in applied.items() if name not in slow)
     above = "".join(f", `{name}` {1000 * taken:.0f} ms" for name, taken in slow.items())
+    (theirs,) = seconds(partial(_theirs, model), repeats=TURNS)
     return [
         *rows,
         Row("… with the others", ", ".join(f"`{name}` {ratios[name]:.2f}×" for name in others)),
         Row("`adjust` and undo on the same", f"{1000 * most:.0f} ms at most{above}", "≤ 50 ms"),
+        Row("… torch's own `spectral_norm` on the same matrices", f"{1000 * theirs:.0f} ms"),
     ]
 
 
 def _both(model: Transformer, name: str, options: dict[str, Any]) -> None:
     adjust(model, name, **options).undo()
+
+
+def _theirs(model: Transformer) -> None:
+    layers = [each for each in model.blocks.modules() if isinstance(each, nn.Linear)]
+    for each in layers:
+        nn.utils.parametrizations.spectral_norm(each)
+    for each in layers:
+        nn.utils.parametrize.remove_parametrizations(each, "weight", leave_parametrized=False)

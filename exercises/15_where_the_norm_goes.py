@@ -556,9 +556,10 @@ growing_sandwich = Mend(
     points=3,
     needs=("A model that is ill", "What frameworks do"),
     statement=(
-        "Build `sandwiches(64, 4, 128, 16)` and run `attntut.diagnose` on it, with `x = 0.3 * torch.randn(4, 16, 64)`. Read the finding. Its advice names two ways. "
-        "One of them makes the finding go away and leaves the stream as it is: try it, and compare `stack(x).square().mean()` before and after. Then write `mend(stack)`, which does "
-        "the other to any such stack, in place: each branch is to write $1/\\sqrt{2L}$ times what it wrote into the stream, and all matrices stay. Mind "
+        "Build `sandwiches(64, 4, 128, 16)` and run `attntut.diagnose` on it, with `x = 0.3 * torch.randn(4, 16, 64)`. Read the finding. "
+        "Its advice is not the one that GPT-2 is known for. Follow GPT-2, multiply `output.weight` and `down.weight` of each block by $1/\\sqrt{2L}$, and compare `stack(x).square().mean()` before and after: "
+        "the stream stays as it is, and so does the finding. Then write `mend(stack)`, which does what the finding says "
+        "to any such stack, in place: each branch is to write $1/\\sqrt{2L}$ times what it wrote into the stream, and all matrices stay. Mind "
         "that the norms are not as torch draws them: they have gains and shifts as in a model that was trained."
     ),
     hint="LN$(c\\,y)$ is LN$(y)$. What comes after the division, in an `nn.LayerNorm`? `len(stack)` is $L$.",

@@ -10,13 +10,13 @@ import torch
 from adjust_models import MODELS, D, H, encoder, inputs_of, ours, output
 from torch import nn
 
-from attntut import MultiHeadAttention
+from attntut import MultiHeadAttention, initialize_
 from attntut.adjust import AttentionChange, acting_on, adjust, adjustment, adjustments, attention, registry
 from attntut.adjust.handle import fitting, known_view
 from attntut.diagnose import diagnose
 from attntut.diagnose.faults import faults
 from attntut.init.requirements import REQUIREMENTS
-from attntut.parts import Differential, Hypersphere, NormalizedResidual
+from attntut.parts import Differential, GroupedQueries, Hypersphere, NormalizedResidual, SwiGLU
 
 DIFFERENTIAL = ("qk_norm", "qk_l2_clip", "value_residual", "output_gate")  # see one attention, and there are two
 ON_MODEL = [name for name, each in adjustments().items() if each.is_undoable]
@@ -63,17 +63,18 @@ def step(model, inputs, method):
 
 BEFORE_THE_SUM = ("ours, packed, post-LN", "torch encoder", "torch transformer", "BERT", "BERT, sdpa")
 ONE_BLOCK = ("torch attention", "torch transformer", "T5")
-NOTHING = "it has nothing that this method acts on"
+NO_NORM = "it has no norm of the stream"
 REFUSED = {  # all that is, each with why, and in which of the models
     "value_residual": {"no stack of blocks has a second self-attention": ONE_BLOCK},
     "reinit_top_layers": {"its blocks are not known": ONE_BLOCK},
     "sandwich": {"needs pre-LN.*norm='post'": BEFORE_THE_SUM, "norm unknown": ("torch attention",)},
     "ln_scale": {"needs pre-LN.*norm='post'": BEFORE_THE_SUM, "norm unknown": ("torch attention",),
-                 NOTHING: ("T5",)},
-    "rms_norm": {NOTHING: ("ours, modern", "torch attention", "Llama", "Llama, sdpa")},
-    "scale_norm": {NOTHING: ("torch attention",)},
-    "dyt": {NOTHING: ("torch attention",)},
-    "embedding_rescale": {NOTHING: ("torch attention", "torch encoder", "torch transformer")},
+                 "no norm of the stream in a block after the first": ("T5",)},
+    "rms_norm": {"no norm of the stream that is not an RMSNorm":
+                 ("ours, modern", "torch attention", "Llama", "Llama, sdpa")},
+    "scale_norm": {NO_NORM: ("torch attention",)},
+    "dyt": {NO_NORM: ("torch attention",)},
+    "embedding_rescale": {"no layer is known that embeds": ("torch attention", "torch encoder", "torch transformer")},
 }  # fmt: skip
 
 
@@ -98,6 +99,12 @@ def test_it_is_undone_to_the_bit(models, name, model_name):
         handle.undo()  # does nothing
     assert everything(model) == before
     assert torch.equal(output(model, inputs), expected)
+
+
+@pytest.mark.parametrize("model_name", MODELS)
+def test_what_fits_is_what_can_be_applied(models, model_name):
+    view = known_view(models[model_name][0], None, None, None)
+    assert {*ON_MODEL} & {*fitting(view)} == {name for name in ON_MODEL if not refusal(name, model_name)}
 
 
 def first_that_takes(name):
@@ -349,6 +356,27 @@ def test_an_attention_alone_is_known_to_be_differential():
     assert torch.allclose(found, model(x), atol=1e-6)
 
 
+@pytest.mark.parametrize("scheme, n_layers, is_scaled", [
+    ("gpt2", 4, True), ("depth_index", 6, True), ("gpt2", 2, False), ("normal", 6, False), ("xavier_uniform", 6, False),
+    ("lecun_normal", 6, False), ("kaiming_normal", 6, False), ("ln_scale", 6, False),
+])  # fmt: skip
+@pytest.mark.parametrize("changes", [{}, dict(packed=True), dict(parts=(GroupedQueries(2), SwiGLU()))])
+def test_depth_scaled_weights_are_recognized_as_drawn(scheme, n_layers, is_scaled, changes):
+    model = ours(n_layers=n_layers, **changes)
+    initialize_(model, scheme, generator=torch.Generator().manual_seed(0), force=True)
+    if not is_scaled:
+        adjust(model, "ln_scale").undo()
+        return
+    with pytest.raises(ValueError, match="'ln_scale' clashes with the model's own depth-scaled weights"):
+        adjust(model, "ln_scale")
+    assert "ln_scale" not in fitting(known_view(model, None, None, None))
+    adjust(model, "ln_scale", force=True).undo()
+    with torch.no_grad():
+        for each in model.parameters():
+            each.add_(0.01 * torch.randn_like(each))
+    adjust(model, "ln_scale")  # what was trained is not recognized
+
+
 @pytest.mark.parametrize("changes", [dict(residual_scale=0.5), dict(skip_scale=0.5)])
 def test_a_model_that_scales_its_branches_itself_is_refused(changes):
     with pytest.raises(ValueError, match="'branch_scale' clashes with the model's own residual scale"):
@@ -384,6 +412,8 @@ def test_what_no_name_tells_is_listened_for():
     for name in ("qk_norm", "soft_cap"):
         with pytest.raises(ValueError, match=f"'{name}' clashes with the model's own QK-norm"):
             adjust(qwen, name)
+    with pytest.raises(ValueError, match="'branch_scale' clashes with the model's own sandwich norms"):
+        adjust(gemma, "branch_scale")
     for name in ("sandwich", "ln_scale"):
         adjust(qwen, name).undo()
         with pytest.raises(ValueError, match=f"'{name}' needs pre-LN.*norm='sandwich' instead of 'pre'"):
@@ -398,7 +428,8 @@ def test_what_no_name_tells_is_listened_for():
     (lambda: MODELS["ours, packed, post-LN"](), {"qk_weight_decay", "sandwich", "ln_scale", "mup_groups"}),
     (lambda: ours(scale=1 / 4), set()),
     (lambda: MultiHeadAttention(D, H, parts=(Differential(),)),
-     {*DIFFERENTIAL, "temperature", "sandwich", "ln_scale", "mup_groups"}),
+     {*DIFFERENTIAL, "temperature", "sandwich", "ln_scale", "mup_groups", "rms_norm", "scale_norm", "dyt",
+      "reinit_top_layers", "layer_lr_decay", "embedding_rescale"}),
 ])  # fmt: skip
 def test_what_fits_is_not_refused(make, refused):
     view = known_view(make(), None, None, None)

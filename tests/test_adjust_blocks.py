@@ -196,7 +196,7 @@ def test_a_shift_beside_such_a_gain_stays_the_same():
 
 def test_norms_that_are_what_is_asked_for_stay():
     pytest.importorskip("transformers")
-    with pytest.raises(ValueError, match="has nothing that this method acts on"):
+    with pytest.raises(ValueError, match="it has no norm of the stream"):
         adjust(MODELS["Llama"](), "rms_norm")
 
 
@@ -267,7 +267,7 @@ def test_a_sandwich_needs_a_norm_before_the_branch():
         (lambda model: adjust(model, "sandwich", norm="batch"), "norm must be one of"),
         (lambda model: adjust(model, "dyt", alpha=0), "alpha must be a number > 0"),
         (lambda model: adjust(model, "sandwich", gain=float("nan")), "gain must be a finite number"),
-        (lambda model: adjust(ours(norm="none"), "rms_norm"), "nothing that this method acts on"),
+        (lambda model: adjust(ours(norm="none"), "rms_norm"), "it has no norm of the stream"),
         (lambda model: adjust(ours(parts=(DepthDividedNorm(),)), "ln_scale"), "clashes with the model's own LN/√l"),
         (lambda model: adjust(ours(residual_scale=0.5), "branch_scale"), "clashes with the model's own residual scale"),
         (lambda model: adjust(ours(norm="post", skip_scale=2.0), "branch_scale"), "the model's own residual scale"),

@@ -161,7 +161,9 @@ def test_the_embedding_s_gradient_shrinks_and_nothing_else_does(name, alpha):
 
 
 def test_a_model_without_an_embedding_is_refused():
-    with pytest.raises(ValueError, match="'embedding_rescale' cannot be applied to MultiheadAttention: it has nothing"):
+    with pytest.raises(
+        ValueError, match="'embedding_rescale' cannot be applied to MultiheadAttention: no layer is known"
+    ):
         adjust(nn.MultiheadAttention(8, 2), "embedding_rescale")
 
 

@@ -43,7 +43,7 @@ def test_what_cannot_be_is_refused(changes):
 
 
 def test_a_model_without_blocks_is_refused():
-    with pytest.raises(ValueError, match="must have blocks in a list"):
+    with pytest.raises(ValueError, match="it has no blocks in a list"):
         layer_lr_decay(torch.nn.MultiheadAttention(8, 2), lr=1.0)
 
 

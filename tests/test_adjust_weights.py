@@ -84,7 +84,8 @@ def test_its_gradient_is_that_of_finite_differences(packed):
 
 @pytest.mark.parametrize("make", [
     lambda: torch.randn(256, 256), lambda: torch.randn(64, 256), lambda: torch.eye(40),
-    lambda: torch.full((30, 20), 1e-9),
+    lambda: torch.full((30, 20), 1e-9), lambda: torch.randn(1, 9), lambda: 1e-25 * torch.randn(9, 30),
+    lambda: torch.randn(200, 3) @ torch.randn(3, 100), lambda: torch.linalg.qr(torch.randn(300, 300)).Q,
     lambda: torch.randn(100, 100) * torch.logspace(0, -6, 100), lambda: 1e6 * torch.randn(200, 30).half().float() / 1e2,
 ])  # fmt: skip
 def test_the_first_singular_value_is_nearly_exact_and_never_too_large(make):

@@ -158,6 +158,23 @@ def test_grouped_queries(name, how):
     assert entries["key"].weight.shape == (KV * DH, D) and entries["key"].weight.n_heads == H
 
 
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", ["apart", "packed", "transposed"])
+def test_a_norm_over_all_heads_hides_none(name, how):
+    pack, project = LAYOUTS[name]
+
+    def normed(x, *w):
+        q, k, v = project(x, *w)
+        return (*(F.layer_norm(each, (D,)) for each in (q, k)), v)
+
+    entries = by_role(Attention(pack, normed, how))
+    for role in ("query", "key"):
+        assert entries[role].weight.n_heads == H, (
+            "Every column of a head depends on those of all, by their mean square."
+        )
+        assert torch.equal(entries[role].view, W[role])
+
+
 def test_wrong_rows_would_be_noticed():
     model = Attention(*LAYOUTS["head by head"])
     flat = next(iter(model.zz.values())).detach()[:D]
@@ -311,8 +328,9 @@ class Block(nn.Module):
         if self.place == "none":
             x = x + self.u(x)
             return x + self.branch(x)
-        sandwich = self.inside if self.place == "sandwich" else nn.Identity()
-        x = x + sandwich(self.u(self.n(x)))
+        before = nn.Identity() if self.place == "res-post" else self.n
+        behind = self.inside if self.place in ("sandwich", "res-post") else nn.Identity()
+        x = x + behind(self.u(before(x)))
         return x + self.branch(self.m(x))
 
     def branch(self, x):
@@ -367,7 +385,7 @@ def test_a_model_without_a_telling_name(keys):
     assert [entry.weight.layer for entry in seen.by_role("query")] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("norm", ["pre", "post", "none", "sandwich"])
+@pytest.mark.parametrize("norm", ["pre", "post", "none", "sandwich", "res-post"])
 def test_where_the_norm_stands(norm):
     assert found(Model(norm=norm), IDS).traits["norm"] == norm
 

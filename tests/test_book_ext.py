@@ -24,7 +24,7 @@ from sphinx.errors import ConfigError
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 
-from bookext import MODULES, address, claims, figures, mathfont, mathml, questions, records, remedies, theme  # noqa: E402
+from bookext import MODULES, address, claims, figures, mathfont, mathml, questions, records, remedies, sheet, theme  # noqa: E402
 
 from attntut.evidence import MIME, Evidence, Records  # noqa: E402
 from attntut.exercises.public import records as shipped  # noqa: E402
@@ -166,14 +166,14 @@ def test_the_ledger_shows_claim_verdict_numbers_and_link(build):
     assert 'href="chapter.html#evidence-a"' in page, "the link leads to the cell"
     assert "predicted 1 · measured 0.98 ± 0.08 · ✓ within 5 %, 5 seeds" in page
     assert 'id="evidence-a"' in built.page("chapter"), "the anchor is on the chapter's page"
-    assert re.search(r'class="claim claim-later[^"]*" id="c02".*answered in part III', page, re.DOTALL)
+    assert re.search(r'class="claim claim-later[^"]*" id="c02".*waits for part III', page, re.DOTALL)
 
 
-def test_a_claim_with_evidence_that_is_answered_later_shows_both(build):
+def test_a_claim_with_evidence_that_waits_for_more_shows_both(build):
     built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(evidence("a", claim="C02"), evidence("b", claim="C01"))},
                   ledger=LEDGER)  # fmt: skip
     entry = built.page("ledger").split('id="c02"')[1]
-    assert "evidence-a" in entry and "Answered in full in part III." in entry
+    assert "evidence-a" in entry and "Waits for part III." in entry
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,13 @@ def test_a_claim_with_evidence_that_is_answered_later_shows_both(build):
 def test_a_ledger_that_cannot_be_trusted_is_a_warning(build, found, message):
     built = build({**CLAIMS_PAGE, "chapter.ipynb": notebook(*found)}, ledger=LEDGER)
     assert message in built.warnings
+
+
+@pytest.mark.parametrize("chapter, stale", [("09-nine", True), ("10-ten", False)])
+def test_a_claim_does_not_wait_for_a_chapter_that_is_there(build, chapter, stale):
+    ledger = LEDGER.replace("part III", "chapter 9")
+    files = {**CLAIMS_PAGE, f"notebooks/{chapter}.ipynb": notebook(evidence("a", claim="C01"))}
+    assert ("C02 waits for chapter 9, which is there" in build(files, ledger=ledger).warnings) == stale
 
 
 def test_the_page_of_evidence_counts_the_kinds_and_lists_what_differs(build):
@@ -223,6 +230,46 @@ def test_a_record_is_named_in_a_sentence_with_its_numbers(build):
 def test_a_record_that_is_not_there_fails_the_build(build, named):
     built = build({"map.md": f"# Map\n\n{{record}}`{named}`\n", "09-chapter.ipynb": notebook(evidence("a"))})
     assert f"no record {named!r}" in built.warnings and "map.md:3" in built.warnings
+
+
+# --- what to remember -------------------------------------------------------------------------------------------------
+
+
+def chapter(title: str, *cells: str) -> str:
+    """Return a notebook of prose."""
+    return nbformat.writes(
+        nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_markdown_cell, (f"# {title}", *cells))])
+    )
+
+
+def test_the_sheet_has_the_list_of_every_chapter_and_nothing_else(build):
+    files = {
+        "sheet.md": "# Sheet\n\n```{sheet}\n```\n",
+        "notebooks/12-twelve.ipynb": chapter(
+            "Twelve", "Text.\n\n## What to remember\n\n- A $d$\n  and a half.\n- B.\n\nNext."
+        ),
+        "notebooks/02-two.ipynb": chapter("Two", "## What to remember\n\n- C.", "## Exercises\n\n- D."),
+    }
+    built = build(files)
+    assert not built.warnings
+    page = BeautifulSoup(built.page("sheet"), "html.parser").select_one("main article")
+    heads = [(each.a.get_text(), each.a["href"]) for each in page.select("h2")]
+    assert heads == [("2. Two", "notebooks/02-two.html"), ("12. Twelve", "notebooks/12-twelve.html")]
+    assert [" ".join(each.get_text().split()) for each in page.select("li")] == ["C.", "A d and a half.", "B."]
+    assert "Next" not in page.get_text()
+
+
+@pytest.mark.parametrize("end", ["", "## What to remember\n\nProse.", "## Remember\n\n- A."])
+def test_a_chapter_without_a_list_to_remember_fails_the_build(build, end):
+    files = {"sheet.md": "# Sheet\n\n```{sheet}\n```\n", "notebooks/02-two.ipynb": chapter("Two", end, "- B.")}
+    assert "notebooks/02-two has no list under a heading 'What to remember'" in build(files).warnings
+
+
+def test_every_chapter_of_the_book_says_what_to_remember():
+    found = {
+        path.name: sheet.remembered(json.loads(path.read_bytes())) for path in (ROOT / "notebooks").glob("*.ipynb")
+    }
+    assert not [name for name, (title, points) in found.items() if not title or points.count("\n- ") < 2]
 
 
 # --- the remedies -----------------------------------------------------------------------------------------------------
@@ -304,12 +351,12 @@ def verdict(*found: dict) -> claims.Verdict:
 @pytest.mark.parametrize(
     "found, kind, text",
     [
-        ([], "later", "answered in part III"),
+        ([], "later", "waits for part III"),
         ([{}], "holds", "holds"),
         ([{"when": "n is small"}], "holds", "holds"),
         ([{"supports": False}], "fails", "fails"),
         ([{"when": "n is small"}, {"supports": False, "when": "n is large"}], "mixed", "holds when n is small"),
-        ([{"when": "a"}, {"when": "b"}, {"when": "a"}, {"supports": False}], "mixed", "holds when a or b"),
+        ([{"when": "a"}, {"when": "b"}, {"when": "a"}, {"supports": False}], "mixed", "holds when a; or when b"),
         ([{}, {"supports": False}], "mixed", "holds in part"),
     ],
 )
@@ -319,7 +366,7 @@ def test_the_verdict_is_what_all_records_say(found, kind, text):
 
 def test_the_verdicts_are_counted():
     later = claims.Verdict(claims.Claim("C02", "1", "Two.", "part III"))
-    expected = "Of 2 claims, 1 holds, none holds under a condition, none fails, and 1 waits for a later part."
+    expected = "Of 2 claims, 1 holds, none holds under a condition, and none fails. Waiting for more: C01, C02."
     assert claims.summarize([verdict({}), later]) == expected
 
 

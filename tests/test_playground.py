@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import doctest
-import itertools
 import json
 import math
-import re
 import shutil
 import subprocess
 import sys
@@ -20,18 +18,19 @@ import torch.nn.functional as F
 from attntut import Transformer, TransformerConfig
 from attntut.data import UNSCORED
 from attntut.diagnose import diagnose
-from attntut.init import initialize_, schemes, view
+from attntut.evidence import confidence_interval
+from attntut.init import schemes, view
 from attntut.init.laws import MatrixLaw
 from attntut.measure import attention_entropy, logit_statistics, rms, token_cosine
 from attntut.parts import QKNorm
-from attntut.train import train_many
 from attntut.train.scoring import cross_entropy
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
 pytest.importorskip("sphinx", reason="the extra `book` is not installed")
 
-from bookext import playground  # noqa: E402
+from bookext import playground, presets  # noqa: E402
+from small_book import build_book  # noqa: E402
 
 ENGINE, RUNS = (ROOT / "book" / "_static" / "playground" / name for name in ("engine.js", "runs.js"))
 FIRST, LATER = 1e-5, 1e-3  # relative: logits, gradients and loss of the first step; the losses of 50 steps
@@ -80,6 +79,28 @@ const work = {
     const { probe } = session, { all } = run.model.parameters;
     const weights = Object.fromEntries(all.map((each) => [each.name, numbers(each.value)]));
     return { findings: run.findings, x: numbers(probe.x), y: numbers(probe.y), weights, config: run.config };
+  },
+  play({ settings, steps }) {
+    const session = new Session(data, settings), stds = ({ seen }) => seen.layers.map((each) => each.logit_std);
+    const logit_std = session.runs.map((run) => engine.rms(stds(run)));
+    for (let step = 0; step < steps; step++) session.advance(false);
+    for (const run of session.runs) run.evaluate(session.tests);
+    return { logit_std, accuracy: session.runs.map((run) => run.accuracy) };
+  },
+  moves({ settings, others }) {
+    let session = new Session(data, settings);
+    const streams = ({ seen }) => seen.stream.map((each) => each.rms);
+    const look = ({ runs }) => runs.map((run) => [run.loss, run.accuracy, streams(run)]);
+    return others.map((each) => {
+      const models = session.runs.map((run) => run.model);
+      session = new Session(data, each, session);
+      const kept = session.runs.map((run) => models.includes(run.model));
+      const moved = look(session), afresh = look(new Session(data, each));
+      session.advance(false);
+      const again = new Session(data, each, session), isNew = again.runs.every((run) => !session.runs.includes(run));
+      session = new Session(data, each);
+      return { kept, moved, afresh, isNew };
+    });
   },
   data({ task }) {
     const set = engine.dataOf(data.tasks[task]), all = set.take(Array.from({ length: set.n }, (_, i) => i));
@@ -443,47 +464,97 @@ def test_the_words_are_those_of_diagnose(starts, name):
         assert ours["threshold"] == pytest.approx(worst.threshold, rel=1e-3)
 
 
-# ----- what the questions lead to, in torch -----
+def test_a_moved_slider_starts_one_run_anew_and_a_run_that_was_trained_never_stays(engine):
+    def settings(gain, seed=1):
+        return session_of(f"task=previous&depth=1&width=16&a=xavier_normal~query_key:{gain}&b=gpt2", seed)
 
-FOUND = {
-    "Too small, too large": (100, ["B", "A", "C"], 0.2),  # 0.90, 0.56 and 0.24 in six runs each
-    "The size of the positions": (100, ["A", "B", "C"], 0.1),  # 0.90, 0.34 and 0.16
-    "Post-norm without warm-up": (50, ["C", "B", "A"], 0.05),  # 0.37, 0.29 and 0.14
-}
-"""Question: after how many steps, the runs from the most to the least accurate, and how far apart they are at least."""
-
-
-def state_of(title: str) -> tuple[dict, list[dict]]:
-    """The settings of a question: those of all runs, and those of each."""
-    page = (ROOT / "book" / "playground.md").read_text(encoding="utf-8")
-    state = re.search(rf'^### {title}\n.*?data-state="(.*?)"', page, re.MULTILINE | re.DOTALL)[1]
-    given = dict(part.split("=") for part in state.split("&"))
-    runs = [dict(each.split(":") for each in f"scheme:{given.pop(x)}".split("~")) for x in "abc" if x in given]
-    return given, runs
+    others = [settings(2), settings(3), settings(3, seed=2)]
+    found = engine(dict(work="moves", settings=settings(1), others=others), with_data=True)[0]
+    assert [each["kept"] for each in found] == [[False, True], [False, True], [False, False]]
+    assert all(each["moved"] == each["afresh"] and each["isNew"] for each in found)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("title", FOUND)
-def test_torch_finds_what_the_question_leads_to(title):
-    shared, runs = state_of(title)
-    steps, order, least = FOUND[title]
-    data, task = playground.tasks()[shared.get("task", "digits")]
-    sizes = dict(d_model=int(shared["width"]), n_heads=4, n_layers=int(shared.get("depth", 2)), activation="relu")
-    accuracy = {}
-    for name, own in zip("ABC", runs, strict=True):
-        models = [Transformer(TransformerConfig(**sizes, **task, norm=own.get("norm", "pre"))) for _ in range(5)]
-        for seed, model in enumerate(models):
-            generator = torch.Generator().manual_seed(seed)
-            initialize_(model, own["scheme"], generator=generator)
-            with torch.no_grad():
-                if "query_key" in own:
-                    for entry in view(model).by_role("query", "key"):
-                        std = float(own["query_key"]) / math.sqrt(entry.weight.fan_in)
-                        entry.view.normal_(0, std, generator=generator)
-                if "position_scale" in own:
-                    model.positions.normal_(0, float(own["position_scale"]), generator=generator)
-        how = dict(lrs=float(own.get("lr", 0.002)), warmup=int(own.get("warmup", 0)), optimizer="adam", progress=False)
-        histories = train_many(models, data, steps=steps, **how)
-        accuracy[name] = sum(each.final_accuracy for each in histories) / len(histories)
-    found = [accuracy[name] for name in order]
-    assert all(more - less > least for more, less in itertools.pairwise(found)), accuracy
+# ----- the answers below the questions: torch's, and the engine's -----
+
+QUESTION = (
+    "task=previous&depth=1&width=16&a=xavier_normal&b=xavier_normal~norm:post~query_key:8&c=gpt2~lr:0.01~warmup:20"
+)
+
+
+def session_of(state: str, seed: int) -> dict:
+    """The settings that the page would hand its worker."""
+    shared, runs = presets.parsed(state)
+    sizes = dict(task=shared["task"], n_layers=shared["depth"], d_model=shared["width"], n_heads=shared["heads"])
+    sliders = ("scheme", *playground.GROUPS)
+    own = [{**run, "start": {name: run[name] for name in sliders}} for run in runs]
+    return sizes | dict(seed=seed, runs=own)
+
+
+def test_the_answers_are_those_of_the_engine(engine):
+    """Other random numbers, the same laws: the intervals of the two means overlap."""
+    steps = 40
+    cases = [dict(work="play", settings=session_of(QUESTION, seed), steps=steps) for seed in range(presets.SEEDS)]
+    ours = engine(*cases, with_data=True)
+    for quantity in ("accuracy", "logit_std"):
+        theirs = presets.measured(quantity, QUESTION, steps if quantity == "accuracy" else 0)
+        for i, values in enumerate(theirs.values()):
+            mean, low, high = confidence_interval(values)
+            other, lowest, highest = confidence_interval([each[quantity][i] for each in ours])
+            assert lowest <= high and low <= highest, (quantity, i, mean, other)
+
+
+def test_the_answers_of_another_start_are_noticed(engine):
+    """The intervals are narrow enough to tell the runs apart."""
+    (ours,) = engine(dict(work="play", settings=session_of(QUESTION, 0), steps=0), with_data=True)
+    _, low, high = confidence_interval(presets.measured("logit_std", QUESTION, 0)["A"])
+    assert low < ours["logit_std"][0] * 1.3 and not low < ours["logit_std"][1] < high
+
+
+def test_every_setting_of_a_state_reaches_torch():
+    def drawn(settings):
+        shared, (own,) = presets.parsed(f"task=previous&depth=1&width=16&heads=2&a=xavier_normal{settings}")
+        return presets.drawn(shared, own, seed=0)
+
+    def std(model, name):
+        return dict(model.named_parameters())[name].std().item()
+
+    plain = drawn("")
+    assert (plain.config.d_model, plain.config.n_heads, plain.config.n_layers) == (16, 2, 1)
+    assert std(drawn("~query_key:8"), "blocks.0.attention.key.weight") == pytest.approx(8 / 4, rel=0.2)
+    assert std(drawn("~value_output:8"), "blocks.0.attention.output.weight") == pytest.approx(8 / 4, rel=0.2)
+    assert std(drawn("~feed_forward:8"), "blocks.0.feed_forward.2.weight") == pytest.approx(8 / 8, rel=0.2)
+    assert std(drawn("~embedding:8"), "embedding.weight") == pytest.approx(8, rel=0.2)
+    assert std(drawn("~position_scale:3"), "positions") == pytest.approx(3, rel=0.2)
+    assert drawn("~norm:post").config.norm == "post" and drawn("~positions:none").config.positions == "none"
+    assert drawn("~qk_norm:true").config.parts
+    x = playground.tasks()["previous"][0].test_inputs[:8]
+    capped, free = (presets.statistics(drawn(f"~query_key:8{end}"), x)["logit_std"] for end in ("~soft_cap:2", ""))
+    assert capped < 2 < free
+
+
+@pytest.mark.parametrize(
+    "directive, said",
+    [
+        ("a=xavier_normal&b=constant\nkeys after 0: A > B", "'A > B' is not shown"),
+        ("a=xavier_normal~positions:sinusoidal~position_scale:1\nkeys after 0: A > 1", "positions have no size"),
+        ("a=xavier_normal~norm:past\nkeys after 0: A > 1", "norm must be"),
+        ("a=no_scheme\nkeys after 0: A > 1", "no_scheme"),
+        ("a=xavier_normal\nkeys after 0: A", "must be like"),
+        ("a=xavier_normal\nkeys after 0: B > 1", "must be a run of"),
+        ("a=xavier_normal\nluck after 0: A > 1", "a line must be like"),
+        ("a=xavier_normal~norm:none~optimizer:sgd~lr:1e9\nloss after 9: A > 1", "run A diverges"),
+    ],
+)
+def test_a_wrong_question_fails_the_build_with_its_name(tmp_path, directive, said):
+    page = f"# Play\n\n## What is it?\n\n```{{preset}} width=16&depth=1&{directive}\n```\n"
+    warnings = build_book(tmp_path, {"index.md": page}).warnings
+    assert "Question What is it?" in warnings and said in warnings
+
+
+def test_a_question_gets_its_button_and_its_answer(tmp_path):
+    question = "width=16&depth=1&a=constant&b=zeros\nkeys after 0: A > 15, B > 15"
+    page = f"# Play\n\n## What is it?\n\n```{{preset}} {question}\n```\n"
+    built = build_book(tmp_path, {"index.md": page})
+    assert 'data-state="width=16&amp;depth=1&amp;a=constant&amp;b=zeros"' in built.page("index")
+    assert "At the start a token hears A 16 ± 0, B 16 ± 0 keys." in built.page("index")
+    assert "Question" not in built.warnings

@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cache
 from unittest import mock
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ from attntut import Transformer, TransformerConfig, initialize_, recommend, sche
 from attntut import parts as p
 from attntut.adjust import adjust, adjustments
 from attntut.anatomy import view
-from attntut.evidence import MIME, confidence_interval
+from attntut.data import digits
+from attntut.evidence import MIME, confidence_interval, number
 from attntut.recommend import advice
 from attntut.recommend.render import html, text
 from attntut.recommend.rules import FACTS, facts, questions, read, runs
@@ -23,6 +25,7 @@ from attntut.recommend.rules import parts as parts_of
 from attntut.recommend.runs import look_up
 from attntut.sweep.files import stored
 from attntut.sweep.rates import best_rate
+from attntut.sweeps import logits
 
 SIZE = dict(n_classes=10, d_input=16, seq_len=4, d_model=32, n_heads=4, d_ff=64)
 RULES = [rule for question in questions() for answer in question.answers for rule in answer.rules]
@@ -41,8 +44,8 @@ def said_of(**config):
         return ask(**config)
 
 
-def ask(**config):
-    return recommend(Transformer(TransformerConfig(**SIZE | config), seed=0), torch.randn(8, 4, 16))
+def ask(given=None, **config):
+    return recommend(Transformer(TransformerConfig(**SIZE | config), seed=0), torch.randn(8, 4, 16), given=given)
 
 
 def runs_at(depth, norm):
@@ -56,7 +59,7 @@ def runs_at(depth, norm):
 
 
 def run_name(start):
-    return runs()["depth"]["same"].get(start, start)
+    return runs()["depth"]["names"].get(start, [start])[0]
 
 
 @pytest.mark.parametrize("depth", [2, 8, 24])
@@ -68,6 +71,7 @@ def test_the_first_is_not_worse_than_the_default_and_what_is_warned_of_is(depth,
     _, _, high = confidence_interval(found[first] - found["xavier_uniform"])
     assert high >= 0 and (depth == 2 or first != "xavier_uniform")
     warned = [run_name(each.start) for each in answer.of("avoid") if run_name(each.start) in found]
+    assert warned or depth == 2
     for name in warned:
         assert confidence_interval(found[name] - found[first])[2] < 0, f"{name} is not worse than {first}."
     for each in answer.of("take"):
@@ -75,6 +79,126 @@ def test_the_first_is_not_worse_than_the_default_and_what_is_warned_of_is(depth,
             mean, low, high = confidence_interval(found[name] - found["xavier_uniform"])
             (compared,) = each.found.comparisons
             assert (compared.difference, compared.low, compared.high) == pytest.approx((mean, low, high))
+
+
+METHODS_OF_NORMS = {f"+ {name}": name for name in ("rms_norm", "sandwich", "ln_scale", "dyt")}
+METHODS_OF_LOGITS = dict.fromkeys(("qk_norm", "qk_l2_clip", "temperature", "sigma_reparam", "sink", "output_gate"))
+METHODS_OF_LOGITS |= dict.fromkeys(("softpick", "z_loss", "sigmoid_attention"))
+METHODS_OF_LOGITS = {"+ soft_cap": "soft_cap, 50"} | {f"+ {name}": name for name in METHODS_OF_LOGITS}
+
+
+def norms_at(depth):
+    return stored("norms").query("norm == 'pre' and start == 'xavier' and warmup == 0 and depth == @depth")
+
+
+def first_steps_at(norm, depth):
+    """Chapter 13's: six seeds, of which ``depth`` has those without a warm-up; of the deepest, 24 further ones."""
+    asked = "norm == @norm and depth == @depth and scheme == 'xavier_uniform'"
+    seen = pd.concat([stored("first_steps").query(asked), stored("depth").query(asked).assign(start="none")])
+    return seen.query("seed >= 100" if (norm, depth) == ("post", 24) else "seed < 6")
+
+
+MEASURED = {  # the model, what was run with it, the column, its default, what is judged, the names of the starts there
+    "pre-LN, 2 blocks": (
+        lambda: said_of(n_layers=2), lambda: norms_at(2), "method", "", "accuracy",
+        METHODS_OF_NORMS | {"+ scale_norm": "scale_norm", "+ branch_scale": "branch_scale"},
+    ),
+    "pre-LN, 24 blocks": (
+        lambda: said_of(n_layers=24), lambda: norms_at(24), "method", "", "accuracy", METHODS_OF_NORMS,
+    ),
+    **{
+        f"first steps, {norm}-LN, {depth} blocks": (
+            lambda norm=norm, depth=depth: said_of(n_layers=depth, norm=norm),
+            lambda norm=norm, depth=depth: first_steps_at(norm, depth), "start", "none", "accuracy",
+            {"+ warmup": "warm-up 100" if depth == 24 else "warm-up 30"}
+            | ({"+ cosine": "cosine 30"} if (norm, depth) == ("post", 8) else {}),
+        )
+        for norm in ("pre", "post") for depth in (2, 8, 24)
+    },
+    "logits, a good start": (
+        lambda: said_of_logits("good"), lambda: stored("logits").query("start == 'good'"), "method", "none", "loss",
+        METHODS_OF_LOGITS,
+    ),
+    "logits, an ill start": (
+        lambda: said_of_logits("ill"), lambda: stored("logits").query("start == 'ill'"), "method", "none", "loss",
+        {each: name for each, name in METHODS_OF_LOGITS.items() if name != "sigmoid_attention"}
+        | {"+ entropy_penalty": "entropy_penalty", "+ qk_weight_decay": "qk_weight_decay"},
+    ),
+    "a bad batch": (
+        lambda: told("bad", "Yes"), lambda: stored("gradients").query("start == 'plain' and spike == 'both'"),
+        "method", "adam", "accuracy", {"+ clip_norm": "adam clip", "+ muon": "muon"},
+    ),
+    "no bad batch": (
+        lambda: told("bad", "No"), lambda: stored("gradients").query("start == 'plain' and spike == 'none'"),
+        "method", "adam", "accuracy", {"+ clip_norm": "adam clip"},
+    ),
+    "100 images": (
+        lambda: told("data", "Yes"), lambda: stored("regularization").query("images == 100 and method != 'decay'"),
+        "method", "plain", "accuracy", {"+ cautious_decay": "cautious", "+ qk_weight_decay": "query-key"},
+    ),
+}  # fmt: skip
+
+
+def said_of_logits(start):
+    with mock.patch.object(advice._Reader, "drawn", lambda self, each: each):
+        return recommend(logits.start("none", start, seed=0), digits().test_inputs[:16])
+
+
+def told(question, said):
+    with mock.patch.object(advice._Reader, "drawn", lambda self, each: each):
+        return ask(n_layers=2, given={question: said})
+
+
+@pytest.mark.parametrize("place", MEASURED)
+def test_a_method_is_taken_where_it_was_better_warned_of_where_worse_and_else_noise(place):
+    make, rows, column, default, score, names = MEASURED[place]
+    answer, frame, sign = make(), rows(), -1 if score == "loss" else 1
+
+    def own_best(name):
+        group = frame[frame[column] == name]
+        best = (sign * group.groupby("lr")[score].mean()).idxmax()
+        return group[group["lr"] == best].set_index("seed")[score]
+
+    seen = {each.start: each for each in answer.advice if each.is_method and each.start in names}
+    assert set(seen) == set(names), "Every method that was run here is judged."
+    for start, name in names.items():
+        mean, low, high = confidence_interval((own_best(name) - own_best(default)).dropna())
+        better = sign * ((low > 0) - (high < 0))
+        (compared,) = seen[start].found.comparisons
+        assert seen[start].strength == "run" and seen[start].records, start
+        assert (compared.difference, compared.low, compared.high) == pytest.approx((mean, low, high)), start
+        assert seen[start].verdict == {1: "take", 0: "noise", -1: "avoid"}[better], f"{start}: {compared}"
+    assert place in str(answer) or all(each.removeprefix("+ ") in str(answer) for each in names)
+
+
+def test_the_further_seeds_are_those_that_judge_a_warm_up():
+    """Six seeds had shown a gain in 24 post-LN blocks, which 24 others did not confirm."""
+    (found,) = [each for each in said_of(n_layers=24, norm="post").of("noise") if each.start == "+ warmup"]
+    assert found.found.comparisons[0].n == 24 and found.found.comparisons[0].verdict == 0
+
+
+def test_methods_stand_behind_starts_and_leave_the_weights():
+    answer = said_of_logits("ill")
+    kinds = [each.is_method for each in answer.of("take")]
+    assert kinds == sorted(kinds) and {True, False} == set(kinds)
+    assert answer.facts["logits_now"] == "ill" and "logits too large as they are" in str(answer)
+    answer = recommend(logits.start("none", "ill", seed=0), digits().test_inputs[:16])
+    own = {each.start: each for each in answer.of("take")}
+    assert own["+ qk_norm"].measured["logit_std"] < 3 < answer.as_it_is.measured["logit_std"]
+    assert own["+ qk_norm"].std == {} and own["+ qk_weight_decay"].measured == {}, "It acts in the optimizer."
+
+
+def test_what_only_you_know_can_be_told():
+    assert "+ clip_norm" not in {each.start for each in said_of(n_layers=2).advice}
+    asks = said_of(n_layers=2).asks
+    assert any("[bad] Yes: take clip_norm; worse muon. No: within the noise clip_norm." in each for each in asks)
+    answer = told("source", "From nowhere")
+    assert len(answer.asks) == len(asks) - 1 and not any("[source]" in each for each in answer.asks)
+    assert any("Rates by width change nothing" in each for each in told("width", "no").also)
+    wrong = {"dta=Yes": "Did you mean 'data'", "data=Maybe": r"'Yes\.', 'No\.'; got 'Maybe'", "source=From": "begins"}
+    for given, message in wrong.items():
+        with pytest.raises(ValueError, match=message):
+            ask(n_layers=2, given=dict([given.split("=")]))
 
 
 @pytest.mark.parametrize("scheme", ["deepnorm", "rezero", "depth_scaled", "layer_scale"])
@@ -91,7 +215,7 @@ def test_the_architecture_that_a_scheme_asks_for_is_seen(scheme):
 
 def test_the_methods_beside_a_plain_law_make_the_scheme_that_the_runs_had():
     torch.manual_seed(0)
-    x, same = torch.randn(8, 4, 16), {**runs()["depth"]["same"]}
+    x, same = torch.randn(8, 4, 16), {start: run_name(start) for start in runs()["depth"]["names"]}
     scaled = Transformer(TransformerConfig(**SIZE, n_layers=8, **schemes()["depth_scaled"].architecture(8)), seed=0)
     initialize_(scaled, "depth_scaled", generator=torch.Generator().manual_seed(1))
     assert {*same.values()} == {"depth_scaled"}
@@ -137,6 +261,68 @@ def test_a_norm_of_its_own_is_not_taken_for_that_of_the_runs():
     answer = said_of(n_layers=8, parts=(p.DyT(),))
     assert all(each.strength != "run" for each in answer.advice)
     assert any("DyT" in why for each in answer.of("take") for why in each.found.outside)
+
+
+TINY = dict(vocab_size=50, hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64)
+SPECIAL = dict(pad_token_id=0, bos_token_id=0, eos_token_id=0)
+IDS = torch.randint(1, 50, (2, 8), generator=torch.Generator().manual_seed(0))
+BRANCHES = ("xavier_normal + branch_scale",)
+EITHER = (*BRANCHES, "zero_output")  # by how the stream grows in one draw: at σ = 0.02 of the tokens, much from both
+OF_LIBRARIES = {  # configuration, inputs, where the norm stands, what comes first, how sure
+    "pre-LN, packed and tied": (
+        "GPT2LMHeadModel", dict(n_embd=32, n_layer=4, n_head=4, vocab_size=50, bos_token_id=1, eos_token_id=2),
+        IDS, "pre", EITHER, "near",
+    ),
+    "ViT": (
+        "ViTForImageClassification",
+        TINY | dict(image_size=16, patch_size=4), torch.randn(2, 3, 16, 16), "pre", BRANCHES, "run",
+    ),
+    "encoder and decoder, T5's scale": (
+        "T5ForConditionalGeneration",
+        dict(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=4, num_heads=4, decoder_start_token_id=0),
+        dict(input_ids=IDS, decoder_input_ids=IDS), "pre", ("t5",), "formula",
+    ),
+    "post-LN": ("BertModel", TINY, IDS, "post", BRANCHES, "near"),
+    "grouped and gated": ("LlamaForCausalLM", TINY | SPECIAL | dict(num_key_value_heads=2), IDS, "pre", EITHER, "near"),
+    "sandwich": (
+        "Gemma2ForCausalLM", TINY | SPECIAL | dict(num_key_value_heads=2, head_dim=8), IDS, "sandwich", None, None,
+    ),
+    "res-post": ("Olmo2ForCausalLM", TINY | SPECIAL | dict(num_key_value_heads=4), IDS, "res-post", None, None),
+    "res-post, images": (
+        "Swinv2Model",
+        dict(image_size=32, patch_size=2, embed_dim=32, depths=[2], num_heads=[4], window_size=4),
+        torch.randn(2, 3, 32, 32), "res-post", None, None,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OF_LIBRARIES)
+def test_architectures_of_libraries(kind):
+    transformers = pytest.importorskip("transformers", reason="Hugging Face models are not installed")
+    name, config, x, norm, first, strength = OF_LIBRARIES[kind]
+    torch.manual_seed(0)
+    model = getattr(transformers, name)
+    answer = recommend(model(model.config_class(**config)), x, loss=lambda output: output[0].square().mean())
+    assert answer.facts["norm"] == norm and answer.facts["n_heads"] == 4
+    best = next(iter(answer.of("take")), None)
+    assert (best.start in first and best.strength == strength) if first else best is None
+    for each in answer.of("take"):
+        if each.is_method:
+            continue
+        assert {"logit_std", "stream", "gradient"} <= set(each.measured) and each.logit_std > 0, (
+            "What it predicts here."
+        )
+        assert {"query", "key", "value", "output"} <= set(each.std)
+        assert each.std["query"] > 0 and f"σ: query {number(each.std['query'], digits=2)}" in str(answer)
+        assert not each.is_behind
+    for each in answer.of("avoid"):
+        verdicts = {one.verdict for one in each.found.comparisons} if each.found else set()
+        assert verdicts <= {0, -1} and (not verdicts or -1 in verdicts), each.start
+    for each in answer.of("noise"):
+        assert not each.found or 0 in {one.verdict for one in each.found.comparisons}, each.start
+    if first is None:
+        assert "No evidence: no rule of the book names a start" in str(answer)
+        assert any("the norm behind a branch divides out" in each.lower() for each in answer.also), "What is known."
 
 
 @pytest.mark.filterwarnings("ignore:enable_nested_tensor")
@@ -210,7 +396,7 @@ def test_a_rule_whose_reason_does_not_hold_goes_behind():
 def test_every_rule_can_be_met_and_names_what_exists():
     for rule in RULES:
         assert set(rule.when) <= set(FACTS) and rule.sentence.count(".") >= 1
-        for start in (*rule.take, *rule.avoid):
+        for start in rule.starts:
             scheme, methods = parts_of(start)
             assert scheme in ("", *schemes()) and set(methods) <= set(adjustments())
         known = {name: _met(wanted) for name, wanted in rule.when.items()}
@@ -260,7 +446,7 @@ def test_a_line_adds_a_method(monkeypatch):
     monkeypatch.setattr(advice, "questions", lambda: (question,))
     first, second = (each for each in ask(n_layers=2, norm="post").of("take") if each.start[0] == "+")
     assert {first.start, second.start} == {"+ warmup", "+ soft_cap"} and first.records == ("13: a",)
-    assert first.strength == "record" and first.call == "warmup(optimizer, steps=…)"
+    assert first.strength == "run" and first.call == "warmup(optimizer, steps=…)"
     assert "+ warmup" not in str(ask(n_layers=2, norm="pre"))
 
 
@@ -289,7 +475,7 @@ def test_it_prints_within_the_width_and_as_html(capsys):
     page = html(replace(answer, model="<b>"))
     assert "<b>:" not in page and "&lt;b&gt;" in page and page.count("<tr>") > 3 and "http" not in page
     frame = answer.frame()
-    assert set(frame["verdict"]) == {"as it is", "take", "avoid", "other"} and frame["std_query"].notna().sum() > 10
+    assert set(frame["verdict"]) == {"as it is", *advice.VERDICTS} and frame["std_query"].notna().sum() > 10
     assert repr(answer).startswith("Recommendation(Transformer: xavier_normal + branch_scale")
 
 

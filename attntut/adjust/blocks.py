@@ -27,12 +27,13 @@ def _maker(view: ModelView, entry: Entry) -> nn.Module:
 
 
 def _no_layer(view: ModelView, options: Any) -> str:
-    for entry in view.by_role(*BRANCH_OUT):
+    ends = view.by_role(*BRANCH_OUT)
+    for entry in ends:
         owner = _maker(view, entry)
         in_layer = entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}
         if not in_layer and not isinstance(owner, nn.MultiheadAttention):
             return f"{entry.parameter} is not in a layer of its own, whose result could be changed"
-    return ""
+    return "" if ends else "no matrix that ends a branch is known"
 
 
 @adjustment(
@@ -46,6 +47,7 @@ def _no_layer(view: ModelView, options: Any) -> str:
         "no residual": "without a skip connection beside it, the branch is all there is, and only shrinks",
         "normalized residual": "the sum keeps the variance by weights of its own, for branches of variance 1",
         "sphere": "each branch is put on the sphere before it is added, which divides the factor out",
+        "sandwich norms": "the norm after each branch divides the factor out",
     },
     unfit=_no_layer,
 )
@@ -142,11 +144,11 @@ def _normalize(module: nn.Module, args: Any, output: Any) -> Any:
 # ---- the norms of the stream
 
 
-def _norms(patch: Patch) -> Iterator[tuple[str, nn.Module, int]]:
+def _norms(view: ModelView) -> Iterator[tuple[str, nn.Module, int]]:
     """The norms over the stream's channels, outside attention: name, module, width."""
-    widths = {patch.query(place).weight.d_model for place in patch.attentions}
-    inside = tuple(f"{place.name}." for place in patch.attentions if place.name)
-    for name, module in patch.model.named_modules():
+    widths = {place.query.weight.d_model for place in view.attention if place.query is not None}
+    inside = tuple(f"{place.name}." for place in view.attention if place.name)
+    for name, module in view.module.named_modules():
         is_ours = name.rpartition(".")[2] == SANDWICH
         if not is_norm(module) or [*module.children()] or is_ours or f"{name}.".startswith(inside):
             continue
@@ -154,6 +156,26 @@ def _norms(patch: Patch) -> Iterator[tuple[str, nn.Module, int]]:
         over_channels = not isinstance(module, nn.GroupNorm | nn.modules.batchnorm._NormBase)
         if over_channels and shape[-1] in widths:
             yield name, module, shape[-1]
+
+
+def _others(view: ModelView) -> Iterator[tuple[str, nn.Module, int]]:
+    """Those that are no RMSNorm."""
+    for name, module, width in _norms(view):
+        if not isinstance(module, nn.RMSNorm) and "rmsnorm" not in type(module).__name__.lower():
+            yield name, module, width
+
+
+def _later(view: ModelView) -> Iterator[tuple[nn.Module, int]]:
+    """Those in the blocks after the first, each with the number of its block."""
+    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    for name, module, _ in _norms(view):
+        if (layer := block_of(blocks, name).layer) > 1:
+            yield module, layer
+
+
+def _without(norms: Callable[[ModelView], Iterator[Any]], what: str) -> Callable[[ModelView, Any], str]:
+    """Why a method that acts on these norms finds nothing."""
+    return lambda view, options: "" if any(norms(view)) else f"it has no norm of the stream {what}".rstrip()
 
 
 def _swap(patch: Patch, name: str, old: nn.Module, new: nn.Module, *, shared: tuple[str, ...] = ()) -> None:
@@ -174,6 +196,7 @@ def _swap(patch: Patch, name: str, old: nn.Module, new: nn.Module, *, shared: tu
     cite="zhang2019root",
     source="Zhang & Sennrich (2019); torch.nn.RMSNorm, with ε = 1e-6 as in Llama",
     why="A LayerNorm without the mean and the shift: what training needs is the scale, and it costs less.",
+    unfit=_without(_others, "that is not an RMSNorm already"),
 )
 def rms_norm(patch: Patch) -> None:
     """Put an RMSNorm in the place of each LayerNorm of the stream.
@@ -192,9 +215,8 @@ def rms_norm(patch: Patch) -> None:
         ...     model.norm1(torch.tensor([3.0, 3.0, 4.0, 4.0]))
         tensor([0.8485, 0.8485, 1.1314, 1.1314], grad_fn=<...>)
     """
-    for name, old, width in _norms(patch):
-        if not isinstance(old, nn.RMSNorm) and "rmsnorm" not in type(old).__name__.lower():
-            _swap(patch, name, old, parts.RMSNorm().make(width, layer=1), shared=("weight",))
+    for name, old, width in [*_others(patch.view)]:
+        _swap(patch, name, old, parts.RMSNorm().make(width, layer=1), shared=("weight",))
 
 
 @adjustment(
@@ -203,6 +225,7 @@ def rms_norm(patch: Patch) -> None:
     source="Nguyen & Salazar (2019); tnq177/transformers_without_tears, layers.py, ScaleNorm, with ε = 1e-5",
     why="One learnable number a norm: every token has the same length, and no channel a gain of its own.",
     clashes={"rms_norm": "two norms cannot stand in one place"},
+    unfit=_without(_norms, ""),
 )
 def scale_norm(patch: Patch) -> None:
     """Put a ScaleNorm in the place of each norm of the stream.
@@ -219,7 +242,7 @@ def scale_norm(patch: Patch) -> None:
         ...     model.norm1(torch.tensor([3.0, 0.0, 4.0, 0.0]))
         tensor([1.2000, 0.0000, 1.6000, 0.0000], grad_fn=<...>)
     """
-    for name, old, width in _norms(patch):
+    for name, old, width in [*_norms(patch.view)]:
         _swap(patch, name, old, ScaleNorm(width))
 
 
@@ -244,6 +267,7 @@ class ScaleNorm(nn.Module):
         "scale_norm": "two norms cannot stand in one place",
     },
     gives=("DyT",),
+    unfit=_without(_norms, ""),
 )
 def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     """Put a dynamic tanh in the place of each norm of the stream.
@@ -264,7 +288,7 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
         tensor([ 0.0997, -0.0997,  1.0000, -1.0000], grad_fn=<...>)
     """
     part = parts.DyT(alpha)
-    for name, old, width in _norms(patch):
+    for name, old, width in [*_norms(patch.view)]:
         _swap(patch, name, old, part.make(width, layer=1), shared=("weight", "bias"))
 
 
@@ -272,20 +296,24 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     formula=r"y = \frac{1}{\sqrt l} \operatorname{LN}(x), \qquad l = 1, \ldots, L",
     cite="sun2025curse",
     source="Sun et al. (2025); lmsdss/LayerNorm-Scaling, modeling_llama.py, LNS: both norms of block l",
-    why="Later branches read less, so that the stream grows slowly, and late blocks still change it.",
+    why="Later branches read less, so that the stream grows slowly: its variance like ln L, not like L.",
     treats=("stream growing", "depth scaling absent"),
     requires=("pre-LN",),
     clashes={
         "LN/√l": "the norms are divided already",
+        "depth-scaled weights": "branches would shrink with depth twice",
         "branch_scale": "both make branches small by depth, and together too small",
         **dict.fromkeys(("rms_norm", "scale_norm", "dyt"), "it acts on the norms that would be replaced"),
     },
     gives=("LN/√l",),
+    unfit=_without(_later, "in a block after the first"),
 )
 def ln_scale(patch: Patch) -> None:
     """Divide the norms of block l by √l; the one after the last block stays.
 
-    It takes the place of depth-scaled output matrices: draw them by a scheme that does not scale by depth.
+    It takes the place of depth-scaled output matrices, which are refused where they are recognized: as drawn, in four
+    or more blocks. The authors' aim is that late blocks change the stream more than under pre-LN. At the start they
+    change it less: what block l writes shrinks like 1/√l, while the stream hardly grows.
 
     Args:
         patch: of the model.
@@ -299,7 +327,5 @@ def ln_scale(patch: Patch) -> None:
         ...     [round(each.norm2(x).norm().item(), 2) for each in model.layers]
         [2.0, 1.41, 1.15, 1.0]
     """
-    blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
-    for name, norm, _ in _norms(patch):
-        if (layer := block_of(blocks, name).layer) > 1:
-            patch.hook(norm.register_forward_hook, Scaled(layer**-0.5))
+    for norm, layer in _later(patch.view):
+        patch.hook(norm.register_forward_hook, Scaled(layer**-0.5))

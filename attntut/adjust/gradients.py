@@ -6,7 +6,7 @@ They act on the optimizer that they are given, at each ``step()``: a copy of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from attntut.adjust.handle import Patch
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.layout import at
-from attntut.anatomy.view import Entry
+from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import PARTS, ROLES
 
 
@@ -139,11 +139,20 @@ def _clip_units(parameter: nn.Parameter, entries: list[Entry], limit: float, eps
     parameter.grad.copy_(grad)
 
 
+def _embeddings(view: ModelView) -> Iterator[nn.Module]:
+    """The layers that embed."""
+    for entry in view.by_role("embedding"):
+        owner = view.module.get_submodule(entry.parameter.rpartition(".")[0])
+        if entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}:
+            yield owner
+
+
 @adjustment(
     formula=r"E \leftarrow \alpha E + (1 - \alpha) \operatorname{detach}(E)",
     cite="zeng2023glm",
     source="Zeng et al. (2023), section 3, embedding layer gradient shrink, α = 0.1; first in CogView",
     why="In GLM-130B, jumps of the gradient's norm came a few steps before a collapse, and from the embedding.",
+    unfit=lambda view, options: "" if any(_embeddings(view)) else "no layer is known that embeds",
 )
 def embedding_rescale(patch: Patch, *, alpha: float = 0.1) -> None:
     """Shrink the gradient of the embedding; what it gives is the same to the bit.
@@ -169,10 +178,8 @@ def embedding_rescale(patch: Patch, *, alpha: float = 0.1) -> None:
         True
     """
     check_number("alpha", alpha, low=0, high=1)
-    for entry in patch.view.by_role("embedding"):
-        owner = patch.owner(entry)
-        if entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}:
-            patch.hook(owner.register_forward_hook, Shrunk(alpha))
+    for owner in _embeddings(patch.view):
+        patch.hook(owner.register_forward_hook, Shrunk(alpha))
 
 
 class Shrunk:

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from attntut._restore import no_fast_path, untouched
 from attntut.adjust import attention
 from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments, brought
+from attntut.anatomy.depth import is_depth_scaled
 from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.parameters import names_of
@@ -320,7 +321,7 @@ def acting_on(model: nn.Module) -> tuple[str, ...]:
 def fitting(view: ModelView) -> list[str]:
     """The names of the methods that are not refused for what a model has or lacks, with the options' defaults.
 
-    A method that then finds nothing to act on is named too.
+    Numbers are not looked at: a matrix that is 0, which σReparam refuses, is met when it is applied.
 
     >>> from attntut.anatomy import look
     >>> model = nn.MultiheadAttention(8, num_heads=2)
@@ -341,18 +342,20 @@ def _refusal(method: Adjustment, view: ModelView, options: Mapping[str, Any], *,
     model, there = view.module, acting_on(view.module)
     if method.name in there:
         return f"{method.name!r} acts on this model already: undo it first."
-    if not force and (why := method.objection(there, _as_adjusted(view))):
+    if not force and (why := method.objection(there, _as_adjusted(view, method))):
         return f"{why} To apply it anyway: force=True."
     why = method.unfit(view, options)
     return f"{method.name!r} cannot be applied to {type(model).__name__}: {why}." if why else ""
 
 
-def _as_adjusted(view: ModelView) -> dict[str, Any]:
-    """The traits, with the width of a head, and the scale of the logits as a temperature leaves it."""
+def _as_adjusted(view: ModelView, method: Adjustment) -> dict[str, Any]:
+    """The traits, with a head's width, the logits' scale as a temperature leaves it, and what must be measured."""
     traits = {**view.traits, "d_head": view.entries[0].weight.d_head if view.entries else None}
     taus = {attention.tau(place.module) for place in view.attention}
     if traits.get("scale") is not None:
         traits["scale"] = traits["scale"] / taus.pop() if len(taus) == 1 else None
+    if "depth-scaled weights" in method.conflicts:
+        traits["depth_scaled"] = is_depth_scaled(view)
     return traits
 
 
@@ -376,13 +379,14 @@ def fitting_view(
         raise TypeError(f"force must be True or False: got {force!r}.")
     method, view = adjustments()[name], known_view(model, inputs, roles, n_heads)
     asked = {trait for each in (*method.requires, *method.conflicts) if each in REQUIREMENTS
-             for trait in REQUIREMENTS[each].wants}  # fmt: skip
+             for trait in REQUIREMENTS[each].wants if trait != "depth_scaled"}  # fmt: skip
     is_told = inputs is not None or all(view.traits.get(each) is not None for each in asked)
     if not (is_told or force or view.foreign):  # a sharded model would have to run on all devices
         with plain(model):
-            heard = look(model, heard=listen(model), roles=roles, n_heads=n_heads).traits
+            heard = listen(model)
+            told = look(model, heard=heard, roles=roles, n_heads=n_heads).traits if heard else {}
         known = {trait: value for trait, value in view.traits.items() if value is not None}
-        view = replace(view, traits={**heard, **known})
+        view = replace(view, traits={**told, **known})
     if why := _refusal(method, view, options, force=force):
         raise ValueError(why)
     return view

@@ -15,7 +15,7 @@ from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks
-from attntut.anatomy.view import ModelView
+from attntut.anatomy.view import Attention, ModelView
 
 NORMS = ("rms", "layer", "l2")
 GATES = ("channel", "head")
@@ -219,7 +219,7 @@ class GatedHeads(AttentionChange):
 
     def __init__(self, d_model: int, n_gates: int, start: float) -> None:
         super().__init__()
-        self.gate = nn.Linear(d_model, n_gates)
+        self.gate = nn.utils.skip_init(nn.Linear, d_model, n_gates)
         nn.init.zeros_(self.gate.weight)
         nn.init.constant_(self.gate.bias, math.log(start / (1 - start)))
 
@@ -228,12 +228,33 @@ class GatedHeads(AttentionChange):
         return gates.repeat_interleave(heads.shape[-1] // gates.shape[-1], dim=-1) * heads
 
 
+def _stacks(view: ModelView) -> dict[str, list[Attention]]:
+    """The self-attentions of each stack that has several."""
+    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    stacks: dict[str, list[Attention]] = {}
+    for place in view.attention:
+        if place.query is None or not place.query.weight.is_cross:
+            stacks.setdefault(block_of(blocks, place.name).stack, []).append(place)
+    return {name: places for name, places in stacks.items() if name and len(places) > 1}
+
+
+def _no_second(view: ModelView, options: Any) -> str:
+    if any(np.any(getattr(each, "shift_size", 0)) for each in view.module.modules()):
+        return "its windows move from block to block, and the first values there are those of other tokens"
+    stacks = _stacks(view)
+    for name, places in stacks.items():
+        if len({each.value and each.value.matrix.shape[0] for each in places} | {None}) != 2:
+            return f"the values in {name} are not all known, or not all of one width"
+    return "" if stacks else "no stack of blocks has a second self-attention, which could take values of the first"
+
+
 @adjustment(
     formula=r"v_l \leftarrow \lambda v_1 + (1 - \lambda)\, v_l, \qquad l = 2, \ldots, L",
     cite="zhou2025value",
     source="Zhou et al. (2025); Value-Residual-Learning, modeling_llama_resformer.py: λ = ½; learned: modded-nanogpt",
     why="Later layers mix values of the tokens themselves, however alike the tokens have become in the stream.",
     clashes={"differential attention": "its values are averaged twice, by one attention and by the other"},
+    unfit=_no_second,
 )
 def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -> None:
     """Let the values of each self-attention after the first of its stack be partly the first one's.
@@ -257,19 +278,7 @@ def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -
         ['layers.1.self_attn.adjusted.value_residual.share', 'layers.2.self_attn.adjusted.value_residual.share']
     """
     check_number("share", share, low=0, high=1)
-    if any(np.any(getattr(each, "shift_size", 0)) for each in patch.model.modules()):
-        patch.refuse("its windows move from block to block, and the first values there are those of other tokens")
-    blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
-    stacks: dict[str, list[Any]] = {}
-    for place in patch.attentions:
-        if not patch.query(place).weight.is_cross:
-            stacks.setdefault(block_of(blocks, place.name).stack, []).append(place)
-    stacks = {name: places for name, places in stacks.items() if name and len(places) > 1}
-    if not stacks:
-        patch.refuse("no stack of blocks has a second self-attention, which could take values of the first")
-    for name, places in stacks.items():
-        if len({each.value and each.value.matrix.shape[0] for each in places} | {None}) != 2:
-            patch.refuse(f"the values in {name} are not all known, or not all of one width")
+    for places in _stacks(patch.view).values():
         first = FirstValues()
         patch.attend(places[0], first)
         for place in places[1:]:

@@ -16,7 +16,7 @@ from attntut.adjust.attention import AttentionChange
 from attntut.adjust.handle import Patch
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
-from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.blocks import Block, block_of, find_blocks
 from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import BRANCH
@@ -44,8 +44,8 @@ def sigma_reparam(patch: Patch, *, gamma: float = 1.0, on: Collection[str] = BRA
     Each projection has a number of its own, also where the model packs several into one parameter. The singular value
     is tracked by one step of the power method a forward pass in training mode, as in torch's ``spectral_norm``. It
     starts from 16 steps of Lanczos' method, where the authors' code takes a matrix apart: exact up to 16 rows or
-    columns, and up to 1 % too small for Gaussian matrices of width 768, so that the norm is between γ and 1.01 γ. A
-    matrix that is 0 is refused. After :meth:`~attntut.adjust.Handle.undo`, the stored matrices are used as they are.
+    columns; of 60 Gaussian matrices of width 768, it was 0.2 % too small on average and 1.5 % at most. A matrix that is
+    0 is refused. After :meth:`~attntut.adjust.Handle.undo`, the stored matrices are used as they are.
 
     Args:
         patch: of the model.
@@ -120,18 +120,25 @@ class UnitSpectralNorm(nn.Module):
         return weight * torch.stack(factors)[self.number]
 
 
-def _largest_pair(matrix: Tensor, n_steps: int = 16) -> list[Tensor]:
-    """Singular vectors (left: 0 if all is 0) of the largest singular value, by Lanczos' method from a fixed vector."""
+def _largest_pair(matrix: Tensor, n_steps: int = 16) -> tuple[Tensor, Tensor]:
+    """Singular vectors (0 if all is 0) of the largest singular value, by Lanczos' method from a fixed vector."""
     wide = matrix if matrix.dtype in (torch.float32, torch.float64) else matrix.float()
-    v = torch.randn(wide.shape[1], generator=torch.Generator().manual_seed(0)).to(wide)
-    basis, images = wide.new_zeros(len(v), 0), []
-    for _ in range(min(n_steps, *wide.shape)):
-        new = torch.linalg.qr(torch.column_stack([basis, v])).Q[:, -1]  # at right angles, also where nothing is left
-        basis = torch.column_stack([basis, new])
-        images.append(wide @ new)
-        v = wide.mT @ images[-1]
-    left, sizes, right = torch.linalg.svd(torch.column_stack(images), full_matrices=False)
-    return [(left[:, 0] * sizes[0].sign()).to(matrix.dtype), (basis @ right[0]).to(matrix.dtype)]
+    n_steps = min(n_steps, *wide.shape)
+    basis, images = wide.new_zeros(n_steps, wide.shape[1]), wide.new_zeros(n_steps, wide.shape[0])
+    new = wide.mT @ torch.randn(len(wide), generator=torch.Generator().manual_seed(0)).to(wide)  # what the rows span
+    scale = new.abs().max().clamp(min=torch.finfo(wide.dtype).tiny)
+    new = new / scale
+    for i in range(n_steps):
+        before = new.norm()
+        for _ in range(2):  # once would leave what rounding made of large parts
+            new = new - basis[:i].mT @ (basis[:i] @ new)
+        if (size := new.norm()) <= torch.finfo(wide.dtype).eps ** 0.5 * before:
+            break  # the vectors so far span all that is ever reached
+        basis[i] = new / size
+        images[i] = wide @ basis[i] / scale
+        new = wide.mT @ images[i] / scale
+    shares = torch.linalg.eigh(images @ images.mT).eigenvectors[:, -1]
+    return F.normalize(shares @ images, dim=0).to(matrix.dtype), (shares @ basis).to(matrix.dtype)
 
 
 @adjustment(
@@ -173,10 +180,11 @@ def weight_norm(patch: Patch) -> None:
             is_whole = math.prod(parameter.shape[i] for i in dims) == entry.weight.fan_in
             if not is_whole or sums.setdefault(name, dims) != dims:
                 patch.refuse(f"the columns of {name} do not lie along its dimensions")
-            if not entry.view.any(dim=1).all():
-                patch.refuse(f"{name} has a row that is 0, and no direction")
     for name, dims in sums.items():
-        patch.parametrize(name, RowLengths(patch.parameter(name), dims))
+        lengths = RowLengths(patch.parameter(name), dims)
+        if not lengths.gain.all():
+            patch.refuse(f"{name} has a row that is 0, and no direction")
+        patch.parametrize(name, lengths)
 
 
 class RowLengths(nn.Module):
@@ -283,6 +291,12 @@ def _clip(query: Entry, key: Entry, seen: LargestLogits, limit: float) -> None:
             entry.bias.mul_(rows)
 
 
+def _last(view: ModelView) -> tuple[dict[str, Block], Block]:
+    """The blocks, and that of the last attention."""
+    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    return blocks, block_of(blocks, view.attention[-1].name)
+
+
 @adjustment(
     formula=r"W^{(l)} \sim \mathcal{D}, \quad g^{(l)} = 1, \quad b^{(l)} = 0 \qquad \text{for } l > L - k",
     cite="zhang2021revisiting",
@@ -292,6 +306,7 @@ def _clip(query: Entry, key: Entry, seen: LargestLogits, limit: float) -> None:
         "sigma_reparam": "it knows the singular vectors of the old weights",
         "weight_norm": "its lengths are those of the old weights",
     },
+    unfit=lambda view, options: "" if _last(view)[1].name else "its blocks are not known",
 )
 def reinit_top_layers(
     patch: Patch,
@@ -326,10 +341,7 @@ def reinit_top_layers(
     check_int("n_layers", n_layers)
     _check_generator(generator)
     found, view = find_scheme(scheme), patch.view
-    blocks = find_blocks(patch.model, [each.name for each in patch.attentions])
-    last = block_of(blocks, patch.attentions[-1].name)
-    if not last.name:
-        patch.refuse("its blocks are not known")
+    blocks, last = _last(view)
     check_int("n_layers", n_layers, high=last.n_layers)
     weight = patch.query(patch.attentions[-1]).weight
     if found.finish or (

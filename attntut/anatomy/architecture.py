@@ -124,18 +124,22 @@ class Architecture:
         sources = self.graph.sources(getattr(heard, role))
         return next((each for each in sources if role in self.roles.makes.get(each, ())), None)
 
-    def _between(self, edge: Edge | None, kinds: Collection[str], end: Node = None) -> bool:
-        """Whether a node of one of these kinds lies between a tensor and the products or sums that it is made of."""
-        stack, seen = [] if edge is None else [edge.node], {end}
+    def _back(self, edges: Iterable[Edge]) -> set[Node]:
+        """The nodes between tensors and the products or sums that they are made of."""
+        stack, seen = [edge.node for edge in edges], set[Node]()
         while stack:
             node = stack.pop()
-            if node in seen or node in self.graph.products or self._is_sum(node):
-                continue
-            seen.add(node)
-            if node.name() in kinds or (kinds is NORMS and self.in_norm(node)):
-                return True
-            stack += [each for each, _ in node.next_functions if each is not None]
-        return False
+            if not (node is None or node in seen or node in self.graph.products or self._is_sum(node)):
+                seen.add(node)
+                stack += [each for each, _ in node.next_functions]
+        return seen
+
+    def _between(self, edge: Edge | None, kinds: Collection[str], but: Collection[Node] = ()) -> bool:
+        """Whether a node of one of these kinds, but for some, lies between a tensor and what :meth:`_back` ends at."""
+        return any(
+            node not in but and (node.name() in kinds or (kinds is NORMS and self.in_norm(node)))
+            for node in self._back([] if edge is None else [edge])
+        )
 
     def _cap(self, heard: Heard) -> float | None:
         """The number c of a soft-cap c·tanh(s/c); None where there is none, or it is not a number in the code."""
@@ -153,7 +157,8 @@ class Architecture:
         return None
 
     def _norm_place(self, output: Product, query: Product | None) -> dict[str, Any]:
-        """Where the norm stands: before a branch (pre), in front of its sum too (sandwich), after the sum (post), …"""
+        """Where the norm stands: before a branch (pre), in front of its sum (res-post), both (sandwich), after the sum
+        (post), or nowhere (none)."""
         join = self._next_sum(output.node, through_norms=True)
         if join is None:
             return {"residual": False}
@@ -162,9 +167,10 @@ class Architecture:
         if self._next_sum(join, through_norms=False) is None:
             return {"residual": True, "norm": "post"}
         is_inside = self._next_sum(output.node, through_norms=False) is None
-        if query is None or not self._between(query.reads, NORMS):  # OLMo 2's norms stand behind the branch only
-            return {"residual": True} if is_inside else {"residual": True, "norm": "none"}
-        return {"residual": True, "norm": "sandwich" if is_inside else "pre"}
+        skip = [Edge(*each) for each in join.next_functions if output not in self.graph.sources(Edge(*each))]
+        is_before = query is not None and self._between(query.reads, NORMS, self._back(skip))
+        places = {(True, True): "sandwich", (True, False): "pre", (False, True): "res-post", (False, False): "none"}
+        return {"residual": True, "norm": places[is_before, is_inside]}
 
     def _next_sum(self, node: Node, *, through_norms: bool) -> Node | None:
         """The first sum of a branch and the stream that a result goes into, without another product."""

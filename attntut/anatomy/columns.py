@@ -107,12 +107,16 @@ class Columns:
             evenly = [[column + head * shift for column in row] for head in range(len(every) // len(row))]
             if sorted(column for head in evenly for column in head) == every:
                 return evenly
+        behind = self._behind(edge, product, every) if first == every and edge.shape[-1] < len(every) else None
+        if behind is not None:  # a norm over all heads mixes their columns (OLMo 2)
+            first = [every[column] for column in self._feed(edge, product, 0, behind=behind)]
         if not first or len(every) % len(first) or len(first) == len(every):
             return [every]
         count, leading = len(every) // len(first), edge.shape[-3]
         heads, done = {0: first}, set(first)
         for index in dict.fromkeys([1, leading // count, *range(2, leading)]):  # heads may vary fastest, or slowest
-            columns = self._feed(edge, product, index)
+            columns = self._feed(edge, product, index, behind=behind)
+            columns = columns if behind is None else [every[column] for column in columns]
             if not columns or not done.isdisjoint(columns):
                 continue
             shift = columns[0] - first[0]
@@ -123,15 +127,36 @@ class Columns:
             done.update(columns)
         return [heads[i] for i in sorted(heads)] if len(heads) == count and len(done) == len(every) else [every]
 
-    def _feed(self, edge: Edge, product: Product, index: int | None = None, dim: int = -3) -> list[int]:
-        """The columns that feed an operand, or what stands at one index of its third last dimension."""
+    def _behind(self, edge: Edge, product: Product, every: list[int]) -> Edge | None:
+        """The last tensor on the way to an operand that has these columns, and no others, in its last dimension."""
+        size, seen, stack = product.result.shape, {product.node}, [edge]
+        found = dict[int, Edge]()
+        while stack and product.channels == -1 and self.batch(product) == 1:
+            here = stack.pop()
+            if here.node is None or here.node in seen or is_leaf(here.node):
+                continue
+            seen.add(here.node)
+            if here.shape[-1:] == (len(every),) and here.shape.numel() * size[-1] == size.numel() * len(every):
+                found[here.node._sequence_nr()] = here
+            stack += [Edge(*each) for each in here.node.next_functions]
+        first = found[min(found)] if found else edge
+        in_order = all(self._feed(first, product, i, dim=-1) == [every[i]] for i in (0, 1, -1))
+        return found[max(found)] if found and in_order else None
+
+    def _feed(
+        self, edge: Edge, product: Product, index: int | None = None, dim: int = -3, behind: Edge | None = None
+    ) -> list[int]:
+        """The columns that feed an operand, or what stands at one index of its third last dimension.
+
+        They are those of the result, or of a tensor ``behind`` it.
+        """
         weights = self._random(edge.shape)
         if index is not None:
             mask = torch.zeros(edge.shape)
             mask.select(dim, index).fill_(1.0)
             weights = weights * mask
         between = [each for each in self.graph.sources(edge) if product in self.graph.sources(_read_by(each))]
-        (gradient,) = gradients([edge], [product.result], [weights], silent=between)
+        (gradient,) = gradients([edge], [behind or product.result], [weights], silent=between)
         return [] if gradient is None else self._touched(gradient, product)
 
     def _random(self, shape: torch.Size) -> Tensor:

@@ -49,6 +49,10 @@ REQUIREMENTS: Mapping[str, Requirement] = {
         "it does by scale alone what a norm would do; with one, the scale is divided out again", {"norm": "none"}
     ),
     "sub-LN": Requirement("its gain is undone and made harmless by a second norm inside each branch", {"norm": "sub"}),
+    "sandwich norms": Requirement("it counts on a norm after each branch, in front of the sum", {"norm": "sandwich"}),
+    "depth-scaled weights": Requirement(
+        "it counts on branches that are drawn smaller with depth", {"depth_scaled": True}
+    ),
     "no residual": Requirement(
         "it replaces the skip connections; beside them, the signal is counted twice", {"residual": False}
     ),

@@ -26,11 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     description = "Which initialization fits a Hugging Face architecture, and how sure that is."
     parser = command("recommend", description, seq_len=64, batch=4, narrowest=NARROWEST)
+    parser.add_argument(
+        "--given", action="append", default=[], metavar="QUESTION=ANSWER", help="what only you know, as data=Yes"
+    )
     known, rest = parser.parse_known_args(arguments)
     overrides = entries(rest, parser.prog)
     try:
         model, inputs = made(known, overrides)
-        answer = recommend(model, inputs, loss=random_loss)
+        given = {id: said for id, _, said in (each.partition("=") for each in known.given)}
+        answer = recommend(model, inputs, loss=random_loss, given=given)
     except (ValueError, TypeError, OSError, ImportError) as error:
         parser.error(str(error))
     show(answer, text, known.width)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from attntut._checks import check_choice
 from attntut._extras import extra
 from attntut.adjust.handle import acting_on, adjust, given_traits, known_view
 from attntut.adjust.registry import adjustments
@@ -25,7 +26,7 @@ from attntut.diagnose.faults.facts import Facts as Measured
 from attntut.init import initialize_, schemes
 from attntut.init.requirements import unmet
 from attntut.init.width import unit_logits
-from attntut.recommend.rules import FACTS, Rule, facts, parts, questions
+from attntut.recommend.rules import FACTS, Question, Rule, facts, parts, questions
 from attntut.recommend.runs import Found, look_up
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ STRENGTHS = {
     "none": "no evidence",
 }
 """How sure an advice is, the surest first."""
+VERDICTS = {
+    "take": "better, or not worse and made for it",
+    "avoid": "worse here",
+    "noise": "tried, and not told apart from the model without it",
+    "other": "it fits, and no rule speaks of it",
+}
+"""What is advised, in the order of :attr:`Recommendation.advice`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +57,7 @@ class Advice:
 
     Attributes:
         start: a scheme, ``"+ method"`` or ``"scheme + method"``.
-        verdict: ``"take"``, ``"avoid"``, ``"other"`` (it fits, and no rule speaks of it) or ``"as it is"``.
+        verdict: one of :data:`VERDICTS`, or ``"as it is"``.
         strength: a key of :data:`STRENGTHS`.
         why: a sentence.
         records: what the book measured, each ``"chapter: name"``.
@@ -95,6 +103,11 @@ class Advice:
         """Whether a stored run at its own best rate is worse than the default's, beyond the interval."""
         return self.found is not None and any(each.verdict < 0 for each in self.found.comparisons)
 
+    @property
+    def is_method(self) -> bool:
+        """Whether it leaves the weights as they are, and adds methods."""
+        return not parts(self.start)[0]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recommendation:
@@ -103,9 +116,9 @@ class Recommendation:
     Attributes:
         model: name of its class.
         facts: what the rules know of it: :data:`~attntut.recommend.rules.FACTS`; None for what is not known.
-        advice: what to take (the best first), what is worse here, and what fits without evidence, in this order.
+        advice: by verdict, in the order of :data:`VERDICTS`; starts before methods, and the best first.
         as_it_is: the model with its present weights.
-        asks: questions of the map that only you can answer.
+        asks: questions of the map that only you can answer, and have not, each with what an answer leads to.
         also: sentences of rules that apply, and name no start.
         findings: of the model as it is.
         notes: what could not be seen, or judged.
@@ -176,6 +189,7 @@ def recommend(
     inputs: Any,
     loss: Callable[[Any], Tensor] | None = None,
     *,
+    given: Mapping[str, str] | None = None,
     roles: RolePatterns | None = None,
     n_heads: int | None = None,
 ) -> Recommendation:
@@ -190,6 +204,8 @@ def recommend(
         model: any model with attention.
         inputs: what it is called with: as in :func:`~attntut.init.view`.
         loss: from the output to a scalar; with it, the gradients of the first and the last block are compared, too.
+        given: answers to questions of the map that no model can answer, by the question's name, each by how it begins:
+            ``{"data": "Yes", "bad": "No"}``.
         roles, n_heads: for what is not found by listening: as in :func:`~attntut.init.view`.
 
     Returns:
@@ -197,7 +213,7 @@ def recommend(
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: there is no attention in it.
+        ValueError: there is no attention in it, or ``given`` has no such question or answer.
         Exception: whatever the model raises.
 
     Example:
@@ -212,23 +228,33 @@ def recommend(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module: got {type(model).__name__}.")
+    yours = {each.id: each for each in questions() if each.yours}
+    answers = {check_choice("given", id, yours): yours[id].answer(said) for id, said in (given or {}).items()}
     seen = known_view(model, inputs, roles, n_heads)
     reader = _Reader(model, inputs, loss, seen, dict(roles=roles, n_heads=n_heads))
     report = diagnose(model, inputs, loss, roles=roles)
+    reader.known |= {"logits_now": _logits_now(report)} | {id: answer.say for id, answer in answers.items()}
     known, notes = reader.known, [*report.notes]
-    rules = [(each, rule) for each in questions() for answer in each.answers for rule in answer.rules]
-    asked = [rule for question, rule in rules if not question.yours]
+    given_rules = [rule for answer in answers.values() for rule in answer.rules]
+    asked = [rule for each in questions() if not each.yours for answer in each.answers for rule in answer.rules]
+    asked += given_rules
     if unknown := {FACTS[each]: None for rule in asked for each in rule.unknown(known)}:
         notes.append(f"Not known of this model, so that rules that ask for it were left out: {', '.join(unknown)}.")
     asked = [rule for rule in asked if rule.applies(known)]
-    objections = {start: reader.objection(start) for rule in asked for start in (*rule.take, *rule.avoid)}
+    objections = {start: reader.objection(start) for rule in asked for start in rule.starts}
     unfit = {start: objections[start] for rule in asked for start in rule.take if objections[start]}
     notes += [f"For a model of this kind, but not for this one: {start} ({why})." for start, why in unfit.items()]
     avoid = {start: rule for rule in reversed(asked) for start in rule.avoid if not objections[start]}
     take = {start: rule for rule in asked for start in rule.take if start not in avoid and not objections[start]}
-    best = next(iter(take), "")
+    noise = {
+        start: rule for rule in asked for start in rule.noise if not (objections[start] or start in {**take, **avoid})
+    }
+    best = next((start for start in take if parts(start)[0]), "")
     advice = [reader.advise(start, "take", rule) for start, rule in take.items()]
-    advice += [reader.advise(start, "avoid", rule, than=best) for start, rule in avoid.items()]
+    advice += [
+        reader.advise(start, "avoid", rule, than=best if parts(start)[0] else "") for start, rule in avoid.items()
+    ]
+    advice += [reader.advise(start, "noise", rule) for start, rule in noise.items()]
     advice += [reader.advise(name, "other") for name in schemes() if name not in {**take, **avoid}
                and not reader.objection(name)]  # fmt: skip
     drawn = [reader.drawn(each) if each.verdict == "take" or _is_first(each, advice) else each for each in advice]
@@ -242,8 +268,8 @@ def recommend(
         facts=known,
         advice=tuple(sorted(drawn, key=_order)),
         as_it_is=Advice(start="as it is", verdict="as it is", why=names, **_measured(report)),
-        asks=tuple(question.title for question in questions() if question.yours),
-        also=tuple(rule.sentence for rule in asked if rule.when and not rule.take and not rule.avoid),
+        asks=tuple(_asked(question) for question in yours.values() if question.id not in answers),
+        also=tuple(rule.sentence for rule in asked if not rule.starts and (rule.when or rule in given_rules)),
         findings=tuple(report.findings),
         notes=tuple(notes),
     )
@@ -253,12 +279,35 @@ def _order(each: Advice) -> tuple[Any, ...]:
     """The key of sorting: unwarned (or run), the surer, not behind in a run, logits nearer to 1 come first."""
     far = abs(math.log(each.logit_std)) if each.verdict == "other" and each.logit_std else math.inf
     return (
-        ("take", "avoid", "other").index(each.verdict),
+        [*VERDICTS].index(each.verdict),
+        each.is_method,
         each.verdict == "take" and each.strength != "run" and bool(each.findings or each.doubt),
         [*STRENGTHS].index(each.strength),
         each.is_behind,
         far,
     )
+
+
+def _logits_now(report: Report) -> str | None:
+    """How the logits are: good or ill, as in chapter 16, or large, which it had not; None where they are not seen."""
+    stds = [each["logit_std"] for each in report.layers() if not math.isnan(each["logit_std"])]
+    if not any(
+        each.fault.startswith("logits too large") or each.fault == "entropy collapsed" for each in report.findings
+    ):
+        return "good" if stds else None
+    return "ill" if stds and max(stds) >= 10 else "large"
+
+
+def _asked(question: Question) -> str:
+    """A question, and what to take or to avoid by each answer."""
+    words = dict(take="take", avoid="worse", noise="within the noise")
+    said = list[str]()
+    for answer in question.answers:
+        named = {word: [start.removeprefix("+ ") for rule in answer.rules for start in getattr(rule, each)]
+                 for each, word in words.items()}  # fmt: skip
+        if found := [f"{word} {', '.join(starts)}" for word, starts in named.items() if starts]:
+            said.append(f"{answer.say.rstrip('.')}: {'; '.join(found)}.")
+    return " ".join([f"{question.title} [{question.id}]", *said])
 
 
 def _doubted(each: Advice, advice: Sequence[Advice]) -> Advice:
@@ -291,7 +340,8 @@ class _Reader:
         """Why the model is none that a start was made for; empty if it is."""
         name, methods = parts(start)
         there = acting_on(self.model)
-        said = [adjustments()[each].objection(there, self.traits) for each in methods if each not in there]
+        said = [adjustments()[each].objection(there, self.traits) or adjustments()[each].unfit(self.seen, {})
+                for each in methods if each not in there]  # fmt: skip
         said += [f"{each!r} acts on it already" for each in methods if each in there]
         if name:
             wanted = schemes()[name].architecture(self.first.n_layers, self.first.d_head)
@@ -336,8 +386,11 @@ class _Reader:
         return {role: _rms(found[role]) for role in ROLES if role in found}, _rms(logits) if logits else None
 
     def drawn(self, each: Advice) -> Advice:
-        """The same with what a copy does that is drawn by it."""
+        """The same with what a copy does that is drawn by it; as it is, where nothing acts on a copy as it stands."""
         name, methods = parts(each.start)
+        on_model = [each for each in methods if adjustments()[each].is_undoable and "…" not in adjustments()[each].call]
+        if not name and not on_model:
+            return each
         try:
             other = copy.deepcopy(self.model)
             options = {"batch": self.inputs} if name and "batch" in schemes()[name].requires else {}
@@ -347,9 +400,8 @@ class _Reader:
                     device = self.seen.entries[0].view.device
                     initialize_(other, name, inputs=self.inputs, generator=seeded(0, device), force=True,
                                 **self.options, **options)  # fmt: skip
-                for method in methods:
-                    if adjustments()[method].is_undoable:
-                        adjust(other, method, inputs=self.inputs, **self.options)
+                for method in on_model:
+                    adjust(other, method, inputs=self.inputs, **self.options)
             report = diagnose(other, self.inputs, self.loss, roles=self.options["roles"])
         except (ValueError, TypeError, RuntimeError) as error:
             return replace(each, note=f"{each.note} It could not be drawn on a copy: {error}".strip())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,13 +21,13 @@ from attntut.recommend.rules import described
 if TYPE_CHECKING:
     from attntut.recommend import Recommendation
 
-COLUMNS = ("", "start", "sure", "logit std", "measured", "stream", "gradient", "σ query", "σ value", "σ output")
+COLUMNS = ("", "start", "sure", "logit std", "measured", "stream", "gradient")
 MEANINGS = (
     "sure: "
     + "; ".join(f"{name}, {meaning}" for name, meaning in STRENGTHS.items())
     + ". logit std: predicted for tokens of unit variance, and measured at step 0. stream: variance after the last "
     "block over that after the first. gradient: the first block's over the last one's. σ: predicted standard deviation "
-    "of the entries; all roles are in frame()."
+    "of the entries."
 )
 NONE = "No evidence: no rule of the book names a start for a model like this."
 
@@ -69,22 +69,25 @@ def table(answer: Recommendation) -> list[list[str]]:
         if each.measured or each in takes:
             rank = str(takes.index(each) + 1) if each in takes else "✗" if each.verdict == "avoid" else ""
             measured = [_short(each.measured.get(name)) for name in ("logit_std", "stream", "gradient")]
-            stds = [_short(each.std.get(role)) for role in ("query", "value", "output")]
-            rows.append([rank, each.start, each.strength if rank else "", _short(each.logit_std), *measured, *stds])
+            rows.append([rank, each.start, each.strength if rank else "", _short(each.logit_std), *measured])
     return rows
 
 
 def paragraphs(answer: Recommendation) -> Iterator[tuple[str, list[str]]]:
     """Headings and the lines below them."""
     takes, said = answer.of("take"), dict[str, int]()
+    if all(each.is_method for each in takes):
+        yield NONE, []
     for i, each in enumerate(takes, 1):
         yield f"{i}. {each.start}: {_sure(each)}", [*_lines(each, said.get(each.why)), each.call]
         said.setdefault(each.why, i)
-    if not takes:
-        yield NONE, []
     for why in dict.fromkeys(each.why for each in answer.of("avoid")):
         same = [each for each in answer.of("avoid") if each.why == why]
-        yield f"Worse here: {', '.join(each.start for each in same)}: {_sure(same[0])}", _lines(same[0], said.get(why))
+        yield f"Worse here: {_named(same)}: {_sure(same[0])}", _lines(same[0], said.get(why))
+    for why in dict.fromkeys(each.why for each in answer.of("noise")):
+        same = [each for each in answer.of("noise") if each.why == why]
+        others = [_compared(each) for each in same[1:] if each.found and each.found.comparisons]
+        yield f"Within the noise: {_named(same)}: {_sure(same[0])}", [*_lines(same[0], said.get(why)), *others]
     rest = [each for each in answer.of("other") if each.strength == "none"]
     for each in answer.of("other"):
         if each not in rest:
@@ -98,7 +101,8 @@ def paragraphs(answer: Recommendation) -> Iterator[tuple[str, list[str]]]:
         yield f"As it is, its weights look like those of {looks}", []
     if answer.also:
         yield "Also", [*answer.also]
-    yield "Only you know, and the map (book/map.html) asks", [*answer.asks]
+    if answer.asks:
+        yield 'Only you know, and the map (book/map.html) asks; answer by given={"data": "Yes"}', [*answer.asks]
     yield "What the columns say", [MEANINGS]
 
 
@@ -109,11 +113,12 @@ def _sure(each: Advice) -> str:
 
 def _lines(each: Advice, as_for: int | None = None) -> list[str]:
     lines = [f"By the same rule as {as_for}."] if as_for else [each.why] if each.why else []
+    if each.verdict == "take" and each.std:
+        lines.append(f"σ: {', '.join(f'{role} {_short(std)}' for role, std in each.std.items())}.")
     if each.found and each.found.comparisons:
         first = each.found.comparisons[0]
-        compared = "; ".join(map(str, each.found.comparisons))
         said = f"Run {first.run}: {first.says}, each at its own best rate, minus {first.than}, {first.n} seeds"
-        lines.append(f"{said}: {compared}.")
+        lines.append(f"{said}: {_compared(each)}")
     elif each.found:
         lines.append("The default of the stored runs: the others are compared with it.")
     if each.records and not as_for:
@@ -124,6 +129,18 @@ def _lines(each: Advice, as_for: int | None = None) -> list[str]:
             "diagnose warns of it here: " + "; ".join(f"{f.name}, {f.measurement}" for f in each.findings) + "."
         )
     return [*lines, *filter(None, (each.doubt, each.note))]
+
+
+def _named(advice: Sequence[Advice]) -> str:
+    """Several starts, or several methods."""
+    names = ", ".join(each.start.removeprefix("+ ") for each in advice)
+    return f"the method{'s' * (len(advice) > 1)} {names}" if advice[0].is_method else names
+
+
+def _compared(each: Advice) -> str:
+    """The differences from the default; with the name where several stand below each other."""
+    name = f"{each.start.removeprefix('+ ')}: " if each.verdict == "noise" else ""
+    return f"{name}{'; '.join(map(str, each.found.comparisons if each.found else ()))}."
 
 
 def _short(value: float | None) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from attntut._checks import check_choice
-from attntut.adjust.handle import given_traits
+from attntut.adjust.handle import acting_on, given_traits
 from attntut.adjust.registry import adjustments
 from attntut.anatomy.parameters import names_of
 from attntut.anatomy.view import ModelView
@@ -36,6 +36,7 @@ class Rule:
 
     Attributes:
         take, avoid: starts: a scheme, ``"+ method"``, or ``"scheme + method"``.
+        noise: those that were tried, and not told apart from the model without them.
         why: a sentence, in Markdown; ``more``: those that follow it on the map.
         formula: whether all its records are predictions, none a result of training.
         when: facts, each with the value, the values or the bound that it must have.
@@ -45,8 +46,14 @@ class Rule:
     more: str = ""
     take: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
+    noise: tuple[str, ...] = ()
     formula: bool = False
     when: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def starts(self) -> tuple[str, ...]:
+        """All starts that it names."""
+        return (*self.take, *self.avoid, *self.noise)
 
     @property
     def records(self) -> tuple[str, ...]:
@@ -106,6 +113,23 @@ class Question:
     bullets: bool = False
     answers: tuple[Answer, ...] = ()
 
+    def answer(self, said: object) -> Answer:
+        """The answer that begins with these words.
+
+        Raises:
+            ValueError: none does, or several do; the answers are named.
+
+        Example:
+            >>> (question,) = (each for each in questions() if each.id == "data")
+            >>> question.answer("yes").say
+            'Yes.'
+        """
+        found = [each for each in self.answers if str(said) and each.say.lower().startswith(str(said).lower())]
+        if len(found) != 1:
+            known = ", ".join(repr(each.say) for each in self.answers)
+            raise ValueError(f"given[{self.id!r}] must be how one of these begins: {known}; got {said!r}.")
+        return found[0]
+
 
 @cache
 def questions() -> tuple[Question, ...]:
@@ -146,7 +170,7 @@ def read(tables: list[dict[str, Any]]) -> Iterator[Question]:
                 rules.append(Rule(**words, when=when))
                 for name in when:
                     check_choice("when", name, FACTS)
-                for start in (*rules[-1].take, *rules[-1].avoid):
+                for start in rules[-1].starts:
                     parts(start)
             answers.append(Answer(**answer, rules=tuple(rules)))
         yield Question(**table, answers=tuple(answers))
@@ -172,8 +196,10 @@ FACTS = {
     "d_head": "width of a head",
     "stacks": "stacks",
     "logits": "logits",
+    "logits_now": "logits as they are",  # good, large, or ill as in chapter 16; told by diagnose
     "packed": "packed query, key and value",
     "grouped": "grouped queries",
+    "feed_forward": "feed-forward network",
     "gated": "gated feed-forward network",
     "qk_norm": "QK-norm",
     "tokens": "a vocabulary",
@@ -199,11 +225,12 @@ def facts(seen: ModelView) -> dict[str, Any]:
     queries, keys, tables = (seen.by_role(role) for role in ("query", "key", "embedding"))
     first, scale = [entry.weight for entry in queries], traits.get("scale")
     names = names_of(seen.module)
-    in_blocks = seen.by_role("feed_forward_in")
+    inside = tuple(f"{each.name}." for each in seen.attention if each.name)  # Swin v2's bias has a network of its own
+    in_blocks = [entry for entry in seen.by_role("feed_forward_in") if not entry.parameter.startswith(inside)]
     d_head = _same(weight.d_head for weight in first)
     power = 0.0 if not scale or not d_head or d_head == 1 else -math.log(abs(scale)) / math.log(d_head)
     return {
-        "norm": traits.get("norm"),
+        "norm": "sandwich" if "sandwich" in acting_on(seen.module) else traits.get("norm"),
         "depth": max((weight.n_layers for weight in first), default=None),
         "d_model": _same(weight.d_model for weight in first),
         "n_heads": _same(weight.n_heads for weight in first),
@@ -212,7 +239,9 @@ def facts(seen: ModelView) -> dict[str, Any]:
         "logits": None if not scale else LOGITS.get(round(power, 4), f"times {scale:.3g}"),
         "packed": any(entry.rows != "all" for entry in (*queries, *keys)),
         "grouped": any(entry.weight.fan_out < entry.weight.n_heads * entry.weight.d_head for entry in keys),
-        "gated": len(in_blocks) > len(seen.by_role("feed_forward_out")) if in_blocks else None,
+        "logits_now": None,
+        "feed_forward": bool(in_blocks) or (None if seen.unknown else False),
+        "gated": None if seen.unknown and not in_blocks else len(in_blocks) > len(seen.by_role("feed_forward_out")),
         "qk_norm": traits.get("qk_norm", False if "parts" in traits else None),
         "tokens": any(entry.weight.is_table and entry.weight.fan_in > 1 for entry in tables),
         "positions": "a learned table" if _learned(seen) else "others, or none",
@@ -243,8 +272,12 @@ def described(known: Facts) -> str:
     >>> described(known)
     'norm pre, blocks 12, d_model 768, packed query, key and value; not known: heads, width of a head, ...'
     """
-    told = {label: known[name] for name, label in FACTS.items() if name != "has" and known[name] is not None}
+    usual = {"has", "logits_now", "feed_forward"}
+    told = {label: known[name] for name, label in FACTS.items() if name not in usual and known[name] is not None}
     said = [f"{label} {value}" for label, value in told.items() if not isinstance(value, bool)]
-    said += [label for label, value in told.items() if value is True] + list(known["has"] or ())
+    said += [label for label, value in told.items() if value is True]
+    said += [each for each in known["has"] or () if each not in said]
+    said += ["no feed-forward network"] * (known["feed_forward"] is False)
+    said += ["logits too large as they are"] * (known["logits_now"] in ("large", "ill"))
     unknown = [label for name, label in FACTS.items() if known[name] is None]
     return ", ".join(said) + (f"; not known: {', '.join(unknown)}" if unknown else "")

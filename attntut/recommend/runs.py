@@ -21,7 +21,7 @@ class Comparison:
 
     Attributes:
         run: name of the sweep: ``runs/NAME.csv``.
-        at: where on its grid: ``"24 blocks"``.
+        at: where on its grid: ``"24 blocks"``; empty where it has one place only.
         says: what was measured.
         than: the start that it is compared with.
         difference, low, high: mean and 95 % confidence interval.
@@ -47,7 +47,7 @@ class Comparison:
     def __str__(self) -> str:
         numbers = [f"{x:+.3f}".replace("-", "−") for x in (self.difference, self.low, self.high)]
         word = {1: "better", -1: "worse", 0: "not told apart"}[self.verdict]
-        return f"{self.at}: {numbers[0]} [{numbers[1]}, {numbers[2]}], {word}"
+        return f"{f'{self.at}: ' if self.at else ''}{numbers[0]} [{numbers[1]}, {numbers[2]}], {word}"
 
 
 @dataclass(frozen=True)
@@ -77,38 +77,58 @@ def look_up(start: str, known: Facts, allowed: tuple[str, ...] = (), than: str =
 def _of(
     name: str, about: Mapping[str, Any], start: str, known: Facts, allowed: tuple[str, ...], than: str
 ) -> Found | None:
-    own = about.get("same", {}).get(start, start)
-    other = about.get("same", {}).get(than, than) or about["default"]
-    fact, column = about["axis"]
+    own, other = _names(about, start), _names(about, than) or [about["default"]]
     match = {wanted: known[each] for each, wanted in about.get("match", {}).items()}
-    best, ran = _best(name)
-    if own not in ran or known[fact] is None:
+    if not own or any(known.get(question) != answer for question, answer in about.get("only", {}).items()):
         return None
+    best = _best(name)
     rows = best[(best[list(match)] == list(match.values())).all(axis=1)] if match else best
-    grid = sorted(set(rows[rows[about["name"]] == own][column]) & set(rows[rows[about["name"]] == other][column]))
-    value = known[fact]
-    if not grid:
+    ours, theirs = (rows[rows[about["name"]].isin(each)].set_index("seed") for each in (own, other))
+    fact, column = about.get("axis", ("", ""))
+    if ours.empty or (fact and known[fact] is None):
         return None
-    below, above = [x for x in grid if x <= value], [x for x in grid if x >= value]
-    outside = [f"{fact} {value}, and the runs' {fact} is {grid[0]} to {grid[-1]}"] * (not (below and above))
+    outside, places = list[str](), [(ours, theirs, "")]
+    if fact:
+        value, unit = known[fact], "blocks" if fact == "depth" else fact
+        grid = sorted(set(ours[column]) & set(theirs[column]))
+        if not grid:
+            return None
+        below, above = [x for x in grid if x <= value], [x for x in grid if x >= value]
+        outside += [
+            f"{FACTS[fact]}: {value}, in the runs {' to '.join(map(number, dict.fromkeys((grid[0], grid[-1]))))}"
+        ] * (not (below and above))
+        places = [
+            (
+                *(each[each[column] == x] for each in (ours, theirs)),
+                f"{number(x)} {unit}" if unit == "blocks" else f"{unit} {number(x)}",
+            )
+            for x in dict.fromkeys([*below[-1:], *above[:1]])
+        ]
     own_settings = {setting for each in allowed for setting in REQUIREMENTS[each].wants}
     for each, wanted in about["inside"].items():
         if known[each] != wanted and own_settings.isdisjoint(SETTINGS.get(each, (each,))):
             outside.append(f"{FACTS[each]}: {_said(known[each])}, in the runs {_said(wanted)}")
     outside += [f"it has {part}, the runs' models have not" for part in known["has"] if part not in allowed]
-    places = dict.fromkeys([*below[-1:], *above[:1]])
-    sign = -1 if about.get("lower_is_better") else 1
     compared = []
-    for x in () if own == other else places:
-        here = rows[rows[column] == x].set_index("seed")
-        both = [here[here[about["name"]] == each][about["score"]] for each in (own, other)]
-        mean, low, high = confidence_interval((both[0] - both[1]).dropna())
+    words = dict(run=about.get("file", name), says=about["says"], sign=-1 if about.get("lower_is_better") else 1)
+    for one, two, at in () if own == other else places:
+        differences = (one[about["score"]] - two[about["score"]]).dropna()
+        mean, low, high = confidence_interval(differences)
         if low is not None and high is not None:
-            unit = "blocks" if fact == "depth" else fact
-            at = f"{number(x)} {unit}" if fact == "depth" else f"{unit} {number(x)}"
-            words = dict(run=name, at=at, says=about["says"], than=other, n=int((both[0] - both[1]).count()))
-            compared.append(Comparison(**words, difference=mean, low=low, high=high, sign=sign))
+            label = (
+                "the same without it" if about.get("methods") and other == [about["default"]] else " or ".join(other)
+            )
+            compared.append(
+                Comparison(**words, at=at, than=label, difference=mean, low=low, high=high, n=len(differences))
+            )
     return Found(tuple(compared), tuple(outside))
+
+
+def _names(about: Mapping[str, Any], start: str) -> list[str]:
+    """What a start is called in a sweep; empty if it is not meant there."""
+    is_method, given = start.startswith("+ "), about.get("names", {}).get(start)
+    plain = [start.removeprefix("+ ")] if start and is_method == bool(about.get("methods")) else []
+    return plain if given is None else given
 
 
 def _said(value: Any) -> str:
@@ -116,16 +136,20 @@ def _said(value: Any) -> str:
 
 
 @cache
-def _best(name: str) -> tuple[Any, frozenset[str]]:
-    """The runs of a sweep at each group's own best learning rate, and the names of all groups."""
+def _best(name: str) -> Any:
+    """The runs of a sweep at each group's own best learning rate."""
     with extra("tables"):
+        import pandas as pd
+
         from attntut.sweep.files import stored
         from attntut.sweep.rates import best_rate
 
     about = runs()[name]
-    frame = stored(name)
-    if drop := about.get("drop"):
-        frame = frame[~(frame[list(drop)] == list(drop.values())).all(axis=1)]
-    by = [about["axis"][1], *about.get("match", {}).values(), about["name"]]
+    frame = stored(about.get("file", name))
+    for other, columns in about.get("more", {}).items():
+        frame = pd.concat([frame, stored(other).assign(**columns)], ignore_index=True)
+    if keep := about.get("keep"):
+        frame = frame.query(" ".join(keep.split()), engine="python")
+    by = [*about.get("axis", ())[1:], *about.get("match", {}).values(), about["name"]]
     best = best_rate(frame, by, score=about["score"], largest=not about.get("lower_is_better"))
-    return frame.merge(best[[*by, "lr"]]), frozenset(best[about["name"]])
+    return frame.merge(best[[*by, "lr"]])

@@ -421,6 +421,15 @@ def test_the_ledger_shows_every_claim_and_is_never_empty(visit):
     assert not empty, f"these claims show neither evidence nor where it will come: {empty}"
 
 
+def test_what_to_remember_prints_on_two_pages_of_a4(visit):
+    page = visit("book/sheet.html").page
+    boxes = re.findall(rb"/MediaBox \[0 0 (\d+)\S* (\d+)", page.pdf(prefer_css_page_size=True))
+    assert 1 <= len(boxes) <= 2, f"it takes {len(boxes)} pages: shorten a list, or see book/_static/sheet.css"
+    assert {*boxes} <= {(b"594", b"841"), (b"595", b"841"), (b"595", b"842")}, f"these are points of no A4: {boxes}"
+    chapters = page.eval_on_selector_all("h2 a:first-child", "links => links.map((a) => a.href.split('/').pop())")
+    assert [f"notebooks/{name}" for name in chapters] == CHAPTERS
+
+
 def test_formulas_are_set_in_the_books_font(desktop):
     page, name = desktop.page, desktop.name
     if page.locator("main math").count():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from statistics import median
 from typing import Annotated, Any
 
-from attntut.diagnose.faults.facts import Facts, Layer, Record, Stack, relative_error
+from attntut.anatomy.depth import BLOCKS, FACTORS, STANDARD_ERRORS, USUAL, Law
+from attntut.diagnose.faults.facts import Facts, Layer, Stack, relative_error
 from attntut.diagnose.faults.fault import DEPTHS, LOGITS, NOTE, SIGNAL, VARIANCE, WARNING, Hit, Remedy, fault, hit
 from attntut.evidence import number
 
@@ -202,8 +203,14 @@ def rank_collapsing_slowly(
             lambda facts, stack: facts.traits.get("norm") in ("pre", "none"),
         ),
         Remedy(
-            "Scale the branches by 1/√(2L) = {factor:.2f}: W_o and W_2, or the gains of the norms, where norms follow.",
-            lambda facts, stack: facts.traits.get("norm") not in ("pre", "none"),
+            "Scale what the norms after the branches give by 1/√(2L) = {factor:.2f}: a factor on W_o and W_2 they "
+            "divide out.",
+            lambda facts, stack: facts.traits.get("norm") == "sandwich",
+        ),
+        Remedy(
+            "Scale the branches by 1/√(2L) = {factor:.2f}: W_o and W_2, or, where a norm follows each branch and "
+            "would divide that out, what it gives.",
+            lambda facts, stack: facts.traits.get("norm") not in ("pre", "none", "sandwich"),
         ),
         Remedy(
             'initialize_(model, "gpt2", std={std:.3g}) draws all matrices so. The std is 1/√d_model; the usual '
@@ -218,14 +225,15 @@ def depth_scaling_absent(
     stack: Stack, facts: Facts, *, blocks_at_least: Annotated[int, "from here on 1/√(2L) is ¼ or less"] = 8
 ) -> Iterator[Hit]:
     r"""Fresh, L ≥ 8, :math:`W_o` not scaled down (gain over that of :math:`W_v` at least :math:`(2L)^{-1/4}`, half-way
-    on a log scale), and :math:`v_L / v_1 > (1 + \frac32 L)/(1 + \frac32)`, the upper bound of Xiong et al. (2020); and
-    the branches are not scaled in the forward pass."""
+    on a log scale; beneath a norm after each branch, whatever it is), and :math:`v_L / v_1 > (1 + \frac32 L)/(1 +
+    \frac32)`, the upper bound of Xiong et al. (2020); and the branches are not scaled in the forward pass."""
     L = len(stack)
     if _is_scaled_in_forward(facts) or not stack.is_drawn or blocks_at_least > L:
         return
     growth, bound = stack.variance[-1] / stack.variance[0], (1 + 3 / 2 * L) / (1 + 3 / 2)
     gains = [layer.gain("output") / layer.gain("value") for layer in stack.layers if layer.kind == "self"]
-    if growth > bound and gains and all(gain >= (2 * L) ** -0.25 for gain in gains):
+    is_unscaled = facts.traits.get("norm") == "sandwich" or all(gain >= (2 * L) ** -0.25 for gain in gains)
+    if growth > bound and gains and is_unscaled:
         last, left = (number(share, digits=2) for share in (1 - stack.variance[-2] / stack.variance[-1], 1 / growth))
         words: Hit = dict(factor=(2 * L) ** -0.5, std=stack.layers[0].of("value", "fan_in") ** -0.5)
         yield hit(growth, expected=1.6, threshold=bound, blocks=L, last=last, left=left, **words)
@@ -247,8 +255,8 @@ def depth_scaling_misplaced(
     stack: Stack,
     facts: Facts,
     *,
-    blocks_at_least: Annotated[int, "below, 1/√(2L) > 0.35 is a ratio that other laws have too"] = 4,
-    standard_errors: Annotated[float, "one draw in 16 000 is farther off"] = 4.0,
+    blocks_at_least: Annotated[int, "below, 1/√(2L) > 0.35 is a ratio that other laws have too"] = BLOCKS,
+    standard_errors: Annotated[float, "one draw in 16 000 is farther off"] = STANDARD_ERRORS,
 ) -> Iterator[Hit]:
     r"""Fresh, L ≥ 4: the std of matrices that feed a branch (:math:`W_1`, SwiGLU's gate and up) is
     :math:`1/\sqrt{2L}` (or :math:`1/\sqrt{2l}` in block l) of what is usual, or it is so at the end of one branch
@@ -257,8 +265,7 @@ def depth_scaling_misplaced(
     if len(stack) < blocks_at_least or not stack.is_drawn or _is_scaled_in_forward(facts):
         return
     L = len(stack)
-    depths: tuple[Callable[[int], float], ...] = (lambda block: (2 * L) ** -0.5, lambda block: (2 * block) ** -0.5)
-    laws = [_scaled(stack, usual, depth, standard_errors) for depth in depths for usual in USUAL]
+    laws = [_scaled(stack, usual, factor, standard_errors) for factor in FACTORS for usual in USUAL]
     known = [scaled for scaled in laws if scaled is not None]
     by_scheme = facts.explained([record for block in stack.weights for record in block])
     if not known or set() in known or set(ENDS) in known or by_scheme:
@@ -270,25 +277,18 @@ def depth_scaling_misplaced(
         said = f"{_words(inputs)} too: it multiplies into the branch a second time."
     else:
         said = f"{_words(sorted(known[0]))}, but not {_words(missing)}: half of the branches keep their size."
-    value, usual = (depths[0](L), 1.0) if inputs else (1.0, depths[0](L))
+    factor = (2 * L) ** -0.5
+    value, usual = (factor, 1.0) if inputs else (1.0, factor)
     severity = "" if inputs and missing else NOTE
     yield hit(value, expected=usual, severity=severity, where=_words(inputs or missing), found=said)
 
 
 ENDS = ("output", "feed_forward_out")
 """Roles that write into the stream."""
-USUAL: tuple[Callable[[Record], float], ...] = (
-    lambda record: 1.0,
-    lambda record: (record["fan_in"] + record["fan_out"]) ** -0.5,
-    lambda record: record["fan_in"] ** -0.5,
-)
-"""What the std of unscaled matrices is proportional to."""
 
 
-def _scaled(
-    stack: Stack, usual: Callable[[Record], float], depth: Callable[[int], float], standard_errors: float
-) -> set[str] | None:
-    """The matrices whose std is ``depth(block)`` times the usual in every block; None if the others do not fit it."""
+def _scaled(stack: Stack, usual: Law, factor: Law, standard_errors: float) -> set[str] | None:
+    """The matrices whose std is the factor times the usual in every block; None if the others do not fit it."""
     found: dict[str, set[bool]] = {}
     for number_, records in enumerate(stack.weights, start=1):
         several = [r["role"] for r in records].count("feed_forward_in") > 1
@@ -298,9 +298,10 @@ def _scaled(
         for record in records:
             if record["role"] not in ("query", "key", "value", "feed_forward_in", *ENDS):
                 continue
-            ratio = record["std"] / usual(record) / (query["std"] / usual(query))
+            expected, theirs = (usual(each["fan_in"], each["fan_out"]) for each in (record, query))
+            ratio = record["std"] / expected / (query["std"] / theirs)
             error = standard_errors * math.hypot(relative_error(record), relative_error(query))
-            usual_, scaled = (abs(ratio / factor - 1) <= error for factor in (1.0, depth(number_)))
+            usual_, scaled = (abs(ratio / each - 1) <= error for each in (1.0, factor(number_, len(stack))))
             if not (usual_ or scaled):
                 return None
             own = record.get("parameter", "").removesuffix(".weight").rpartition(".")[2]

@@ -11,8 +11,10 @@ Each module is one concern with its own ``setup(app)``:
 * ``records``: what ``attntut.evidence`` left in the chapters; ``claims``: the ledger of the article's claims made of
   it; ``evidence``: all of it on one page
 * ``questions``: the map, drawn from the rules of ``attntut.recommend``
+* ``sheet``: what all chapters say to remember, on one page to print
 * ``exercises``: a place to answer them on the page, and their map
-* ``playground``: the data of the page in which a small Transformer trains
+* ``playground``: the data of the page in which a small Transformer trains; ``presets``: its questions, and their
+  answers
 * ``address``: buttons that point to the repository, when its address is known
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
@@ -40,16 +42,18 @@ from . import (
     numbers,
     playground,
     portable,
+    presets,
     published,
     questions,
     records,
     remedies,
+    sheet,
     theme,
 )
 
 MODULES = (
     address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
-    records, claims, evidence, questions, remedies, exercises, playground, published,
+    records, claims, evidence, questions, remedies, sheet, exercises, playground, presets, published,
 )  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """The ledger of the article's claims, from the records of the chapters.
 
 The directive ``claims`` shows each claim with its verdict, its numbers and a link to the cell. A ledger that cannot be
-trusted fails the build: a claim without evidence, a record of an unknown claim.
+trusted fails the build: a claim without evidence, a record of an unknown claim, a claim that waits for a chapter
+that is there.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,6 +20,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.errors import ConfigError
 from sphinx.util import logging
 
+from .numbers import CHAPTER
 from .records import Record, add_directive, in_reading_order, pages_with, render
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ speaks {{ "for" if record.supports else "against" }} the claim{{ " when " ~ reco
 <span class="numbers">{{ (record | string).split("   ")[1:] | join(" · ") }}</span> ({{ place(record.page) }})</li>
 {% endfor %}
 {% if claim.later %}
-<li>Answered in full in {{ claim.later }}.</li>
+<li>Waits for {{ claim.later }}.</li>
 {% endif %}
 </ul>
 </div>
@@ -49,7 +52,7 @@ speaks {{ "for" if record.supports else "against" }} the claim{{ " when " ~ reco
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of the article, in our words."""
+    """One claim of the article, in our words, and what it still waits for."""
 
     id: str
     section: str
@@ -82,15 +85,15 @@ class Verdict:
     def text(self) -> str:
         """The verdict in words."""
         if self.kind == "later":
-            return f"answered in {self.claim.later}" if self.claim.later else "no evidence"
+            return f"waits for {self.claim.later}" if self.claim.later else "no evidence"
         if self.kind != "mixed":
             return self.kind
         conditions = [record.when for record in self.records if record.supports and record.when]
-        return "holds when " + " or ".join(dict.fromkeys(conditions)) if conditions else "holds in part"
+        return "holds when " + "; or when ".join(dict.fromkeys(conditions)) if conditions else "holds in part"
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """Return the claims of a YAML file: a list of ``id``, ``section``, ``text`` and, if answered later, ``later``."""
+    """Return the claims of a YAML file: a list of ``id``, ``section``, ``text`` and, what it waits for, ``later``."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         claims = [Claim(**{key: str(value).strip() for key, value in entry.items()}) for entry in entries]
@@ -130,13 +133,20 @@ def _verdicts(app: Sphinx) -> tuple[list[Verdict], list[tuple[str, str]]]:
 def check(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn of whatever is wrong with the ledger."""
     ledgers = pages_with(env, "claims")
-    for page, message in _verdicts(app)[1] if ledgers else []:
+    verdicts, problems = _verdicts(app) if ledgers else ([], [])
+    written = {int(found[1]) for found in map(CHAPTER.match, env.found_docs) if found}
+    for claim in (verdict.claim for verdict in verdicts):
+        if (found := re.match(r"chapter (\d+)", claim.later)) and int(found[1]) in written:
+            problems.append(("", f"the claim {claim.id} waits for chapter {found[1]}, which is there"))
+    for page, message in problems:
         logger.warning("%s", message, location=page or ledgers[0], type="claims")
 
 
 def summarize(verdicts: Iterable[Verdict]) -> str:
-    """Return the count of the verdicts, as a sentence."""
+    """Return the count of the verdicts, and which claims wait for more, in sentences."""
+    verdicts = list(verdicts)
     count = Counter(verdict.kind for verdict in verdicts)
+    waiting = [verdict.claim.id for verdict in verdicts if verdict.claim.later]
 
     def say(kind: str, one: str, many: str) -> str:
         times = count[kind]
@@ -144,8 +154,8 @@ def summarize(verdicts: Iterable[Verdict]) -> str:
 
     return (
         f"Of {count.total()} claims, {say('holds', 'holds', 'hold')}, "
-        f"{say('mixed', 'holds under a condition', 'hold under a condition')}, {say('fails', 'fails', 'fail')}, "
-        f"and {say('later', 'waits', 'wait')} for a later part."
+        f"{say('mixed', 'holds under a condition', 'hold under a condition')}, and {say('fails', 'fails', 'fail')}."
+        + (f" Waiting for more: {', '.join(waiting)}." if waiting else "")
     )
 
 

@@ -38,6 +38,19 @@ SETTINGS = {
 }  # what the page's model can have of a scheme's architecture
 NORMS = {"pre", "post", "none"}
 FINISHED = ("mimetic", "negative_identity", "qk_gain")  # whose last touch the page's engine has, too
+SHARED = dict(task="digits", depth=2, width=32, heads=4, seed=1)
+OWN = dict(
+    scheme="xavier_normal", query_key=None, value_output=None, feed_forward=None, embedding=None, positions="learned",
+    position_scale=None, norm="pre", qk_norm=False, soft_cap=None, optimizer="adam", lr=0.002, warmup=0,
+)  # fmt: skip
+"""What an address that says nothing else chooses for all runs, and for each."""
+GROUPS = {
+    "query_key": ("query", "key"),
+    "value_output": ("value", "output"),
+    "feed_forward": ("feed_forward_in", "feed_forward_out"),
+    "embedding": ("embedding",),
+}
+"""The roles whose size a slider sets."""
 FIRST = 36  # the letter that stands for 0; the one before it, "#", is a target that is not scored
 
 JUDGED = (
@@ -239,7 +252,8 @@ def judged() -> dict[str, Any]:
 def data() -> dict[str, Any]:
     """All that the page needs of the package."""
     sizes = dict(d_model=WIDTHS, n_heads=HEADS, n_layers=DEPTHS)
-    return dict(tasks={name: task(name) for name in tasks()}, schemes=catalogue(), faults=judged(), sizes=sizes)
+    about = dict(sizes=sizes, defaults=dict(shared=SHARED, own=OWN), groups=GROUPS)
+    return dict(tasks={name: task(name) for name in tasks()}, schemes=catalogue(), faults=judged(), **about)
 
 
 @cache

@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 
 from attntut.adjust.registry import adjustments
 from attntut.init.registry import schemes
-from attntut.recommend.rules import PATH, Answer, Question, questions
+from attntut.recommend.rules import PATH, Answer, Question, Rule, parts, questions
 
 NAMED = re.compile(r"(?<![}`\[\w])`(\w+)`(?!`)")  # no role, and no link yet
 
@@ -40,21 +40,20 @@ def _number(id: str) -> int:
 
 
 def _answer(answer: Answer, on: str) -> str:
-    said = [
-        f"**{answer.say}**" if answer.say else "",
-        *(_linked(f"{rule.why} {rule.more}".strip()) for rule in answer.rules),
-    ]
-    if answer.go:
-        link = f"[{'Q' if on[0] == '{' else 'q'}uestion {_number(answer.go)}](#map-{answer.go})"
-        return " ".join([*said, on.format(link)])
-    return " ".join([*said, _linked(answer.text)]).strip()
+    rules = [_linked(f"{rule.why} {rule.more}".strip(), rule) for rule in answer.rules]
+    first = " ".join([f"**{answer.say}**" if answer.say else "", *rules[:1]])
+    link = f"[{'Q' if on[0] == '{' else 'q'}uestion {_number(answer.go)}](#map-{answer.go})" if answer.go else ""
+    *before, last = [first, *rules[1:]]
+    return "\n\n".join([*before, f"{last} {on.format(link) if link else _linked(answer.text)}"]).strip()
 
 
-def _linked(text: str) -> str:
-    """The same, where each name of a scheme or a method leads to its entry."""
+def _linked(text: str, rule: Rule | None = None) -> str:
+    """The same, where each name of a scheme or a method leads to its entry: of both, to that which the rule names."""
+    meant = {name for start in (rule.starts if rule else ()) for name in parts(start)[1]}
 
     def link(found: re.Match[str]) -> str:
-        page = "catalogue" if found[1] in schemes() else "adjustments" if found[1] in adjustments() else ""
+        is_scheme = found[1] in schemes() and found[1] not in meant
+        page = "catalogue" if is_scheme else "adjustments" if found[1] in adjustments() else ""
         return f"[{found[0]}]({page}.md#{found[1]})" if page else found[0]
 
     return NAMED.sub(link, text)

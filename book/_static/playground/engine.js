@@ -511,10 +511,6 @@ function attntutEngine() {
     };
   }
 
-  const GROUPS = {
-    query_key: ["query", "key"], value_output: ["value", "output"],
-    feed_forward: ["feed_forward_in", "feed_forward_out"], embedding: ["embedding"],
-  };
   const LAST = { 0: "feed_forward_in", 2: "feed_forward_out", embedding: "embedding", positions: "position", readout: "readout" };
 
   /** What a parameter is for: `{ role, layer, isBias }`, or null for the norms. */
@@ -523,6 +519,9 @@ function attntutEngine() {
     const isBias = name.endsWith(".bias"), words = name.replace(/\.(weight|bias)$/, "").split("."), last = words.at(-1);
     return { role: LAST[last] ?? last, layer: words[0] === "blocks" ? +words[1] + 1 : 1, isBias };
   }
+
+  /** Which slider sets the size of a role, if one does. */
+  const groupOf = ({ groups }, { role }) => Object.keys(groups).find((each) => groups[each].includes(role));
 
   /** The law of a role in a scheme: `[kind, size, …]`. What it does not depend on has no axis. */
   function lawOf(data, scheme, { role, layer, isBias }, config) {
@@ -548,13 +547,13 @@ function attntutEngine() {
     return (2 / Math.sqrt(Math.PI)) * sum;
   }
 
-  /** Draw all parameters. `start` names a scheme, and for some GROUPS the gain σ√fan_in that is set by hand. */
+  /** Draw all parameters. `start` names a scheme, and for some groups the gain σ√fan_in that is set by hand. */
   function initialize(model, data, start, seed) {
     for (const parameter of model.parameters.all) {
       const place = roleOf(parameter);
       if (/query_norm/.test(parameter.name)) parameter.value.fill(data.schemes[start.scheme].query_gain ?? 1);
       if (!place) continue;
-      const group = Object.keys(GROUPS).find((each) => GROUPS[each].includes(place.role)), isTable = isTableOf(model.config, place.role);
+      const group = groupOf(data, place), isTable = isTableOf(model.config, place.role);
       let law = lawOf(data, start.scheme, place, model.config);
       if (!place.isBias && start[group] != null) law = ["normal", start[group] / (isTable ? 1 : Math.sqrt(parameter.columns))];
       if (place.role === "position" && start.position != null) law = ["normal", start.position];
@@ -572,7 +571,7 @@ function attntutEngine() {
       const place = roleOf(parameter);
       if (!place || place.isBias || place.layer > 1) continue;
       const gain = gainOf(lawOf(data, scheme, place, model.config), parameter, isTableOf(model.config, place.role));
-      const group = Object.keys(GROUPS).find((each) => GROUPS[each].includes(place.role)) ?? place.role;
+      const group = groupOf(data, place) ?? place.role;
       found[group] = [...(found[group] ?? []), gain];
     }
     return Object.fromEntries(Object.entries(found).map(([group, each]) => [group, rms(each)]));

@@ -8,11 +8,7 @@
 
   // ----- what is chosen --------------------------------------------------------------------------------------------------
 
-  const SHARED = { task: "digits", depth: 2, width: 32, heads: 4, seed: 1 };
-  const OWN = {
-    scheme: "xavier_normal", query_key: null, value_output: null, feed_forward: null, embedding: null, positions: "learned",
-    position_scale: null, norm: "pre", qk_norm: false, soft_cap: null, optimizer: "adam", lr: 0.002, warmup: 0,
-  };
+  const { shared: SHARED, own: OWN } = data.defaults;
   const CHOICES = {
     task: { digits: "digits, 16 patches", recall: "recall a value by its key", previous: "the previous character" },
     depth: data.sizes.n_layers, width: data.sizes.d_model, heads: data.sizes.n_heads,
@@ -23,7 +19,7 @@
     soft_cap: { "": "none", 2: "2", 5: "5", 20: "20" },
     position_scale: { "": "as the scheme has it", 0.02: "0.02", 0.1: "0.1", 0.3: "0.3", 1: "1", 3: "3" },
   };
-  const GROUPS = { query_key: "query, key", value_output: "value, output", feed_forward: "feed-forward", embedding: "embedding" };
+  const LABELS = { query_key: "query, key", value_output: "value, output", feed_forward: "feed-forward", embedding: "embedding" };
   let state, seenNumber = 0, last = null, shown = 0, playing = false, resumes = false;
 
   /** The state that an address names, like `task=digits&a=xavier_normal~query_key:8~norm:post&b=…`; null if it names none. */
@@ -47,7 +43,7 @@
 
   const isKnown = (own) => data.schemes[own.scheme] && ["norm", "positions", "optimizer"].every((each) => own[each] in CHOICES[each])
     && own.lr > 0 && own.warmup >= 0
-    && [...Object.keys(GROUPS), "position_scale", "soft_cap"].every((each) => own[each] === null || own[each] > 0);
+    && [...Object.keys(LABELS), "position_scale", "soft_cap"].every((each) => own[each] === null || own[each] > 0);
 
   function written({ shared, runs }) {
     const parts = Object.keys(SHARED).filter((name) => shared[name] !== SHARED[name]).map((name) => `${name}=${shared[name]}`);
@@ -92,9 +88,15 @@
     worker.postMessage({ ...message, number });
   }
 
-  function restart() {
+  const address = () => history.replaceState(null, "", `#${written(state)}`);
+  let writes = null;
+
+  /** `isMoving`: a slider is; browsers refuse an address that changes many times a second. */
+  function restart(isMoving = false) {
     last = null;
-    history.replaceState(null, "", `#${written(state)}`);
+    clearTimeout(writes);
+    if (isMoving) writes = setTimeout(address, 300);
+    else address();
     root.classList.add("is-waiting");
     send({ settings: settings(), playing, shown });
   }
@@ -216,7 +218,7 @@
     const change = (name) => (value) => {
       own[name] = value === "" ? null : read(value, OWN[name]);
       if (name === "scheme") {
-        for (const group of Object.keys(GROUPS)) own[group] = null;
+        for (const group of Object.keys(LABELS)) own[group] = null;
         own.norm = data.schemes[own.scheme].architecture[state.shared.depth - 1].norm ?? own.norm;
       }
       build();
@@ -242,7 +244,7 @@
         ...(state.runs.length > 1 ? [button(gone, "×", remove, { class: "pg-remove", "aria-label": gone })] : [])),
       make("p", { class: "pg-why" }, wants && wants !== own.norm ? needs.join(" ") : scheme.why),
       make("p", { class: "pg-unit" }, "size of the weights, σ√fan_in"),
-      ...Object.entries(GROUPS).map(([group, label]) => slider(group, label, own, gain)),
+      ...Object.entries(LABELS).map(([group, label]) => slider(group, label, own, gain)),
       make("details", { open: isOpen, ontoggle: keep },
         make("summary", {}, "Architecture and optimizer"),
         make("div", { class: "pg-more" },
@@ -280,11 +282,12 @@
       input.setAttribute("aria-valuetext", `${digits(now)} over the root of fan-in`);
     };
     input.addEventListener("input", () => {
-      own[group] = +(2 ** (Math.round(4 * input.value) / 4)).toPrecision(3);
-      paint(own[group]);
+      const wanted = +(2 ** (Math.round(4 * input.value) / 4)).toPrecision(3);
+      if (wanted === own[group]) return;
+      paint((own[group] = wanted));
       node.classList.add("is-set");
       view.notes.textContent = "";
-      restart();
+      restart(true);
     });
     input.addEventListener("keydown", (event) => { // a quarter of a power of 2 with each key
       const way = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
