@@ -442,7 +442,7 @@ def test_the_best_of_a_cell_is_told_from_the_others_by_paired_differences():
 
 def test_the_correction_is_holms():
     rng = np.random.default_rng(0)
-    frame = entries(a=[0.0] * 8, **{f"s{i}": list(rng.normal(0.5 + 0.1 * i, 0.7, 8)) for i in range(4)})
+    frame = entries(a=[-1.0] * 8, **{f"s{i}": list(rng.normal(0.1 * i - 0.4, 0.7, 8)) for i in range(4)})
     rows = ranking(frame, "task").set_index("scheme")
     pivot = frame.pivot(index="seed", columns="scheme", values="loss")
     plain = sorted((stats.ttest_1samp(pivot[f"s{i}"] - pivot["a"], 0).pvalue, f"s{i}") for i in range(4))
