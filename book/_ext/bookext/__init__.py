@@ -17,7 +17,8 @@ Each module is one concern with its own ``setup(app)``:
 * ``published``: copies of the chapters that install what they need, to download or to open in Colab
 
 ``catalogue`` (with ``drawn``, what it measures) and ``methods`` are no part of the build: they are what the cells of
-these two pages show, and ``entries`` is what both have in common.
+these two pages show, and ``entries`` is what both have in common. ``sortable`` draws a table
+that a reader sorts and filters.
 """
 
 from __future__ import annotations
