@@ -11,7 +11,7 @@ from small_book import build_book
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
 
-from bookext import sortable  # noqa: E402
+from bookext import sortable
 
 ROWS = [
     {"type": "gpt2", "norm": "pre", "looks": "gpt2", "std": 0.02, "more": 1},
