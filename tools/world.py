@@ -19,6 +19,7 @@ import argparse
 import csv
 import math
 import re
+import resource
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import version
@@ -35,7 +36,7 @@ from tools.coverage import tiny
 ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
 LARGEST = 230e6  # parameters that are drawn
-LIMIT = 60.0  # seconds of a busy machine for a type
+LIMIT, WAIT = 20, 900.0  # seconds of a core for a type; seconds on a busy machine
 DEEPER = 4
 NARROW = {r".*(intermediate|ffn|mlp).*(size|dim)|d_ff|n_inner|ffn_.*size": 1024}
 OWN = r"initializer_range|init_std|initializer_std"
@@ -78,12 +79,18 @@ def main(argv: list[str] | None = None) -> None:
         options.out.open("a", newline="", encoding="utf-8", buffering=1) as file,
         tqdm(total=len(todo), unit="type") as progress,
     ):
-        for row in coverage.measure(todo, options.workers, LIMIT, check):
+        for row in coverage.measure(todo, options.workers, WAIT, limited):
             if "how" not in row:
                 row |= {"how": "not", "reason": row["status"]}
             csv.DictWriter(file, COLUMNS, lineterminator="\n", extrasaction="ignore").writerow(row)
             progress.set_postfix_str(row["type"], refresh=False)
             progress.update()
+
+
+def limited(kind: str, implementation: str) -> Row:
+    """A row, from a process that may take so much of a core."""
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
+    return check(kind, implementation)
 
 
 def check(kind: str, implementation: str) -> Row:
