@@ -44,19 +44,30 @@ def test_depth_is_seen_in_the_matrices_that_it_scales(rows):
     assert [float(gpt2[key]) for key in ("deep_q", "deep_o", "deep_down")] == pytest.approx([0, 0.5, 0.5], abs=0.03)
     assert [float(clip[key]) for key in ("deep_q", "deep_o", "deep_down")] == pytest.approx([0.5, 0, 0.5], abs=0.03)
     assert float(clip["by_width"]) == pytest.approx(0.5, abs=0.03)
-    assert gpt2["looks"].split(";")[0] == "gpt2"
+    assert gpt2["looks"] == "gpt2"
 
 
 def test_what_does_not_build_is_said(rows):
     assert rows["blip_2_qformer"]["how"] == "not" and "Error" in rows["blip_2_qformer"]["reason"]
 
 
-def test_what_is_too_large_is_computed_from_a_tiny_models_law(monkeypatch):
+def test_what_is_too_large_is_computed_from_a_tiny_models_law():
     coverage.warm()
-    monkeypatch.setattr(world, "LARGEST", 1e6)
-    llama = world.check("llama", "eager")
+    llama = world.check("llama", largest=1e6)
     assert (llama["how"], llama["d"], llama["heads"], llama["by_width"]) == ("law", 4096, 32, 0)
     assert llama["q"] == pytest.approx(0.02, rel=0.05) and llama["logit"] is None
+
+
+def hangs(kind, largest=1.0):
+    while largest:
+        pass
+    return {"how": "law"}
+
+
+def test_what_takes_too_long_is_computed_too(monkeypatch):
+    monkeypatch.setattr(world, "check", hangs)
+    monkeypatch.setattr(world, "LIMIT", 1)
+    assert [*world.rows_of([("bert", ["eager"])])] == [{"type": "bert", "implementation": "eager", "how": "law"}]
 
 
 def test_an_entry_that_changes_nothing_is_found():

@@ -11,12 +11,11 @@ from . import sortable
 
 COLUMNS = {
     "type": "type",
-    "how": "drawn",
     "d": "d",
-    "heads": "heads",
     "layers": "layers",
     "norm": "norm",
-    "qk": "QK-norm",
+    "logit": "logits",
+    "entropy": "entropy",
     "q": "query",
     "k": "key",
     "v": "value",
@@ -24,18 +23,20 @@ COLUMNS = {
     "up": "up",
     "down": "down",
     "embedding": "tokens",
-    "law": "law",
     "fan": "query·√d",
+    "law": "law",
+    "looks": "looks like",
     "by_width": "p of width",
+    "deep_q": "p of depth, query",
     "deep_o": "p of depth, output",
     "deep_down": "p of depth, down",
-    "logit": "logits",
-    "entropy": "entropy",
     "stream_1": "stream, 1",
     "stream_2": "stream, 2",
-    "looks": "looks like",
-    "unread": "read by none",
+    "heads": "heads",
+    "qk": "QK-norm",
     "findings": "findings",
+    "unread": "read by none",
+    "how": "drawn",
 }
 WORDS = {"type", "how", "reason", "law", "norm", "looks", "unread", "findings"}
 
@@ -53,7 +54,7 @@ def page() -> HTML:
     frame = world()
     frame["fan"] = frame["q"] * frame["d"] ** 0.5
     frame["qk"] = frame["qk_norm"].map({0: "no", 1: "yes"})
-    for name in ("looks", "unread", "findings"):
+    for name in ("unread", "findings"):
         frame[name] = frame[name].str.replace(";", ", ")
     built = frame[frame["how"] != "not"]
     return sortable.table(
@@ -61,5 +62,5 @@ def page() -> HTML:
         COLUMNS,
         caption="Fresh models of transformers at the widths of their default configurations.",
         noun="architectures",
-        choices=("how", "norm", "qk", "law", "looks", "unread", "findings"),
+        choices=("norm", "qk", "law", "looks", "findings", "unread", "how"),
     )
