@@ -121,6 +121,8 @@ def check(kind: str, largest: float = LARGEST) -> Row:
         return {"how": "not", "reason": reason(error)}
     row = small.row | {"layers": first(plain, tiny.LAYERS), "init": number(first(plain, OWN))}
     wide = next(wide_models(kind, plain, largest), None)
+    if wide is None and row.get("how") == "not":
+        return row
     if wide is None:
         return row | computed(plain, small, row["init"])
     how, model, inputs = wide
