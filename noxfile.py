@@ -151,6 +151,12 @@ def coverage(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def world(session: nox.Session) -> None:
+    """Measure how every architecture of transformers starts, into runs/world.csv. (``-- bert gpt2 --workers 2``)"""
+    run(session, "python", "-m", "tools.world", *prepare(session))
+
+
+@nox.session(venv_backend="none")
 def release(session: nox.Session) -> None:
     """Write the notebook of a problem set for students. (``-- ps1 --out DIR``)"""
     run(session, "python", "-m", "grading.release", *prepare(session))

@@ -13,6 +13,7 @@ from torch import nn
 from attntut import MultiHeadAttention, initialize_
 from attntut.adjust import AttentionChange, acting_on, adjust, adjustment, adjustments, attention, registry
 from attntut.adjust.handle import fitting, known_view
+from attntut.device import own_randomness
 from attntut.diagnose import diagnose
 from attntut.diagnose.faults import faults
 from attntut.init.requirements import REQUIREMENTS
@@ -375,6 +376,15 @@ def test_depth_scaled_weights_are_recognized_as_drawn(scheme, n_layers, is_scale
         for each in model.parameters():
             each.add_(0.01 * torch.randn_like(each))
     adjust(model, "ln_scale")  # what was trained is not recognized
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_matrices_of_a_few_entries_are_not_called_depth_scaled(seed):
+    with own_randomness(seed):
+        layer = nn.TransformerEncoderLayer(4, nhead=2, norm_first=True, batch_first=True)
+        model = nn.TransformerEncoder(layer, num_layers=4, enable_nested_tensor=False)
+    with adjust(model, "ln_scale"):
+        pass
 
 
 @pytest.mark.parametrize("changes", [dict(residual_scale=0.5), dict(skip_scale=0.5)])

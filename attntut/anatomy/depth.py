@@ -29,7 +29,7 @@ def is_depth_scaled(view: ModelView) -> bool:
     """Whether the last matrices of all branches are by 1/√(2L), or 1/√(2l) in block l, smaller than the queries'.
 
     As drawn, within sampling error, in a stack of four or more blocks, and under one law for all others: training blurs
-    it, so that False stands for what is not known, too.
+    it, and matrices of a few entries do not tell, so that False stands for what is not known, too.
 
     Example:
         >>> from attntut import Transformer, TransformerConfig, initialize_
@@ -44,10 +44,10 @@ def is_depth_scaled(view: ModelView) -> bool:
         return (entry.matrix.view.float().norm() / math.sqrt(entry.matrix.view.numel())).item()
 
     def is_scaled(end: Entry, query: Entry, usual: Law, factor: float) -> bool:
-        expected = factor * usual(end.weight.fan_in, end.weight.fan_out)
-        expected *= size(query) / usual(query.weight.fan_in, query.weight.fan_out)
+        unscaled = usual(end.weight.fan_in, end.weight.fan_out) / usual(query.weight.fan_in, query.weight.fan_out)
         error = STANDARD_ERRORS * math.hypot(*((2 * each.matrix.view.numel()) ** -0.5 for each in (end, query)))
-        return abs(size(end) - expected) <= error * expected
+        ratio = size(end) / (unscaled * size(query)) if size(query) else math.nan
+        return abs(ratio - factor) <= error * factor and abs(ratio - 1) > error  # a few entries tell neither
 
     queries = {(each.weight.stack, each.weight.layer): each for each in view.by_role("query")}
     ends = [each for each in view.by_role(*BRANCH_OUT) if each.weight.n_layers >= BLOCKS]

@@ -21,7 +21,7 @@ import sys
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
 
 Row = dict[str, Any]
+Check = Callable[[str, str], Row]
 IMPLEMENTATIONS = ("eager", "sdpa")
 LIMIT = 60.0  # seconds for a type and implementation
 COLUMNS = (
@@ -100,15 +101,15 @@ def main(argv: list[str] | None = None) -> None:
     print(summary(begin(options.out)))
 
 
-def begin(path: Path) -> list[Row]:
+def begin(path: Path, columns: Sequence[str] = COLUMNS, legend: str = LEGEND) -> list[Row]:
     """The rows of a file; it gets its first lines if it is new, and loses a last one that was cut off."""
     code = b"".join(file.read_bytes() for file in sorted((ROOT / "attntut").rglob("*.py")))
     digest = hashlib.sha256(code).hexdigest()[:12]
     versions = f"# torch {version('torch')}, transformers {version('transformers')}, attntut {digest}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        first = [versions, f"# begun {datetime.date.today()}", *(f"# {line}" for line in LEGEND.splitlines())]
-        path.write_text("\n".join([*first, ",".join(COLUMNS), ""]), encoding="utf-8")
+        first = [versions, f"# begun {datetime.date.today()}", *(f"# {line}" for line in legend.splitlines())]
+        path.write_text("\n".join([*first, ",".join(columns), ""]), encoding="utf-8")
     text = path.read_text(encoding="utf-8")
     if (had := text.partition("\n")[0]) != versions:
         raise SystemExit(f"{path} was begun with {had[2:]}; this is {versions[2:]}. Delete it, or give another --out.")
@@ -118,13 +119,16 @@ def begin(path: Path) -> list[Row]:
     return list(csv.DictReader(line for line in whole.splitlines() if not line.startswith("#")))
 
 
-def measure(todo: Iterable[tuple[str, list[str]]], workers: int = 1, limit: float = LIMIT) -> Iterator[Row]:
+def measure(
+    todo: Iterable[tuple[str, list[str]]], workers: int = 1, limit: float = LIMIT, check: Check | None = None
+) -> Iterator[Row]:
     """Rows as they come, each type from a process of its own.
 
     Args:
         todo: types, each with the implementations to measure.
         workers: processes at a time.
         limit: seconds after which a process that gave no row is ended.
+        check: what makes a row of a type and implementation; by default :func:`tools.coverage.check.check`.
     """
     warm()
     forks = multiprocessing.get_context("fork")
@@ -133,7 +137,7 @@ def measure(todo: Iterable[tuple[str, list[str]]], workers: int = 1, limit: floa
         while queue and len(running) < workers:
             kind, missing = queue.popleft()
             receiver, sender = forks.Pipe(duplex=False)
-            process = forks.Process(target=_one_type, args=(kind, missing, sender))
+            process = forks.Process(target=_one_type, args=(kind, missing, sender, check))
             process.start()
             sender.close()
             running[receiver] = (kind, missing, process, time.monotonic() + limit)
@@ -169,15 +173,15 @@ def warm() -> None:
     torch.set_num_threads(1)
 
 
-def _one_type(kind: str, implementations: list[str], sender: Connection) -> None:
-    from tools.coverage.check import check
+def _one_type(kind: str, implementations: list[str], sender: Connection, check: Check | None) -> None:
+    from tools.coverage import check as whole
 
     warnings.simplefilter("ignore")
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     for implementation in implementations:
-        sender.send({"type": kind, "implementation": implementation} | check(kind, implementation))
+        sender.send({"type": kind, "implementation": implementation} | (check or whole.check)(kind, implementation))
 
 
 def summary(rows: Iterable[Row]) -> str:

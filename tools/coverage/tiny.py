@@ -125,13 +125,13 @@ def models(kind: str, implementation: str) -> Iterator[tuple[nn.Module, dict[str
         raise failed
 
 
-def build(kind: str, entries: dict[str, Any], implementation: str) -> nn.Module:
-    """A model from the entries of its configuration."""
+def build(kind: str, entries: dict[str, Any], implementation: str, largest: float = LARGEST) -> nn.Module:
+    """A model from the entries of its configuration, of so many parameters at most."""
     from transformers import CONFIG_MAPPING, AutoModel
 
     with torch.device("meta"):
         size = sum(each.numel() for each in AutoModel.from_config(CONFIG_MAPPING[kind](**entries)).parameters())
-    if size > LARGEST:
+    if size > largest:
         raise ValueError(f"still {size / 1e6:.0f} million parameters")
     torch.manual_seed(0)
     model: nn.Module = AutoModel.from_config(CONFIG_MAPPING[kind](**entries), attn_implementation=implementation)
