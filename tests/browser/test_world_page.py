@@ -52,7 +52,7 @@ def numbers(texts: list[str]) -> list[float]:
 def test_every_architecture_is_there_and_the_text_finds_one(world):
     page = world().page
     assert shown(page) == stored() and len(stored()) > 300
-    page.get_by_role("searchbox", name="Find").fill("BERT-gen")
+    page.get_by_label("Find", exact=True).fill("BERT-gen")
     assert shown(page) == ["bert-generation"]
     assert page.locator(".sortable-count").inner_text() == f"1 of {len(stored())} architectures"
     assert page.locator(".sortable-count").get_attribute("role") == "status"
