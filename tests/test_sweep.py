@@ -486,6 +486,13 @@ def test_stored_runs_are_small_and_those_of_the_repository_are_found(repository)
     assert len(stored("coverage")) > 900
 
 
+def test_an_empty_place_is_missing_beside_numbers_and_a_word_beside_words(tmp_path):
+    (tmp_path / "some.csv").write_text("method,none,x\n,,1.5\nclip,,\n,,nan\n", encoding="utf-8")
+    frame = stored("some", tmp_path)
+    assert frame["method"].tolist() == ["", "clip", ""] and frame["none"].tolist() == [""] * 3
+    assert frame["x"].iloc[0] == 1.5 and frame["x"].isna().tolist() == [False, True, True]
+
+
 def test_a_small_part_is_made_live_and_compared_with_what_is_stored(tmp_path, capsys):
     frame = execute(Sweep("s", square, X), tmp_path).frame
     store(frame, tmp_path / "s.csv")

@@ -12,6 +12,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "book" / "_ext"))
 
 from bookext import tournament
 
+from attntut.sweeps import tournament as sweep
 from attntut.sweeps.tournament import SWEEP, data_of
 
 
@@ -29,7 +30,7 @@ def stored(monkeypatch):
             for seed, loss in enumerate(losses)
         ]
     )
-    monkeypatch.setattr(tournament, "stored", lambda name: frame.copy())
+    monkeypatch.setattr(sweep, "stored", lambda name: frame.copy())
 
 
 def test_a_loss_above_that_of_guessing_counts_as_guessing(stored):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attntut import parts
 from attntut._checks import check_choice, check_number
 from attntut.adjust.attention import unfused
-from attntut.adjust.handle import Patch
+from attntut.adjust.handle import Patch, is_in_layer
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.blocks import block_of, find_blocks, is_norm
 from attntut.anatomy.view import Entry, ModelView
@@ -30,8 +30,7 @@ def _no_layer(view: ModelView, options: Any) -> str:
     ends = view.by_role(*BRANCH_OUT)
     for entry in ends:
         owner = _maker(view, entry)
-        in_layer = entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}
-        if not in_layer and not isinstance(owner, nn.MultiheadAttention):
+        if not is_in_layer(owner, entry) and not isinstance(owner, nn.MultiheadAttention):
             return f"{entry.parameter} is not in a layer of its own, whose result could be changed"
     return "" if ends else "no matrix that ends a branch is known"
 

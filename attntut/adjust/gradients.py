@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attntut._checks import check_choice, check_number
 from attntut.adjust.groups import stored
-from attntut.adjust.handle import Patch
+from attntut.adjust.handle import Patch, is_in_layer
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.layout import at
@@ -143,7 +143,7 @@ def _embeddings(view: ModelView) -> Iterator[nn.Module]:
     """The layers that embed."""
     for entry in view.by_role("embedding"):
         owner = view.module.get_submodule(entry.parameter.rpartition(".")[0])
-        if entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}:
+        if is_in_layer(owner, entry):
             yield owner
 
 

@@ -307,6 +307,11 @@ def find_adjustment(name: object) -> Adjustment:
     return known[name]
 
 
+def is_in_layer(owner: nn.Module, entry: Entry) -> bool:
+    """Whether a projection is the weight of a layer of its own, whose result can be changed."""
+    return entry.parameter.endswith("weight") and not {*owner._parameters} - {"weight", "bias"}
+
+
 def acting_on(model: nn.Module) -> tuple[str, ...]:
     """The names of the methods that act on a model, or on a part of it, the oldest first.
 

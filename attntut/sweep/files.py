@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from attntut._checks import check_choice
@@ -53,7 +54,7 @@ def store(frame: pd.DataFrame, path: str | Path, *, about: str = "") -> None:
 
 
 def stored(name: str, folder: str | Path | None = None) -> pd.DataFrame:
-    """The stored runs of a sweep: a row a run, as in :class:`Outcome`.
+    """The stored runs of a sweep: a row a run, as in :class:`Outcome`. Beside numbers, an empty place is a NaN.
 
     Args:
         name: of the sweep, or of another file there.
@@ -75,4 +76,8 @@ def stored(name: str, folder: str | Path | None = None) -> pd.DataFrame:
         notes = [line[2:].strip() for line in itertools.takewhile(lambda line: line.startswith("# "), file)]
     machines = [note.partition(": ")[2] for note in notes if note.startswith("machine ")]
     frame = pd.read_csv(path, skiprows=len(notes), keep_default_na=False, na_values=["nan"])
+    for name in frame.select_dtypes(exclude=["number", "bool"]):
+        there = frame[name].where(frame[name] != "")
+        with suppress(ValueError, TypeError):  # words: an empty one is one, too
+            frame[name] = pd.to_numeric(there) if there.notna().any() else frame[name]
     return frame.assign(machine=frame["machine"].map(dict(enumerate(machines)))) if machines else frame

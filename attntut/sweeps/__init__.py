@@ -8,13 +8,20 @@ from typing import Any
 from torch import nn
 
 from attntut.data import Data, digits
-from attntut.device import default_device
+from attntut.device import default_device, seeded
+from attntut.init import initialize_
 from attntut.train import History, train, train_many
+from attntut.transformer import Transformer, TransformerConfig
 
 PATCH, STEPS = 4, 300
 SIZE: dict[str, Any] = dict(
     n_classes=10, d_input=PATCH**2, seq_len=(8 // PATCH) ** 2, d_model=32, n_heads=4, d_ff=64
 )  # of every model
+
+
+def drawn(config: TransformerConfig, scheme: str, seed: int) -> Transformer:
+    """A model that is drawn by a scheme, all of it from one seed."""
+    return initialize_(Transformer(config, seed=seed), scheme, generator=seeded(seed))
 
 
 def trained(

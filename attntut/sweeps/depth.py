@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from attntut.device import seeded
-from attntut.init import initialize_, schemes
+from attntut.init import schemes
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import SIZE, on_digits
-from attntut.transformer import Transformer, TransformerConfig
+from attntut.sweeps import SIZE, drawn, on_digits
+from attntut.transformer import TransformerConfig
 
 NORMS = ("pre", "post", "none")
 SCHEMES = (
@@ -40,11 +39,7 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
         >>> list(numbers), numbers["diverged_at"]
         (['accuracy', 'loss', 'train_loss', 'diverged_at'], nan)
     """
-    models = []
-    for config in configs:
-        model = Transformer(shape(config), seed=config["seed"])
-        initialize_(model, config["scheme"], generator=seeded(config["seed"]))
-        models.append(model)
+    models = [drawn(shape(config), config["scheme"], config["seed"]) for config in configs]
     return [
         numbers | dict(diverged_at=float("nan") if history.diverged_at is None else history.diverged_at)
         for history, numbers in on_digits(models, configs, **options)

@@ -6,11 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from attntut.data import Data, characters
-from attntut.device import seeded
-from attntut.init import initialize_
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import trained
-from attntut.transformer import Transformer, TransformerConfig
+from attntut.sweeps import drawn, trained
+from attntut.transformer import TransformerConfig
 
 SHAPE = TransformerConfig(
     n_classes=65, vocab_size=65, seq_len=16, d_model=32, d_ff=64, n_layers=2, pooling="none", is_causal=True
@@ -50,10 +48,7 @@ def run(configs: list[dict[str, Any]], *, steps: int = STEPS) -> list[dict[str, 
         >>> list(numbers)
         ['loss_100']
     """
-    models = [
-        initialize_(Transformer(SHAPE, seed=config["seed"]), config["start"], generator=seeded(config["seed"]))
-        for config in configs
-    ]
+    models = [drawn(SHAPE, config["start"], config["seed"]) for config in configs]
     histories = trained(models, play(), configs, steps=steps, batch_size=BATCH, eval_every=EVERY)
     return [{f"loss_{each.step}": round(each.loss, 4) for each in history.evaluations[1:]} for history in histories]
 

@@ -14,11 +14,10 @@ from attntut.adjust.groups import qk_weight_decay
 from attntut.adjust.handle import adjust
 from attntut.adjust.loss import entropy_penalty, z_loss
 from attntut.data import digits
-from attntut.device import default_device, seeded
-from attntut.init import initialize_
+from attntut.device import default_device
 from attntut.measure import attention_entropy, logit_statistics
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import trained
+from attntut.sweeps import drawn, trained
 from attntut.transformer import Transformer, TransformerConfig
 
 SHAPE = TransformerConfig(n_classes=10, d_input=4, d_model=32, n_layers=2, n_heads=4, d_ff=0)
@@ -53,7 +52,7 @@ def start(method: str, kind: str, seed: int) -> Transformer:
         >>> torch.equal(8 * good, ill)
         True
     """
-    model = initialize_(Transformer(SHAPE, seed=seed), "xavier_normal", generator=seeded(seed))
+    model = drawn(SHAPE, "xavier_normal", seed)
     with torch.no_grad():
         for block in model.blocks:
             for each in (block.attention.query, block.attention.key):  # type: ignore[union-attr]

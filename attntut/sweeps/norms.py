@@ -10,10 +10,10 @@ from torch import nn
 from attntut._checks import check_choice
 from attntut.adjust import adjust
 from attntut.data import Data, digits
-from attntut.device import default_device, seeded
-from attntut.init import initialize_, schemes
+from attntut.device import default_device
+from attntut.init import schemes
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import PATCH, SIZE, on_digits
+from attntut.sweeps import PATCH, SIZE, drawn, on_digits
 from attntut.transformer import Transformer, TransformerConfig
 
 STEPS, WARMUP, JUMP = 100, 30, 30.0
@@ -43,8 +43,7 @@ def model_of(config: dict[str, Any]) -> Transformer:
         >>> round((model.blocks[2].feed_forward[-1].weight.std() / usual).item())
         30
     """
-    model = Transformer(shape(config), seed=config["seed"])
-    initialize_(model, scheme(config), generator=seeded(config["seed"]))
+    model = drawn(shape(config), scheme(config), config["seed"])
     if config["start"] == "jump":
         with torch.no_grad():
             model.blocks[config["depth"] // 2].feed_forward[-1].weight *= JUMP

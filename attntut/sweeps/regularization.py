@@ -20,7 +20,7 @@ from attntut.data import Data, digits
 from attntut.device import default_device, seeded
 from attntut.init import initialize_
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import rates_by_name, trained
+from attntut.sweeps import drawn, rates_by_name, trained
 from attntut.train import History, train
 from attntut.transformer import Transformer, TransformerConfig
 
@@ -146,7 +146,7 @@ class Decay:
 def start(config: dict[str, Any]) -> Transformer:
     """A model by Xavier's rule, with its method's dropout or gain: of all matrices but those of queries and keys."""
     method, strength = config["method"], config["strength"]
-    model = initialize_(Transformer(SMALL, seed=config["seed"]), "xavier_normal", generator=seeded(config["seed"]))
+    model = drawn(SMALL, "xavier_normal", config["seed"])
     if method in DROPS:
         with_dropout(model, **{method: strength})
     if method == "gain":
@@ -180,7 +180,7 @@ def pretrained() -> Transformer:
 
 def fine_tuned_start(config: dict[str, Any]) -> Transformer:
     """The pretrained model with a new readout and, of one method, new top blocks; or a new model altogether."""
-    fresh = initialize_(Transformer(DEEP, seed=config["seed"]), "xavier_normal", generator=seeded(config["seed"]))
+    fresh = drawn(DEEP, "xavier_normal", config["seed"])
     if config["method"] == "scratch":
         return fresh
     model = copy.deepcopy(pretrained())

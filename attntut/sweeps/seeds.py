@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from attntut.device import seeded
-from attntut.init import initialize_
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import SIZE, on_digits
-from attntut.transformer import Transformer, TransformerConfig
+from attntut.sweeps import SIZE, drawn, on_digits
+from attntut.transformer import TransformerConfig
 
 SHAPE = TransformerConfig(n_layers=2, **SIZE)
 STEPS = 100
@@ -36,10 +34,7 @@ def run(configs: list[dict[str, Any]], *, steps: int = STEPS) -> list[dict[str, 
         >>> list(numbers)
         ['accuracy', 'loss', 'mean_loss']
     """
-    models = []
-    for config in configs:
-        model = Transformer(SHAPE, seed=config["weights"])
-        models.append(initialize_(model, config["scheme"], generator=seeded(config["weights"])))
+    models = [drawn(SHAPE, config["scheme"], config["weights"]) for config in configs]
     return [
         dict(
             accuracy=round(numbers["accuracy"], 5),

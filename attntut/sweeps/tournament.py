@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attntut.data import Data, associative_recall, characters, digits
-from attntut.device import default_device, seeded
-from attntut.init import initialize_, schemes
-from attntut.sweep import Sweep, grid
-from attntut.sweeps import PATCH, trained
+from attntut.device import default_device
+from attntut.init import schemes
+from attntut.sweep import Sweep, grid, stored
+from attntut.sweeps import PATCH, drawn, trained
 from attntut.train import History
-from attntut.transformer import Transformer, TransformerConfig
+from attntut.transformer import TransformerConfig
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 HEADS, CHOOSER = 4, 100  # CHOOSER: the seed that chooses the rate, and judges nothing
 STEPS = {"digits": 100, "recall": 200, "hamlet": 100}
@@ -71,11 +74,8 @@ def rates_of(config: dict[str, Any]) -> tuple[float, ...]:
 
 def train_all(configs: list[dict[str, Any]], **options: Any) -> list[History]:
     """Train models of one shape, each from its ``scheme`` and ``seed`` at its ``lr``, by AdamW without a warm-up."""
-    models, task = [], configs[0]["task"]
-    for config in configs:
-        model = Transformer(shape(config), seed=config["seed"])
-        initialize_(model, config["scheme"], generator=seeded(config["seed"]))
-        models.append(model.to(default_device()))
+    task = configs[0]["task"]
+    models = [drawn(shape(config), config["scheme"], config["seed"]).to(default_device()) for config in configs]
     return trained(models, data_of(task), configs, **dict(steps=STEPS[task], batch_size=BATCH[task]) | options)
 
 
@@ -104,9 +104,10 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     entries = list(dict.fromkeys(config["scheme"] for config in configs))
     tried = [configs[0] | dict(scheme=name, seed=CHOOSER, lr=lr) for name in entries for lr in rates]
     losses = [math.inf if one.diverged else one.final_loss for one in train_all(tried, **options)]
-    chosen = {
-        name: rates[min(range(len(rates)), key=losses[i * len(rates) :].__getitem__)] for i, name in enumerate(entries)
-    }
+    chosen = {}
+    for i, name in enumerate(entries):
+        own = losses[i * len(rates) : (i + 1) * len(rates)]
+        chosen[name] = rates[own.index(min(own))]
     configs = [config | {"lr": chosen[config["scheme"]]} for config in configs]
     return [
         dict(
@@ -114,6 +115,23 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
         )
         for one in train_all(configs, **options)
     ]
+
+
+def guess(task: str) -> float:
+    """The loss of a model that guesses: ln of the number of classes.
+
+    Example:
+        >>> round(guess("digits"), 2)
+        2.3
+    """
+    return math.log(data_of(task).n_classes)
+
+
+def judged() -> pd.DataFrame:
+    """The stored runs, where a loss above that of guessing is that of guessing: what explodes decides no mean."""
+    runs = stored("tournament")
+    runs["loss"] = runs["loss"].fillna(math.inf).clip(upper=runs["task"].map({task: guess(task) for task in STEPS}))
+    return runs
 
 
 SWEEP = Sweep(

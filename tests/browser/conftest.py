@@ -123,6 +123,18 @@ def visit(browser, site: str) -> Iterator[Callable[..., Visit]]:
         yield open_page
 
 
+@pytest.fixture
+def visit_built(visit: Callable[..., Visit]) -> Callable[[str], Callable[..., Visit]]:
+    """A function from a page, which must be built, to one that opens it at an address: ``("", width=390)``."""
+
+    def at(page: str) -> Callable[..., Visit]:
+        if not (BUILT / page).exists():
+            pytest.skip(f"The book has no {page}: run `nox -s book` first.")
+        return lambda address="", **options: visit(page + address, **options)
+
+    return at
+
+
 @pytest.fixture(scope="module", params=built_pages() or ["the book is not built"])
 def desktop(request: pytest.FixtureRequest, browser, site: str) -> Iterator[Visit]:
     """Every page in turn, on a wide screen; tests share it and leave it as it was."""

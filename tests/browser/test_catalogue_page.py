@@ -28,15 +28,9 @@ def names(family: str = "", needs: str = "") -> list[str]:
 
 
 @pytest.fixture
-def catalogue(visit):
-    """A function that opens the page, if it was built."""
-    if not (BUILT / PAGE).exists():
-        pytest.skip(f"The book has no {PAGE}: run `nox -s book` first.")
-
-    def opened(address: str = "", **options):
-        return visit(PAGE + address, **options)
-
-    return opened
+def catalogue(visit_built):
+    """A function that opens the page at an address."""
+    return visit_built(PAGE)
 
 
 SHOWN = "[...document.querySelectorAll('.entry')].filter((e) => e.offsetParent).map((e) => e.id)"

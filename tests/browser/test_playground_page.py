@@ -24,13 +24,12 @@ READY = f"{STEPS} >= 0 && !document.querySelector('.playground.is-waiting')"
 
 
 @pytest.fixture
-def play(visit):
+def play(visit_built):
     """A function that opens the page at an address, if it was built, and waits until its worker answers."""
-    if not (BUILT / PAGE).exists():
-        pytest.skip(f"The book has no {PAGE}: run `nox -s book` first.")
+    visit = visit_built(PAGE)
 
     def opened(address: str = QUICK, **options):
-        seen = visit(PAGE + address, **options)
+        seen = visit(address, **options)
         seen.page.set_default_timeout(30_000)
         seen.page.wait_for_function(READY)
         return seen
@@ -122,10 +121,8 @@ def test_the_page_is_light(play, site):
     assert len(gzip.compress(data, 9)) <= DATA_LIMIT
 
 
-def test_without_scripts_there_is_a_picture_and_a_sentence(visit):
-    if not (BUILT / PAGE).exists():
-        pytest.skip(f"The book has no {PAGE}: run `nox -s book` first.")
-    page = visit(PAGE, scripts=False).page
+def test_without_scripts_there_is_a_picture_and_a_sentence(visit_built):
+    page = visit_built(PAGE)(scripts=False).page
     assert page.locator(".playground img").is_visible() and page.locator(".playground figcaption").is_visible()
     assert not page.locator(".pg-preset").first.is_visible()
 

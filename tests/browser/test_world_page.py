@@ -16,15 +16,9 @@ SHOWN = "[...document.querySelectorAll('.sortable tbody tr')].filter((r) => !r.h
 
 
 @pytest.fixture
-def world(visit):
-    """A function that opens the page, if it was built."""
-    if not (BUILT / PAGE).exists():
-        pytest.skip(f"The book has no {PAGE}: run `nox -s book` first.")
-
-    def opened(address: str = "", **options):
-        return visit(PAGE + address, **options)
-
-    return opened
+def world(visit_built):
+    """A function that opens the page at an address."""
+    return visit_built(PAGE)
 
 
 def shown(page) -> list[str]:

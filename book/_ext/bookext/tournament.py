@@ -7,8 +7,8 @@ import math
 import pandas as pd
 from IPython.display import HTML
 
-from attntut.sweep import ranking, stored
-from attntut.sweeps.tournament import data_of, rates_of
+from attntut.sweep import ranking
+from attntut.sweeps.tournament import judged, rates_of
 
 from . import sortable
 
@@ -33,13 +33,8 @@ COLUMNS = {
 
 
 def tournament() -> pd.DataFrame:
-    """A row a start and cell: its rate, its loss, and what it is beside the best of the cell.
-
-    A loss above that of guessing, ln of the number of classes, counts as guessing.
-    """
-    runs = stored("tournament")
-    guess = runs["task"].map({task: math.log(data_of(task).n_classes) for task in runs["task"].unique()})
-    runs["loss"] = runs["loss"].fillna(math.inf).clip(upper=guess)
+    """A row a start and cell: its rate, its loss, and what it is beside the best of the cell."""
+    runs = judged()
     how = dict(lr=("lr", "first"), accuracy=("accuracy", "mean"), diverged=("diverged", "sum"))
     rows = ranking(runs, CELL).merge(runs.groupby([*CELL, "scheme"]).agg(**how).reset_index())
     rows["half"], rows["gap_half"] = rows["high"] - rows["mean"], rows["gap_high"] - rows["gap"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from IPython.display import HTML
 
 from attntut.sweep import stored
@@ -38,20 +37,11 @@ COLUMNS = {
     "unread": "read by none",
     "how": "drawn",
 }
-WORDS = {"type", "how", "reason", "law", "norm", "looks", "unread", "findings"}
-
-
-def world() -> pd.DataFrame:
-    """The stored table, a row an architecture: numbers as numbers, NaN where there is none."""
-    frame = stored("world")
-    for name in frame.columns.difference(list(WORDS)):
-        frame[name] = pd.to_numeric(frame[name], errors="coerce")
-    return frame
 
 
 def page() -> HTML:
     """The table of the page."""
-    frame = world()
+    frame = stored("world")
     frame["fan"] = frame["q"] * frame["d"] ** 0.5
     frame["qk"] = frame["qk_norm"].map({0: "no", 1: "yes"})
     for name in ("unread", "findings"):
