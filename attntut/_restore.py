@@ -65,6 +65,13 @@ class RandomState:
         self.mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
         self.python, self.numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
 
+    def has_moved(self) -> bool:
+        """Whether a generator of torch or Python has drawn since."""
+        now = RandomState()
+        cuda = any(not torch.equal(was, is_) for was, is_ in zip(self.cuda, now.cuda, strict=False))
+        mps = self.mps is not None and now.mps is not None and not torch.equal(self.mps, now.mps)
+        return not torch.equal(self.cpu, now.cpu) or cuda or mps or self.python != now.python
+
     def restore(self) -> None:
         """Set all of them."""
         torch.set_rng_state(self.cpu)

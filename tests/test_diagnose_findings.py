@@ -1062,6 +1062,33 @@ def test_tokens_that_start_alike_because_nothing_came_in_are_no_collapse():
     assert find(alike) == []
 
 
+class Dropped(nn.Module):
+    """Attention whose dropout is torch's own argument, which knows of no mode."""
+
+    def __init__(self, is_told):
+        super().__init__()
+        self.is_told, self.query, self.key, self.value = is_told, *(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x):
+        heads = [each(x).unflatten(-1, (4, 16)).transpose(1, 2) for each in (self.query, self.key, self.value)]
+        p = 0.1 if self.training or not self.is_told else 0.0
+        return nn.functional.scaled_dot_product_attention(*heads, dropout_p=p).transpose(1, 2).flatten(2)
+
+
+def test_dropout_that_eval_does_not_switch_off_is_found():
+    torch.manual_seed(0)
+    model, told = Dropped(is_told=False), Dropped(is_told=True)
+    assert findings(model, hidden(None)) == findings(told, hidden(None)) == []  # both train
+    (found,) = findings(model.eval(), hidden(None))
+    assert (found.name, found.severity, found.layer) == ("random in evaluation", "note", "(model)")
+    assert findings(told.eval(), hidden(None)) == []
+    left = torch_encoder().eval()
+    assert findings(left, hidden(None)) == []
+    left.layers[1].dropout1 = nn.Dropout(0.1)
+    assert names(findings(left, hidden(None))) == ["random in evaluation"]
+    assert names(findings(lambda x: model(x), hidden(None))) == [], "of a function no mode is known"
+
+
 def test_a_cause_hides_its_consequences():
     rows = [row(logit_std=9.0, saturated=0.8, max_weight=0.9)]
     weights = [record(role=role) for role in ("query", "key")]

@@ -76,6 +76,7 @@ def diagnose(
                 with torch.set_grad_enabled(loss is not None or thaws):  # the graph tells the roles
                     output = call(model, inputs)
                 recorder.pause()
+                recorder.report.model["random"] = module is not None and start.has_moved()
                 before = None if optimizer is None else _main_tensor(output).detach()
                 if loss is not None:
                     scalar = _scalar(loss(output))

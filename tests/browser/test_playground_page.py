@@ -88,6 +88,27 @@ def test_a_control_changes_the_run_and_the_address(play):
     assert said.startswith("Step 0. A: loss")
 
 
+def test_it_can_be_played_with_the_keyboard_alone(play):
+    page = play().page
+    page.locator("[data-name=preset]").focus()
+    page.keyboard.press("s")  # a list's own key: it looks for an entry
+    assert page.evaluate(STEPS) == 0
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className").startswith("pg-play")
+    page.keyboard.press("Space")
+    page.wait_for_function(f"{STEPS} > 1")
+    page.keyboard.press("Space")
+    page.wait_for_function("!document.querySelector('.pg-step').textContent.includes('steps/s')")
+    page.locator("[data-name=query_key]").first.focus()
+    at = page.evaluate(STEPS)
+    page.keyboard.press("s")
+    page.wait_for_function(f"{STEPS} === {at + 1}")
+    page.keyboard.press("r")
+    page.wait_for_function(f"{STEPS} === 0")
+    page.keyboard.press("n")
+    page.wait_for_function("document.querySelector('.pg-step').textContent.includes('seed 2')")
+
+
 def test_an_address_names_a_question_and_nonsense_is_overlooked(play):
     page = play("#he-without-norms").page
     assert page.locator(".pg-run").count() == 3 and "stream growing in blocks 1, 2, 3, 4" in words(page)

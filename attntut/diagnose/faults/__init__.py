@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 
-from attntut.diagnose.faults import depth, finite, gradients, logits, masks, weights
+from attntut.diagnose.faults import chance, depth, finite, gradients, logits, masks, weights
 from attntut.diagnose.faults.facts import Facts, Measured
 from attntut.diagnose.faults.fault import SEVERITIES, Fault, Finding, fault, faults, hit, table
 
 __all__ = ["SEVERITIES", "Fault", "Finding", "fault", "faults", "find", "hit", "table"]
-_ = finite, masks, weights, logits, gradients, depth  # registered by being imported
+_ = finite, masks, weights, logits, gradients, depth, chance  # registered by being imported
 
 
 def find(report: Measured) -> list[Finding]:

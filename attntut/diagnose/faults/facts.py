@@ -190,6 +190,8 @@ class Facts:
     """What is known of the architecture, by the names of :class:`~attntut.TransformerConfig`."""
     adjustable_by: tuple[str, ...]
     """The methods of :mod:`attntut.adjust` that fit the model."""
+    is_random: bool = False
+    """Whether the model is in evaluation mode, and drew random numbers."""
 
     @classmethod
     def of(cls, report: Measured) -> Facts:
@@ -220,7 +222,8 @@ class Facts:
         epsilon = torch.finfo(dtype).eps if isinstance(dtype, torch.dtype) and dtype.is_floating_point else 0.0
         stacks = _stacks(layers, report.stream, report.weights)
         traits, adjustable_by = report.model.get("traits", {}), tuple(report.model.get("adjustable_by", ()))
-        return cls(layers, stacks, report.stream, report.weights, epsilon, traits, adjustable_by)
+        is_random = bool(report.model.get("random")) and report.model.get("training") is False
+        return cls(layers, stacks, report.stream, report.weights, epsilon, traits, adjustable_by, is_random)
 
     names = ("(model)",)
     order = 0

@@ -22,6 +22,7 @@ SIGMA = "notebooks/06-the-gaussian.html"
 VARIANCE = "notebooks/07-keeping-the-variance.html"
 DEPTHS = "notebooks/09-depth.html"
 SIGNAL = "notebooks/12-signal-propagation.html"
+REGULARIZATION = "notebooks/17-regularization-and-overfitting.html"
 
 
 @dataclass(frozen=True)

@@ -453,7 +453,8 @@
   // ----- keys, the address, and the tab ------------------------------------------------------------------------------------------
 
   root.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, select, button, summary, a")) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input:not([type=range])")) return;
+    if (event.key === " " && event.target.closest("button, summary")) return; // it presses them
     const act = { " ": () => toggle(), s: oneStep, r: reset, n: newSeed }[event.key];
     if (!act) return;
     event.preventDefault();
