@@ -385,6 +385,21 @@ def test_a_model_without_a_telling_name(keys):
     assert [entry.weight.layer for entry in seen.by_role("query")] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("places", ["sliced", "looked up", "indexed"])
+def test_a_table_that_is_read_by_place_holds_positions(places):
+    class Placed(Model):
+        def forward(self, ids):
+            table, at = self.spots[0], torch.arange(ids.shape[1]).expand_as(ids)
+            spots = {"sliced": table[: ids.shape[1]], "looked up": F.embedding(at, table), "indexed": table[at]}
+            x = self.words(ids) + spots[places]
+            for block in self.deep:
+                x = block(x)
+            return self.last(x)
+
+    roles = {entry.parameter: entry.role for entry in found(Placed(), IDS).entries}
+    assert (roles["words.weight"], roles["spots"]) == ("embedding", "position")
+
+
 @pytest.mark.parametrize("norm", ["pre", "post", "none", "sandwich", "res-post"])
 def test_where_the_norm_stands(norm):
     assert found(Model(norm=norm), IDS).traits["norm"] == norm

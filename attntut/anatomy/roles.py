@@ -386,6 +386,8 @@ class Roles:
         if kinds and kinds <= {"logits"}:
             return True
         indices = getattr(product.node, "_saved_indices", None)
+        if isinstance(indices, tuple | list) and len(indices) == 1:  # ``table[places]``
+            (indices,) = indices
         if not isinstance(indices, Tensor) or indices.numel() < 2 or indices.ndim < 1:
             return False
         rows = indices.reshape(-1, indices.shape[-1])
