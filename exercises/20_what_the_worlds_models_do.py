@@ -352,7 +352,7 @@ def rule_cases(seed: int) -> list[tuple[list[list[int]], list[float]]]:
             sizes = [[d, L, L] for d, L, _ in sizes]
         elif kind == "aspect":
             sizes = [[64 * L, L, number] for _, L, number in sizes]
-        noise = 0.04 * torch.randn(len(sizes), generator=generator) * (kind == "noise")
+        noise = 0.1 * torch.randn(len(sizes), generator=generator) * (kind == "noise")
         sigma = [
             a * d**-w * L**-p * number**-b * math.exp(e)
             for (d, L, number), e in zip(sizes, noise.tolist(), strict=True)
@@ -381,7 +381,7 @@ def judge_rule(case, got, want):
         assert k not in sure or got[k] == got[k], (
             f"${name}$ can be told here. If you gave it another value, could the other three make up for it?"
         )
-    wrong = [k for k in sure if abs(got[k] - want[k]) > (5e-3 if k else 5e-3 * want[0])]
+    wrong = [k for k in sure if abs(got[k] - want[k]) > (2e-3 if k else 2e-3 * want[0])]
     if not wrong:
         return
     assert not all(abs(got[k] + want[k]) < 5e-3 for k in sure if k), (
