@@ -100,3 +100,20 @@ def test_a_layers_logits_are_foreseen_in_a_fresh_model_and_not_in_one_with_align
         attention.key.weight.copy_(attention.query.weight)
     first = world.layers(model, inputs, "aligned")[0]
     assert first["logit"] > 1.2 * first["foreseen"]
+
+
+def test_how_alike_tokens_are_is_not_measured_across_the_batch():
+    class Reads(torch.nn.Module):
+        def __init__(self, tokens_first):
+            super().__init__()
+            self.query, self.key = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+            self.tokens_first = tokens_first
+
+        def forward(self, x):
+            x = x.transpose(0, 1) if self.tokens_first else x
+            return self.query(x), self.key(x)
+
+    alike = torch.randn(2, 1, 8).expand(2, 12, 8) + 0.1 * torch.randn(2, 12, 8)  # within each text, not across texts
+    query, key = ({"parameter": f"{role}.weight", "fan_in": 8} for role in ("query", "key"))
+    usual, turned = (world.reads(Reads(first), {"x": alike}, query, key) for first in (False, True))
+    assert usual == turned and usual["apart"] < 0.1

@@ -127,7 +127,8 @@ def check(kind: str, largest: float = LARGEST) -> Row:
         return row | computed(plain, small, row["init"])
     how, model, inputs = wide
     row |= {"how": how} | measured(model, inputs)
-    if (d := row.get("d")) and (q := row.get("q")) and small.row.get("q") and d != small.row["d"]:
+    same = row.get("parameters", {}).get("query") == small.row.get("parameters", {}).get("query")  # not of another tower
+    if same and (d := row.get("d")) and (q := row.get("q")) and small.row.get("q") and d != small.row["d"]:
         row["by_width"] = number(-math.log(q / small.row["q"]) / math.log(d / small.row["d"]), 2)
     return row
 
@@ -269,6 +270,9 @@ def reads(model: nn.Module, inputs: Row, query: Row, key: Row) -> Row:
         return {}
     squares = [x.square().mean().item() for x in found.values()]
     x = found["key"]
+    batch = len(next(iter(inputs.values())))
+    if x.ndim == 3 and x.shape[0] != batch == x.shape[1]:  # tokens before batch
+        x = x.transpose(0, 1)
     n = x.shape[-2]
     apart = (x - x.mean(-2, keepdim=True)).square().mean().item() * n / max(n - 1, 1) / x.square().mean().item()
     return {"reads": number(math.sqrt(squares[0] * squares[1])), "apart": number(apart)}
