@@ -127,8 +127,9 @@ def check(kind: str, largest: float = LARGEST) -> Row:
         return row | computed(plain, small, row["init"])
     how, model, inputs = wide
     row |= {"how": how} | measured(model, inputs)
-    same = row.get("parameters", {}).get("query") == small.row.get("parameters", {}).get("query")  # not of another tower
-    if same and (d := row.get("d")) and (q := row.get("q")) and small.row.get("q") and d != small.row["d"]:
+    queries = {each.get("parameters", {}).get("query") for each in (row, small.row)}
+    one_tower = len(queries) == 1
+    if one_tower and (d := row.get("d")) and (q := row.get("q")) and small.row.get("q") and d != small.row["d"]:
         row["by_width"] = number(-math.log(q / small.row["q"]) / math.log(d / small.row["d"]), 2)
     return row
 
