@@ -280,9 +280,11 @@ def test_no_solution_is_shipped():
 def test_a_chapter_has_seven_exercises_of_every_kind(chapter):
     kinds = [e.kind for number, e in EXERCISES.items() if number.split(".")[0] == chapter]
     assert [n for n in EXERCISES if n.split(".")[0] == chapter] == [f"{chapter}.{k}" for k in range(1, 8)]
-    assert len(kinds) == 7 and kinds.count("code") >= 2
-    assert {"mend", "explain", "number"} <= set(kinds)
-    assert sum(kind in ("number", "choice") for kind in kinds) >= 3
+    clinic = chapter == "21"  # its patients ask for no code but what mends them
+    least = {"code": 0, "mend": 4} if clinic else {"code": 2, "mend": 1}
+    assert len(kinds) == 7 and {"explain", "number"} <= set(kinds)
+    assert all(kinds.count(kind) >= count for kind, count in least.items())
+    assert sum(kind in ("number", "choice") for kind in kinds) >= (2 if clinic else 3)
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
 from exercises import exercises  # noqa: E402
-from exercises.exercise import Choice, Exercise  # noqa: E402
+from exercises.exercise import Choice, Code, Exercise  # noqa: E402
 from tools.notebooks import normalize  # noqa: E402
 
 PUBLIC = ROOT / "attntut" / "exercises" / "public.json"
@@ -41,7 +41,7 @@ def text(exercise: Exercise) -> str:
 def section(chapter: int) -> str:
     """The exercises of a chapter as one Markdown cell."""
     own = [exercise for number, exercise in exercises().items() if int(number.split(".")[0]) == chapter]
-    code = next(exercise.number for exercise in own if exercise.kind == "code")
+    code = next(exercise.number for exercise in own if isinstance(exercise, Code))
     return "\n\n".join([HEADING, HOW.format(number=code), *map(text, own)])
 
 
