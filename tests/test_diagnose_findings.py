@@ -776,7 +776,28 @@ def test_without_known_matrices_the_stream_tells_where_gradients_are_nan():
 def test_a_mask_whose_fill_hides_nothing_is_named(fill):
     (found,) = find(Report(rows=[row(visible_fill=fill), row(head=1, visible_fill=None)]))
     assert (found.name, found.value, found.heads) == ("mask hides nothing", fill, (0,))
+    assert "−∞" in found.text
     assert find(Report(rows=[row(visible_fill=None)])) == []
+
+
+@pytest.mark.parametrize("is_masked_first", [True, False])
+def test_a_mask_before_a_soft_cap_is_told_that_no_fill_helps(is_masked_first):
+    class Capped(Dropped):
+        def forward(self, x):
+            query, key, value = (
+                each(x).unflatten(-1, (4, 16)).transpose(1, 2) for each in (self.query, self.key, self.value)
+            )
+            future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
+            logits = query @ key.mT / 4
+            logits = logits.masked_fill(future, -1e9) if is_masked_first else logits
+            logits = 5 * torch.tanh(logits / 5)
+            logits = logits if is_masked_first else logits.masked_fill(future, -1e9)
+            return (logits.softmax(dim=-1) @ value).transpose(1, 2).flatten(2)
+
+    torch.manual_seed(0)
+    found = findings(Capped(is_told=True), hidden(None))
+    assert names(found) == ["mask hides nothing"] * is_masked_first
+    assert all("mask after it" in each.text and "−∞" not in each.text for each in found)
 
 
 @pytest.mark.parametrize("axis", ["queries", "heads", "batch"])

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from attntut.diagnose.faults.facts import Facts, Layer
-from attntut.diagnose.faults.fault import ERROR, LOGITS, STEPS, Hit, fault, hit
+from attntut.diagnose.faults.fault import ERROR, LOGITS, STEPS, Hit, Remedy, fault, hit
 from attntut.diagnose.faults.finite import rows_that_see_nothing
 
 MASKS = STEPS + "#masks-who-may-look-at-whom"
@@ -55,8 +55,18 @@ def mask_hides_some_rows(layer: Layer, facts: Facts) -> Iterator[Hit]:
     source="e^fill is the weight that is left to a masked key, beside 1 for a logit of 0; only −∞, or what is far "
     "below every logit, leaves none",
     text="Masked keys keep about the weight of a key with this logit: padding or the future is looked at.",
-    remedies=("Fill with −∞ (float('-inf')) or torch.finfo(dtype).min; −1e-9 is a slip for −1e9.",),
+    remedies=(
+        Remedy(
+            "Fill with −∞ (float('-inf')) or torch.finfo(dtype).min; −1e-9 is a slip for −1e9.",
+            lambda facts, layer: not facts.traits.get("soft_cap"),
+        ),
+        Remedy(
+            "A soft-cap follows, and it makes of any fill the negative cap: mask after it.",
+            lambda facts, layer: bool(facts.traits.get("soft_cap")),
+        ),
+    ),
     chapter=MASKS,
+    explains=("soft-cap reached",),
 )
 def mask_hides_nothing(layer: Layer, facts: Facts) -> Iterator[Hit]:
     """A mask writes a finite value, and the keys with it stay visible (whether they do is measured)."""
