@@ -194,7 +194,7 @@ hidden_by_cap = Mend(
     statement=(
         "**The report.** What this model says of a sentence depends on how long the others in its batch are. Trained alone it was fine. The fill has been checked: "
         "it is −1e9, and −∞ changes nothing.\n\nRun `attntut.diagnose(layer, (x, pad))` on a `Capped(64, 4)`, with `x = torch.randn(4, 64, 64)` and a `pad` that is true from some place on. "
-        "It has two findings: read them together. Then write `mend(logits, pad, cap)`, which stands in for the method `weights`. The cap has to stay, because the model was trained with it."
+        "Read what it finds, and why no fill helps. Then write `mend(logits, pad, cap)`, which stands in for the method `weights`. The cap has to stay, because the model was trained with it."
     ),
     hint="What is $c\\tanh(-10^9/c)$?",
     name="mend",
