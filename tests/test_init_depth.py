@@ -10,7 +10,7 @@ from torch import nn
 from attntut import Transformer, TransformerConfig
 from attntut.anatomy.weight import BRANCH, weights
 from attntut.device import seeded
-from attntut.init import initialize_, schemes, view
+from attntut.init import data, initialize_, schemes, view
 from attntut.init.data import output_of
 from attntut.init.depth import LINEAR_PATH, deepnorm_constants
 from attntut.init.width import learning_rates
@@ -75,6 +75,15 @@ def test_lsuv_makes_every_output_unit_in_one_round(options):
     assert worst_std(model, 3 * x) <= 0.1
     initialize_(model, "orthogonal", generator=seeded(1))
     assert worst_std(model, 3 * x) > 0.3, "Without the correction, the check must fail."
+
+
+@pytest.mark.parametrize("options", [dict(), dict(packed=True)])
+def test_lsuv_in_one_run_is_lsuv_layer_by_layer(options, monkeypatch):
+    (x, _), drawn = examples(), []
+    for called in (data._called, lambda *_: []):  # an order that is no model's: one run a layer
+        monkeypatch.setattr(data, "_called", called)
+        drawn.append(initialize_(build(3, **options), "lsuv", batch=3 * x, generator=seeded(1)).state_dict())
+    assert all(torch.equal(weight, drawn[1][name]) for name, weight in drawn[0].items())
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,11 +26,10 @@ def _scale_outputs(
     view: ModelView, generator: Any, *, batch: Any = None, tolerance: float = 0.1, rounds: int = 10
 ) -> None:
     check_number("tolerance", tolerance, low=0), check_int("rounds", rounds)
-    for entry in view.entries:
-        if entry.weight.is_table:
-            continue
+
+    def correct(entry: Entry, written: Callable[[], Tensor]) -> None:
         for _ in range(rounds):
-            std = output_of(view.module, entry, batch).std().item()
+            std = written().std().item()
             if abs(std - 1) <= tolerance:
                 break
             if not 0 < std < math.inf:
@@ -38,6 +38,31 @@ def _scale_outputs(
                     f"{entry.parameter} ({entry.weight.role}) have standard deviation {std}."
                 )
             entry.matrix.view.div_(std)
+
+    def on_the_way(entry: Entry) -> Callable[..., None]:
+        return lambda _, args, kwargs: correct(entry, partial(_product, entry, args, kwargs))
+
+    entries = [entry for entry in view.entries if not entry.weight.is_table]
+    owners = {entry.parameter: _owner(view.module, entry) for entry in entries}
+    if _called(view.module, batch, owners.values()) == list(dict.fromkeys(owners.values())):  # once, in this order
+        with contextlib.ExitStack() as stack:
+            for entry in entries:
+                hook = owners[entry.parameter].register_forward_pre_hook(on_the_way(entry), with_kwargs=True)
+                stack.enter_context(hook)
+            run(view.module, batch)
+    else:
+        for entry in entries:
+            correct(entry, partial(output_of, view.module, entry, batch))
+
+
+def _called(module: nn.Module, batch: Any, owners: Iterable[nn.Module]) -> list[nn.Module]:
+    """Which of the linear layers a run calls, in order."""
+    order: list[nn.Module] = []
+    with contextlib.ExitStack() as stack:
+        for owner in {each for each in owners if isinstance(each, nn.Linear)}:
+            stack.enter_context(owner.register_forward_pre_hook(lambda layer, _: order.append(layer)))
+        run(module, batch)
+    return order
 
 
 def _seen_std(weight: Weight) -> float:
@@ -169,15 +194,13 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
     Raises:
         ValueError: the batch does not reach the projection, or there is none.
     """
-    owner = module.get_submodule(entry.parameter.rpartition(".")[0])
+    owner = _owner(module, entry)
     parent = module.get_submodule(entry.parameter.rpartition(".")[0].rpartition(".")[0])
     caught: list[Tensor] = []
 
     def from_inputs(_: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Any], output: Any) -> None:
-        read = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
-        x = read[entry.role] if entry.role in read else next(iter(read.values()))
-        if x.shape[-1] == entry.weight.fan_in:
-            caught.append(F.linear(x, entry.view, entry.bias))
+        if (written := _product(entry, args, kwargs)) is not None:
+            caught.append(written)
         elif entry.weight.fan_out * entry.weight.fan_in == module.get_parameter(entry.parameter).numel():
             caught.append(output)  # a convolution
 
@@ -195,6 +218,17 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
             f"batch must reach every projection: {entry.parameter} ({entry.role}) was not used, or is no layer."
         )
     return torch.cat([written.flatten() for written in caught])
+
+
+def _owner(module: nn.Module, entry: Entry) -> nn.Module:
+    return module.get_submodule(entry.parameter.rpartition(".")[0])
+
+
+def _product(entry: Entry, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
+    """What a projection makes of its owner's arguments; None if it does not fit them."""
+    read = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+    x = read[entry.role] if entry.role in read else next(iter(read.values()))
+    return F.linear(x, entry.view, entry.bias) if x.shape[-1] == entry.weight.fan_in else None
 
 
 def _variance(x: Tensor) -> float:
