@@ -128,8 +128,8 @@ def known_roles(modules: Iterable[tuple[str, nn.Module]]) -> tuple[str, ...]:
         >>> known_roles([("in_proj_weight", nn.MultiheadAttention(8, 2))])
         ('query', 'key', 'value')
     """
-    keys = [f"{kind.__name__}.{name}" for name, module in modules for kind in _lineage(type(module))]
-    lines = [int(match.lastgroup[1:]) for key in keys if (match := _table().fullmatch(key)) and match.lastgroup]
+    keys = (f"{kind.__name__}.{name}" for name, module in modules for kind in _lineage(type(module)))
+    lines = [line for key in keys if (line := _line(key)) is not None]
     return tuple(TABLE[min(lines)][0].split()) if lines else ()
 
 
@@ -192,6 +192,12 @@ class CallerPatterns:
 @functools.cache
 def _table() -> re.Pattern[str]:
     return re.compile("|".join(f"(?P<r{i}>{fnmatch.translate(pattern)})" for i, (_, pattern) in enumerate(TABLE)))
+
+
+@functools.lru_cache(maxsize=2**14)  # models of one shape ask for the same names
+def _line(key: str) -> int | None:
+    match = _table().fullmatch(key)
+    return int(match.lastgroup[1:]) if match and match.lastgroup else None
 
 
 def _lineage(kind: type) -> tuple[type, ...]:
