@@ -4,7 +4,7 @@ Said before the first run was begun, from the shares of chapter 9 (in 48 blocks 
 divided .41 and .23): divided branches gain more accuracy over Xavier's rule than in 24 blocks, with pre-LN and with
 post-LN; divided, pre-LN and post-LN differ by less than .03, and each differs by less than .03 from itself in 24
 blocks; without a norm Xavier's rule stays below .2 in 48 blocks at each of six rates, and gains less than .05 from the
-two lower rates in 24. (Added when Xavier's best rate with post-LN had turned out the lowest of the four: two lower ones.)
+two lower rates in 24. (Two lower rates for post-LN were added when the lowest of four had turned out Xavier's best.)
 """
 
 from __future__ import annotations
