@@ -581,7 +581,7 @@ def test_the_command_says_how_long_and_writes_the_table(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         command.main(["deeph"])
     error = capsys.readouterr().err
-    assert "NAME must be one of depth, " in error and ", width: got deeph" in error
+    assert "NAME must be one of deeper, depth, " in error and ", width: got deeph" in error
 
 
 def test_nothing_is_written_where_a_run_failed(tmp_path, monkeypatch, capsys):

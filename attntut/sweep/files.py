@@ -37,7 +37,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def store(frame: pd.DataFrame, path: str | Path, *, about: str = "") -> None:
-    """Write the runs of a sweep as CSV: numbers with six digits, machines with their versions in the first lines.
+    """Write the runs of a sweep as CSV: six digits (three of seconds); machines with their versions in the first lines.
 
     Args:
         frame: of an :class:`Outcome`.
@@ -47,7 +47,8 @@ def store(frame: pd.DataFrame, path: str | Path, *, about: str = "") -> None:
     machines = list(dict.fromkeys(frame["machine"]))
     plain = frame.assign(machine=frame["machine"].map(machines.index))
     for name in plain.select_dtypes("float"):
-        plain[name] = plain[name].map(lambda x: float(f"{x:.6g}"))
+        digits = 3 if name == "seconds" else 6
+        plain[name] = plain[name].map(lambda x, digits=digits: float(f"{x:.{digits}g}"))
     lines = [about or Path(path).stem, *(f"machine {i}: {each}" for i, each in enumerate(machines))]
     table = plain.to_csv(index=False, na_rep="nan", lineterminator="\n")
     write_whole(Path(path), "".join(f"# {line}\n" for line in lines) + table)
