@@ -84,10 +84,23 @@ EXERCISES = """# Chapter
 
 **Exercise 2.1** (1 minute, easy). Which?
 
+```text
+a report
+```
+
 - **a.** this
 - **b.** that
 
 **Exercise 2.2** (3 minutes, easy). How much?
+
+And how much more?
+
+<details>
+<summary>Hint</summary>
+
+Count.
+
+</details>
 
 **Exercise 2.4** (10 minutes, medium). Write it.
 
@@ -97,7 +110,10 @@ EXERCISES = """# Chapter
 
 def test_an_exercise_with_a_number_or_a_choice_can_be_answered_on_the_page(build):
     page = BeautifulSoup(build({"page.md": EXERCISES}).page("page"), "html.parser")
-    assert [form.find_previous("p")["id"] for form in page.select("form.answer")] == ["exercise-2-1", "exercise-2-2"]
+    forms = page.select("form.answer")
+    assert [form.find_previous(id=re.compile("^exercise-"))["id"] for form in forms] == ["exercise-2-1", "exercise-2-2"]
+    assert "a report" not in forms[0].text and forms[0].find_previous("pre").text.strip() == "a report"
+    assert forms[1].find_previous("p").text == "And how much more?" and forms[1].find_next("summary")
     assert page.select_one("#exercise-2-4")
     assert not page.select_one("#exercise-99-1")
     labels = [label.get_text(" ", strip=True) for label in page.select("form label")]

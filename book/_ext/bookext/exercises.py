@@ -11,6 +11,7 @@ import html
 import json
 import re
 from base64 import b64decode, b64encode
+from collections.abc import Callable
 from typing import Any
 
 from docutils import nodes
@@ -54,6 +55,13 @@ def raw(markup: str) -> nodes.raw:
     return nodes.raw("", markup, format="html")
 
 
+def place_after(paragraph: nodes.paragraph, ends: Callable[[nodes.Node], bool]) -> int:
+    """Return the place behind an exercise's statement: of its options or hint, else right after its first paragraph."""
+    siblings = paragraph.parent.children
+    first = siblings.index(paragraph) + 1
+    return next((i for i in range(first, len(siblings)) if ends(siblings[i])), first)
+
+
 def add_forms(app: Sphinx, doctree: nodes.document) -> None:
     """Put an anchor at each exercise of a page that was read, and a form where it can be answered there."""
     for paragraph in list(doctree.findall(nodes.paragraph)):
@@ -64,12 +72,13 @@ def add_forms(app: Sphinx, doctree: nodes.document) -> None:
         number = found.group(1)
         shipped = records()[number]
         paragraph["ids"].append(anchor(number))
-        place = paragraph.parent.index(paragraph) + 1
         begin = f'<form class="answer" data-check="{of_the_page(shipped["check"])}">' if "check" in shipped else ""
         if shipped["kind"] == "number":
+            place = place_after(paragraph, lambda node: isinstance(node, nodes.raw) and "<details" in node.astext())
             field = f'<label>Your answer to exercise {number} <input name="answer" autocomplete="off"></label> '
             paragraph.parent.insert(place, raw(begin + field + CHECK))
         elif shipped["kind"] == "choice":
+            place = place_after(paragraph, lambda node: isinstance(node, nodes.bullet_list))
             options = paragraph.parent[place]
             for item in options.findall(nodes.list_item):
                 letter = item.astext()[0]
