@@ -21,6 +21,7 @@ SWEEP = Sweep(
     [
         *grid(depth=48, norm=depth.NORMS, scheme=PAIR, lr=RATES, seed=range(8)),
         *grid(depth=[8, 24, 48], norm="none", scheme="xavier_uniform", lr=LOWER, seed=range(8)),
+        *grid(depth=8, norm="none", scheme="xavier_uniform", lr=1e-4, seed=range(8)),  # between those and the others
         *grid(depth=48, norm="post", scheme="xavier_uniform", lr=LOWER, seed=range(8)),
     ],
     shape=depth.shape,
