@@ -327,4 +327,4 @@ def run_browser(session: nox.Session, options: list[str] | None = None) -> None:
     if not any(map(shutil.which, BROWSERS)):
         session.warn("Skipped the browser's checks: no Chromium or Chrome on the PATH.")
         return
-    run(session, "pytest", "tests/browser", *(options or []))
+    run(session, "pytest", "tests/browser", "-n", WORKERS, "--dist", "worksteal", *(options or []))
