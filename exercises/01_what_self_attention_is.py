@@ -171,10 +171,6 @@ def patch_cases(seed: int) -> list[tuple[Tensor]]:
     return [*((x,) for x in plain), (torch.cat([opposite, -opposite], dim=1),)]
 
 
-def call(answer, *case):
-    return answer(*case)
-
-
 def judge_hear_others(case, got, want):
     assert isinstance(got, (tuple, list)) and len(got) == 2, (
         "The outputs and the weights are asked for, in this order. What does your function return?"
@@ -219,7 +215,6 @@ others_only = Code(
     name="hear_others",
     starter="def hear_others(x):\n    return ...  # outputs, weights",
     make=patch_cases,
-    ask=call,
     compare=judge_hear_others,
     solution=hear_others,
     wrong={
@@ -361,7 +356,6 @@ what_was_found = Code(
     name="recall_by_hand",
     starter="def recall_by_hand(tokens, vocab_size):\n    return ...  # weights, table",
     make=recall_cases,
-    ask=call,
     compare=judge_recall,
     solution=recall_by_hand,
     wrong={

@@ -200,10 +200,6 @@ def heads_cases(seed: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     ]
 
 
-def call(answer, *case):
-    return answer(*case)
-
-
 def judge_heads(case, got, want):
     heads, weight, bias = case
     assert isinstance(got, torch.Tensor) and got.shape == want.shape, (
@@ -246,7 +242,6 @@ what_each_adds = Code(
     name="added_by_heads",
     starter="def added_by_heads(heads, weight, bias):\n    ...",
     make=heads_cases,
-    ask=call,
     compare=judge_heads,
     solution=added_by_heads,
     wrong={

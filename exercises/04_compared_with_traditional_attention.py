@@ -151,10 +151,6 @@ def longer_cases(seed: int) -> list[tuple]:
     return cases
 
 
-def call(answer, *case):
-    return answer(*case)
-
-
 def judge_longer(case, got, want):
     n, n_trained = case[1].shape[-2], case[3]
     assert isinstance(got, torch.Tensor) and got.shape == want.shape, "There is one output a query. How long is it?"
@@ -194,7 +190,6 @@ longer_than_trained = Code(
     name="attend_longer",
     starter="def attend_longer(query, key, value, n_trained):\n    ...",
     make=longer_cases,
-    ask=call,
     compare=judge_longer,
     solution=attend_longer,
     wrong={

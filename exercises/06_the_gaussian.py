@@ -134,10 +134,6 @@ def row_cases(seed: int) -> list[tuple[Tensor, float, float]]:
     return cases
 
 
-def call_function(answer, *case):
-    return answer(*case)
-
-
 def judge_row_variances(case, got, want):
     assert isinstance(got, torch.Tensor) and got.is_floating_point(), "Which numbers come back? Are they a tensor?"
     B, n, _ = case[0].shape
@@ -174,7 +170,6 @@ of_rows = Code(
     name="row_variances",
     starter="def row_variances(x, sigma_q, sigma_k):\n    ...",
     make=row_cases,
-    ask=call_function,
     compare=judge_row_variances,
     solution=row_variances,
     wrong={
@@ -299,7 +294,6 @@ entropy_to_sigma = Code(
     name="sigma_for",
     starter="def sigma_for(entropy, rows, d_model):\n    ...",
     make=entropy_cases,
-    ask=call_function,
     compare=judge_sigma_for,
     solution=sigma_for,
     wrong={

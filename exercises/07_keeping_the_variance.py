@@ -180,10 +180,6 @@ def limit_cases(seed: int) -> list[tuple[str, dict[str, float], int, int, int, f
     return cases
 
 
-def call_function(answer, *case):
-    return answer(*case)
-
-
 def judge_limits(case, got, want):
     norm, sigmas, _, _, n_blocks, start = case
     if isinstance(got, torch.Tensor) and got.ndim == 1:
@@ -288,7 +284,6 @@ stream_code = Code(
     name="stream_limits",
     starter="def stream_limits(norm, sigmas, d_model, d_ff, n_blocks, start):\n    ...",
     make=limit_cases,
-    ask=call_function,
     compare=judge_limits,
     solution=stream_limits,
     wrong={

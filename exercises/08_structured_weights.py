@@ -193,10 +193,6 @@ def seen_cases(seed: int) -> list[tuple[Tensor, Tensor, int, Tensor]]:
     return cases
 
 
-def call_on_case(answer, *case):
-    return answer(*case)
-
-
 def judge_seen(case, got, want):
     W_q, W_k, n_heads, covariance = case
     two = isinstance(got, (tuple, list)) and len(got) == 2 and all(isinstance(x, torch.Tensor) for x in got)
@@ -273,7 +269,6 @@ logits_code = Code(
     name="logits_seen",
     starter="def logits_seen(W_q, W_k, n_heads, covariance):\n    ...",
     make=seen_cases,
-    ask=call_on_case,
     compare=judge_seen,
     solution=logits_seen,
     wrong={

@@ -198,10 +198,6 @@ def sources_cases(seed: int) -> list[tuple[float, Tensor, Tensor, str]]:
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_sources(case, got, want):
     start, skips, branches, norm = case
     assert isinstance(got, torch.Tensor) and got.shape == want.shape, (
@@ -269,7 +265,6 @@ sources_code = Code(
     name="sources",
     starter="def sources(start, skips, branches, norm):\n    ...",
     make=sources_cases,
-    ask=call_it,
     compare=judge_sources,
     solution=sources,
     wrong={
@@ -415,7 +410,6 @@ factor_code = Code(
     name="factor_for_share",
     starter="def factor_for_share(branches, share, power, norm):\n    ...",
     make=factor_cases,
-    ask=call_it,
     compare=judge_factor,
     solution=factor_for_share,
     wrong={

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from exercises.exercise import Choice, Code, Explain, Mend, Number
+from exercises.exercise import Choice, Code, Explain, Mend, Number, short
 
 one_rises = Choice(
     number="10.1",
@@ -85,11 +85,6 @@ own_rule = Number(
     },
     ask="Which $p$ makes $1 - p + [m]$ zero? And what is left of the other two formulas when $a = 0$?",
 )  # fmt: skip
-
-
-def short(x: float) -> float:
-    """Four digits, which is more than an answer is checked to, so that the shipped check is small."""
-    return float(f"{x:.4g}")
 
 
 def change(n: float, batch: float) -> float:
@@ -228,10 +223,6 @@ def rate_cases(seed: int) -> list[tuple[dict, dict, set, float, float]]:
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_rates(case, got, want):
     narrow, wide, tables, lr, decay = case
     assert isinstance(got, dict) and set(got) == set(wide), (
@@ -298,7 +289,6 @@ rates_code = Code(
     name="rates",
     starter="def rates(narrow, wide, tables, lr, weight_decay):\n    ...",
     make=rate_cases,
-    ask=call_it,
     compare=judge_rates,
     solution=rates,
     wrong={
@@ -451,7 +441,6 @@ multiplier_code = Code(
     name="without_multiplier",
     starter="def without_multiplier(kind, weight, m, lr, weight_decay, eps):\n    ...",
     make=multiplier_cases,
-    ask=call_it,
     compare=judge_multiplier,
     solution=without_multiplier,
     wrong={

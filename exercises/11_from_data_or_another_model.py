@@ -420,10 +420,6 @@ def turned_cases(seed: int) -> list[tuple[Tensor, Tensor, int, int]]:
     ]
 
 
-def call_on(answer, *case):
-    return answer(*case)
-
-
 def judge_turned(case, got, want):
     W_q, W_k, n_heads, n_kv_heads = case
     assert isinstance(got, (tuple, list)) and len(got) == 2 and all(isinstance(W, torch.Tensor) for W in got), (
@@ -512,7 +508,6 @@ turn_code = Code(
     starter="def turned_mean(W_q, W_k, n_heads, n_kv_heads):\n    ...",
     forbidden=frozenset({"align_heads_", "orthogonal_procrustes"}),
     make=turned_cases,
-    ask=call_on,
     compare=judge_turned,
     solution=turned_mean,
     wrong={

@@ -193,10 +193,6 @@ def product_cases(seed: int) -> list[tuple[Tensor, Tensor, float, str]]:
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_products(case, got, want):
     products, attention, alpha, norm = case
     assert isinstance(got, torch.Tensor) and got.shape == want.shape, (
@@ -264,7 +260,6 @@ products_code = Code(
     name="products_after",
     starter="def products_after(products, attention, alpha, norm):\n    ...",
     make=product_cases,
-    ask=call_it,
     compare=judge_products,
     solution=products_after,
     wrong={
@@ -395,7 +390,6 @@ growth_code = Code(
     name="shared_growth",
     starter="def shared_growth(blocks, gain):\n    ...",
     make=growth_cases,
-    ask=call_it,
     compare=judge_growth,
     solution=shared_growth,
     wrong={

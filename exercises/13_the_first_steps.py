@@ -182,10 +182,6 @@ def frozen_cases(seed: int) -> list[tuple[Tensor, int, int, float, float, float]
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_frozen(case, got, want):
     gradients, held, warmup, beta1, beta2, eps = case
     assert isinstance(got, torch.Tensor), "Is what comes back one tensor, with an update in each row?"
@@ -247,7 +243,6 @@ frozen_code = Code(
     starter="def frozen_start(gradients, held, warmup, beta1, beta2, eps):\n    ...",
     forbidden=frozenset({"Adam", "AdamW", "RAdam", "NAdam", "optim"}),
     make=frozen_cases,
-    ask=call_it,
     compare=judge_frozen,
     solution=frozen_start,
     wrong={
@@ -386,7 +381,6 @@ way_code = Code(
     starter="def noise_way(factors, beta1, signal, held):\n    ...",
     forbidden=frozenset({"rand", "randn", "normal", "normal_"}),
     make=way_cases,
-    ask=call_it,
     compare=judge_way,
     solution=noise_way,
     wrong={

@@ -218,10 +218,6 @@ def rows_cases(seed: int) -> list[tuple[dict, dict, float, float, set]]:
     return [(weights, gradients, limit, 0.05, {names["readout"]})]
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_rows(case, got, want):
     weights, gradients, limit, eps, spared = case
     assert isinstance(got, dict) and set(got) == set(gradients), (
@@ -289,7 +285,6 @@ rows_code = Code(
     name="clip_rows",
     starter="def clip_rows(weights, gradients, limit, eps, spared):\n    ...",
     make=rows_cases,
-    ask=call_it,
     compare=judge_rows,
     solution=clip_rows,
     wrong={
@@ -441,7 +436,6 @@ lamb_code = Code(
     starter="def lamb_path(weight, gradients, lr, beta1, beta2, eps, decay):\n    ...",
     forbidden=frozenset({"optim", "lamb", "cautious_decay"}),
     make=lamb_cases,
-    ask=call_it,
     compare=judge_lamb,
     solution=lamb_path,
     wrong={

@@ -163,10 +163,6 @@ def sums_cases(seed: int) -> list[tuple[float, list[float], str]]:
     return [(draw(1.5, 4), [draw(0.2, 3) for _ in range(n)], norm) for norm, n in counts.items()]
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_sums(case, got, want):
     start, gains, norm = case
     assert isinstance(got, (tuple, list)) and len(got) == 2, "Which two things are asked for?"
@@ -228,7 +224,6 @@ sums_code = Code(
     name="follow_sums",
     starter="def follow_sums(start, gains, norm):\n    ...",
     make=sums_cases,
-    ask=call_it,
     compare=judge_sums,
     solution=follow_sums,
     wrong={

@@ -217,10 +217,6 @@ def clip_cases(seed: int) -> list[tuple[Tensor, Tensor, Tensor, int, float, bool
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_clip(case, got, want):
     query, key, x, n_heads, limit, causal = case
     assert isinstance(got, (tuple, list)) and len(got) == 2, "What two matrices does the function return?"
@@ -289,7 +285,6 @@ clip_code = Code(
     name="clip_heads",
     starter="def clip_heads(query, key, x, n_heads, limit, causal):\n    ...",
     make=clip_cases,
-    ask=call_it,
     compare=judge_clip,
     solution=clip_heads,
     equivalent=("logits.shape[-3:]", "logits.shape[2:]"),
@@ -426,7 +421,6 @@ law_code = Code(
     name="std_after_norm",
     starter="def std_after_norm(query, key, query_gain, key_gain, covariance):\n    ...",
     make=law_cases,
-    ask=call_it,
     compare=judge_law,
     solution=std_after_norm,
     wrong={

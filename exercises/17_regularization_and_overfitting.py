@@ -223,10 +223,6 @@ def score_cases(seed: int) -> list[tuple[Tensor, bool]]:
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_scores(case, got, want):
     scores, larger_is_better = case
     assert isinstance(got, torch.Tensor) and got.shape == want.shape, (
@@ -266,7 +262,6 @@ choose_code = Code(
     name="judged_by_others",
     starter="def judged_by_others(scores, larger_is_better):\n    ...",
     make=score_cases,
-    ask=call_it,
     compare=judge_scores,
     solution=judged_by_others,
     wrong={
@@ -382,7 +377,6 @@ noise_code = Code(
     name="dropout_noise",
     starter="def dropout_noise(logits, values, upstream, p):\n    ...",
     make=noise_cases,
-    ask=call_it,
     compare=judge_noise,
     solution=dropout_noise,
     equivalent=("dim=1)",),

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from exercises.exercise import Choice, Code, Explain, Mend, Number
+from exercises.exercise import Choice, Code, Explain, Mend, Number, short
 
 unseen_fault = Choice(
     number="18.1",
@@ -40,10 +40,6 @@ unseen_fault = Choice(
         ),
     },
 )
-
-
-def short(x: float) -> float:
-    return float(f"{x:.4g}")
 
 
 def first_of(C: float, T: float, c: float, part: float = 0.5) -> float:
@@ -214,10 +210,6 @@ def bar_cases(seed: int) -> list[tuple[Tensor, Tensor, int]]:
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_bars(case, got, want):
     ids, targets, n_classes = case
     assert isinstance(got, (tuple, list)) and len(got) == 2, "What two losses does the function return?"
@@ -283,7 +275,6 @@ bars_code = Code(
     name="blind_losses",
     starter="def blind_losses(ids, targets, n_classes):\n    ...",
     make=bar_cases,
-    ask=call_it,
     compare=judge_bars,
     solution=blind_losses,
     wrong={
@@ -435,7 +426,6 @@ parts_code = Code(
     name="noise_parts",
     starter="def noise_parts(y):\n    ...",
     make=noise_table_cases,
-    ask=call_it,
     compare=judge_parts,
     solution=noise_parts,
     wrong={

@@ -228,10 +228,6 @@ def rate_cases(seed: int) -> list[tuple[Tensor, float]]:
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_rates(case, got, want):
     losses, guess = case
     assert isinstance(got, (tuple, list)) and len(got) == 2, "Which two things are asked for?"
@@ -288,7 +284,6 @@ rate_code = Code(
     name="judge_at_own_rate",
     starter="def judge_at_own_rate(losses, guess):\n    ...",
     make=rate_cases,
-    ask=call_it,
     compare=judge_rates,
     solution=judge_at_own_rate,
     wrong={

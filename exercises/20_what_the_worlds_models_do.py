@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from exercises.exercise import Choice, Code, Explain, Mend, Number
+from exercises.exercise import Choice, Code, Explain, Mend, Number, short
 
 four_times = Choice(
     number="20.1",
@@ -42,7 +42,7 @@ def without_root(d: float, d_h: float, n: float, t: float, power: float = 0.5, s
 
 def digits(*values: float) -> tuple[float, ...]:
     """Four digits of each."""
-    return tuple(float(f"{x:.4g}") for x in values)
+    return tuple(map(short, values))
 
 
 no_root = Number(
@@ -181,10 +181,6 @@ def foreseen_cases(seed: int) -> list[tuple[Tensor, Tensor, float, float, int, f
     return cases
 
 
-def call_it(answer, *case):
-    return answer(*case)
-
-
 def judge_foreseen(case, got, want):
     x, visible, sigma_q, sigma_k, d_head, scale, qk_norm = case
     B, n, d = x.shape
@@ -253,7 +249,6 @@ foreseen_code = Code(
     name="foreseen_std",
     starter="def foreseen_std(x, visible, sigma_q, sigma_k, d_head, scale, qk_norm):\n    ...",
     make=foreseen_cases,
-    ask=call_it,
     compare=judge_foreseen,
     solution=foreseen_std,
     wrong={
@@ -424,7 +419,6 @@ rule_code = Code(
     name="rule_of",
     starter="def rule_of(sizes, sigma):\n    ...",
     make=rule_cases,
-    ask=call_it,
     compare=judge_rule,
     solution=rule_of,
     wrong={

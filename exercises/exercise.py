@@ -27,6 +27,16 @@ Case = Any
 Parameters = dict[str, Any]
 
 
+def short(x: float) -> float:
+    """Four digits, which is more than an answer is checked to, so that the shipped check is small."""
+    return float(f"{x:.4g}")
+
+
+def call(answer: Callable[..., Any], *case: Any) -> Any:
+    """What most exercises ask of an answer."""
+    return answer(*case)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Exercise:
     """What all kinds share.
@@ -213,7 +223,7 @@ class Code(Exercise):
 
     Attributes:
         make: seed → the cases, each a tuple of arguments of ``ask``; plain data and tensors, in shapes whose sizes all differ.
-        ask: ``ask(answer, *case)`` calls the answer, and returns plain data and tensors. Its source is shipped, so it uses
+        ask: ``ask(answer, *case)`` calls the answer (:func:`call` does no more), and returns plain data and tensors. Its source is shipped, so it uses
             nothing but ``torch``, ``math``, what ``setup`` imports, and what it defines.
         compare: ``compare(case, got, want)`` raises a question. Its source is shipped too, under the same rule.
         solution: a function that stands alone, as a student would write it.
@@ -223,7 +233,7 @@ class Code(Exercise):
 
     kind: ClassVar[str] = "code"
     make: Callable[[int], list[tuple[Any, ...]]]
-    ask: Callable[..., Any]
+    ask: Callable[..., Any] = call
     compare: Callable[[Case, Any, Any], None]
     solution: Callable[..., Any]
     wrong: Mapping[str, tuple[Callable[..., Any], str]]
