@@ -784,9 +784,7 @@ def test_a_mask_whose_fill_hides_nothing_is_named(fill):
 def test_a_mask_before_a_soft_cap_is_told_that_no_fill_helps(is_masked_first):
     class Capped(Dropped):
         def forward(self, x):
-            query, key, value = (
-                each(x).unflatten(-1, (4, 16)).transpose(1, 2) for each in (self.query, self.key, self.value)
-            )
+            query, key, value = self.heads(x)
             future = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).triu(1)
             logits = query @ key.mT / 4
             logits = logits.masked_fill(future, -1e9) if is_masked_first else logits
@@ -1090,10 +1088,12 @@ class Dropped(nn.Module):
         super().__init__()
         self.is_told, self.query, self.key, self.value = is_told, *(nn.Linear(64, 64) for _ in range(3))
 
+    def heads(self, x):
+        return [each(x).unflatten(-1, (4, 16)).transpose(1, 2) for each in (self.query, self.key, self.value)]
+
     def forward(self, x):
-        heads = [each(x).unflatten(-1, (4, 16)).transpose(1, 2) for each in (self.query, self.key, self.value)]
         p = 0.1 if self.training or not self.is_told else 0.0
-        return nn.functional.scaled_dot_product_attention(*heads, dropout_p=p).transpose(1, 2).flatten(2)
+        return nn.functional.scaled_dot_product_attention(*self.heads(x), dropout_p=p).transpose(1, 2).flatten(2)
 
 
 def test_dropout_that_eval_does_not_switch_off_is_found():

@@ -18,7 +18,7 @@ from attntut.adjust.handle import Patch, is_in_layer
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
 from attntut.anatomy.layout import at
-from attntut.anatomy.view import Entry, ModelView
+from attntut.anatomy.view import Entry, ModelView, owner_of
 from attntut.anatomy.weight import PARTS, ROLES
 
 
@@ -142,7 +142,7 @@ def _clip_units(parameter: nn.Parameter, entries: list[Entry], limit: float, eps
 def _embeddings(view: ModelView) -> Iterator[nn.Module]:
     """The layers that embed."""
     for entry in view.by_role("embedding"):
-        owner = view.module.get_submodule(entry.parameter.rpartition(".")[0])
+        owner = owner_of(view.module, entry)
         if is_in_layer(owner, entry):
             yield owner
 

@@ -22,7 +22,7 @@ from attntut.anatomy.depth import is_depth_scaled
 from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.parameters import names_of
-from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, plain
+from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, owner_of, plain
 from attntut.init.requirements import REQUIREMENTS
 from attntut.parts import AttentionPart, Difference
 
@@ -183,7 +183,7 @@ class Patch:
 
     def owner(self, entry: Entry) -> nn.Module:
         """The module that a projection's parameter is in."""
-        return self.model.get_submodule(entry.parameter.rpartition(".")[0])
+        return owner_of(self.model, entry)
 
     def refuse(self, why: str) -> NoReturn:
         """Raise: the method cannot be applied.

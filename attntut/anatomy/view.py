@@ -334,6 +334,11 @@ def plain(model: nn.Module) -> Iterator[bool]:
                 now.update(then)
 
 
+def owner_of(module: nn.Module, entry: Entry) -> nn.Module:
+    """The part of a model that a projection's parameter is in."""
+    return module.get_submodule(entry.parameter.rpartition(".")[0])
+
+
 def call(module: Callable[..., Any], inputs: Any) -> Any:
     """Call a model with a tensor, a tuple of arguments or a mapping of keyword arguments, or let a function call it."""
     if callable(inputs) and not isinstance(inputs, Tensor):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attntut._checks import check_int, check_number
 from attntut._restore import no_fast_path, restored_mode
-from attntut.anatomy.view import Entry, ModelView
+from attntut.anatomy.view import Entry, ModelView, owner_of
 from attntut.anatomy.weight import Weight
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Law, Orthogonal
@@ -43,7 +43,7 @@ def _scale_outputs(
         return lambda _, args, kwargs: correct(entry, partial(_product, entry, args, kwargs))
 
     entries = [entry for entry in view.entries if not entry.weight.is_table]
-    owners = {entry.parameter: _owner(view.module, entry) for entry in entries}
+    owners = {entry.parameter: owner_of(view.module, entry) for entry in entries}
     if _called(view.module, batch, owners.values()) == list(dict.fromkeys(owners.values())):  # once, in this order
         with contextlib.ExitStack() as stack:
             for entry in entries:
@@ -194,7 +194,7 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
     Raises:
         ValueError: the batch does not reach the projection, or there is none.
     """
-    owner = _owner(module, entry)
+    owner = owner_of(module, entry)
     parent = module.get_submodule(entry.parameter.rpartition(".")[0].rpartition(".")[0])
     caught: list[Tensor] = []
 
@@ -218,10 +218,6 @@ def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
             f"batch must reach every projection: {entry.parameter} ({entry.role}) was not used, or is no layer."
         )
     return torch.cat([written.flatten() for written in caught])
-
-
-def _owner(module: nn.Module, entry: Entry) -> nn.Module:
-    return module.get_submodule(entry.parameter.rpartition(".")[0])
 
 
 def _product(entry: Entry, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> Any:
