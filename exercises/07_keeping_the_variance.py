@@ -360,7 +360,7 @@ def truncated_cases(seed: int) -> list[tuple[int, int, float, int]]:
     shapes = ((130, 150), (90, 200), (170, 120))
     return [
         (*shape, round(low + width * x, 3), seed)
-        for shape, low, width, x in zip(shapes, (1.8, 0.5, 3.0), (0.4, 0.7, 1.0), cuts, strict=True)
+        for shape, low, width, x in zip(shapes, (1.3, 0.5, 3.0), (0.4, 0.7, 1.0), cuts, strict=True)
     ]
 
 

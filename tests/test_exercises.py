@@ -265,7 +265,9 @@ def test_the_public_check_takes_the_answer_of_a_student(number):
             check(number, exercise.starter, student)
 
 
-def test_the_chapters_and_the_shipped_checks_are_what_the_exercises_give():
+def test_the_chapters_and_the_shipped_checks_are_what_the_exercises_give(repository):
+    if f"torch=={torch.__version__.split('+')[0]}\n" not in (repository / "constraints.txt").read_text("utf-8"):
+        pytest.skip("another torch than the tested one draws other numbers")
     assert tool.main(["--check"]) == 0, "Run `nox -s exercises`."
 
 

@@ -21,6 +21,7 @@ PRODUCTS = {
     "BaddbmmBackward0": (1, 2),
     "ConvolutionBackward0": (0, 1),
     "GroupedMmBackward0": (0, 1),
+    "GeneratedBackwardFor_transformers_grouped_mm_fallback_defaultBackward": (0, 1),  # the same before torch 2.8
 }
 LOOKUPS = {"EmbeddingBackward0", "IndexSelectBackward0", "IndexBackward0", "GatherBackward0"}
 SOFTMAX = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
@@ -250,7 +251,7 @@ class Graph:
 
     def _which(self, kind: str, factors: list[Any], made_of: list[tuple[str, ...] | None]) -> int | None:
         """Which of two factors is the parameter; None if neither is."""
-        if kind in ("ConvolutionBackward0", "GroupedMmBackward0"):
+        if kind == "ConvolutionBackward0" or "grouped" in kind.lower():
             return 1 if made_of[1] else None
         if made_of[0] and made_of[1]:
             moved = [self._only_moved(each) for each, _ in factors]
