@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property
@@ -23,7 +23,7 @@ from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.parameters import names_of
 from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, owner_of, plain
-from attntut.init.requirements import REQUIREMENTS
+from attntut.init.requirements import REQUIREMENTS, Traits
 from attntut.parts import AttentionPart, Difference
 
 NAMES = "adjusted_by"
@@ -334,7 +334,8 @@ def fitting(view: ModelView) -> list[str]:
     ...     {"qk_norm", "soft_cap", "sink"} & {*fitting(look(model))}
     {'sink'}
     """
-    return [name for name, each in adjustments().items() if not _refusal(each, view, {})]
+    there, traits = acting_on(view.module), _as_adjusted(view)
+    return [name for name, each in adjustments().items() if not _refusal(each, view, there, traits, {})]
 
 
 def given_traits(model: nn.Module) -> dict[str, Any]:
@@ -342,25 +343,33 @@ def given_traits(model: nn.Module) -> dict[str, Any]:
     return brought(acting_on(model))
 
 
-def _refusal(method: Adjustment, view: ModelView, options: Mapping[str, Any], *, force: bool = False) -> str:
-    """Why a method is not applied to a model, a sentence; empty if it is."""
-    model, there = view.module, acting_on(view.module)
+def _refusal(
+    method: Adjustment,
+    view: ModelView,
+    there: Collection[str],
+    traits: Traits,
+    options: Mapping[str, Any],
+    *,
+    force: bool = False,
+) -> str:
+    """Why a method is not applied to a model on which those ``there`` act, a sentence; empty if it is."""
     if method.name in there:
         return f"{method.name!r} acts on this model already: undo it first."
-    if not force and (why := method.objection(there, _as_adjusted(view, method))):
-        return f"{why} To apply it anyway: force=True."
+    if not force:
+        if "depth-scaled weights" in method.clashes:  # for these alone, because it reads all weights
+            traits = {**traits, "depth_scaled": is_depth_scaled(view)}
+        if why := method.objection(there, traits):
+            return f"{why} To apply it anyway: force=True."
     why = method.unfit(view, options)
-    return f"{method.name!r} cannot be applied to {type(model).__name__}: {why}." if why else ""
+    return f"{method.name!r} cannot be applied to {type(view.module).__name__}: {why}." if why else ""
 
 
-def _as_adjusted(view: ModelView, method: Adjustment) -> dict[str, Any]:
-    """The traits, with a head's width, the logits' scale as a temperature leaves it, and what must be measured."""
+def _as_adjusted(view: ModelView) -> dict[str, Any]:
+    """The traits, with a head's width, and the logits' scale as a temperature leaves it."""
     traits = {**view.traits, "d_head": view.entries[0].weight.d_head if view.entries else None}
     taus = {attention.tau(place.module) for place in view.attention}
     if traits.get("scale") is not None:
         traits["scale"] = traits["scale"] / taus.pop() if len(taus) == 1 else None
-    if "depth-scaled weights" in method.conflicts:
-        traits["depth_scaled"] = is_depth_scaled(view)
     return traits
 
 
@@ -392,7 +401,7 @@ def fitting_view(
             told = look(model, heard=heard, roles=roles, n_heads=n_heads).traits if heard else {}
         known = {trait: value for trait, value in view.traits.items() if value is not None}
         view = replace(view, traits={**told, **known})
-    if why := _refusal(method, view, options, force=force):
+    if why := _refusal(method, view, acting_on(model), _as_adjusted(view), options, force=force):
         raise ValueError(why)
     return view
 

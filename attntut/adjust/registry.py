@@ -116,8 +116,9 @@ class Adjustment:
             ''
         """
         given = {what for name in there for what in adjustments()[name].gives}
-        clashes = {name: why for name, why in self.conflicts.items() if name in there}
-        clashes |= {f"the model's own {name}": why for name, why in self.conflicts.items()
+        conflicts = self.conflicts
+        clashes = {name: why for name, why in conflicts.items() if name in there}
+        clashes |= {f"the model's own {name}": why for name, why in conflicts.items()
                     if name in REQUIREMENTS and name not in given and has(name, traits)}  # fmt: skip
         if clashes:
             return f"{self.name!r} clashes with {'; '.join(f'{name}, because {why}' for name, why in clashes.items())}."
