@@ -46,12 +46,20 @@ class AttentionChange(AttentionPart):
     Shapes are the same in every model: queries ``(B, H, T, d_head)``, keys and values ``(B, H, S, d_head)`` or, with
     grouped queries, fewer heads; logits and weights ``(B, H, T, S)``.
 
+    Args:
+        settings: what it needs, numbers or parameters; each becomes the attribute of its name.
+
     Attributes:
         scale: if it is a number, it replaces the factors that the model multiplies the logits with: for changes of
             queries and keys that would take a factor of theirs away.
     """
 
     scale: float | None = None
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__()
+        for name, value in settings.items():
+            setattr(self, name, value)
 
     def scaled_heads(self, query: Tensor, key: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
         """Queries and keys as ``heads`` gets them, for what asks how long they are.

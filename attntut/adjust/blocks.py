@@ -54,7 +54,6 @@ def branch_scale(patch: Patch, *, factor: float | None = None) -> None:
     """Multiply what each branch adds to the stream by one small number.
 
     Args:
-        patch: of the model.
         factor: of every branch; by default 1/√L with the number of blocks of its stack.
 
     Example:
@@ -109,7 +108,6 @@ def sandwich(patch: Patch, *, norm: str = "layer", gain: float = 1.0) -> None:
     depth, choose g < 1. The variant of CogView's code that divides by the largest entry first is the same function.
 
     Args:
-        patch: of the model.
         norm: ``"layer"`` or ``"rms"``.
         gain: g at the start, learnable, one number a channel.
 
@@ -204,9 +202,6 @@ def rms_norm(patch: Patch) -> None:
     sum. Shifts are left out until it is undone. Norms inside attention (of queries and
     keys, say) and those of other widths stay, and so do RMSNorms.
 
-    Args:
-        patch: of the model.
-
     Example:
         >>> from attntut.adjust import adjust
         >>> model = nn.TransformerEncoderLayer(4, nhead=2, batch_first=True)
@@ -230,9 +225,6 @@ def scale_norm(patch: Patch) -> None:
     """Put a ScaleNorm in the place of each norm of the stream.
 
     The gains and shifts of the channels are left out until it is undone.
-
-    Args:
-        patch: of the model.
 
     Example:
         >>> from attntut.adjust import adjust
@@ -276,7 +268,6 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     a stream whose entries are far below 1/α stays small.
 
     Args:
-        patch: of the model.
         alpha: α at the start, learnable, one number a norm.
 
     Example:
@@ -313,9 +304,6 @@ def ln_scale(patch: Patch) -> None:
     It takes the place of depth-scaled output matrices, which are refused where they are recognized: as drawn, in four
     or more blocks. The authors' aim is that late blocks change the stream more than under pre-LN. At the start they
     change it less: what block l writes shrinks like 1/√l, while the stream hardly grows.
-
-    Args:
-        patch: of the model.
 
     Example:
         >>> from attntut.adjust import adjust

@@ -49,7 +49,6 @@ def clip_norm(patch: Patch, *, optimizer: torch.optim.Optimizer, max_norm: float
     longer fills the second moment for a thousand steps. A gradient that is not finite stays so.
 
     Args:
-        patch: of the model.
         optimizer: before each of whose steps this is done.
         max_norm: c.
 
@@ -88,7 +87,6 @@ def adaptive_clip(
     and as a whole what is no projection (biases, norms, gains).
 
     Args:
-        patch: of the model.
         optimizer: before each of whose steps this is done.
         limit: λ. The paper has 0.01 to 0.16: the larger the batch, the smaller.
         eps: weights shorter than this count as this long, so that zeros can grow.
@@ -163,7 +161,6 @@ def embedding_rescale(patch: Patch, *, alpha: float = 0.1) -> None:
     layer of their own (a class token) are left alone; positions too.
 
     Args:
-        patch: of the model.
         alpha: α; 0 freezes the embedding.
 
     Example:

@@ -35,7 +35,6 @@ def soft_cap(patch: Patch, *, cap: float = 50.0) -> None:
     attention is written out, with all its logits in memory.
 
     Args:
-        patch: of the model.
         cap: c.
 
     Example:
@@ -48,15 +47,13 @@ def soft_cap(patch: Patch, *, cap: float = 50.0) -> None:
     """
     check_number("cap", cap, low=0, open_low=True)
     for place in patch.attentions:
-        patch.attend(place, Cap(cap))
+        patch.attend(place, Cap(cap=cap))
 
 
 class Cap(AttentionChange):
     """c·tanh(s/c)."""
 
-    def __init__(self, cap: float) -> None:
-        super().__init__()
-        self.cap = cap
+    cap: float
 
     def logits(self, logits: Tensor) -> Tensor:
         return self.cap * torch.tanh(logits / self.cap)
@@ -81,7 +78,6 @@ def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool
     """Divide the logits by a number, before the mask.
 
     Args:
-        patch: of the model.
         tau: τ; ``"sqrt d_head"`` turns the usual 1/√d_head into 1/d_head.
         learned: start there, and learn one number a head, ln(1/τ).
 
@@ -97,15 +93,17 @@ def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool
     for place in patch.attentions:
         weight = patch.query(place).weight
         value = math.sqrt(weight.d_head) if isinstance(tau, str) else tau
-        patch.attend(place, LearnedTemperature(weight.n_heads, value) if learned else Temperature(value))
+        if learned:
+            log_factor = _per_head(weight.n_heads, -math.log(value), learned=True)
+            patch.attend(place, LearnedTemperature(tau=value, log_factor=log_factor))
+        else:
+            patch.attend(place, Temperature(tau=value))
 
 
 class Temperature(AttentionChange):
     """s/τ."""
 
-    def __init__(self, tau: float) -> None:
-        super().__init__()
-        self.tau = tau
+    tau: float
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits / self.tau
@@ -114,9 +112,8 @@ class Temperature(AttentionChange):
 class LearnedTemperature(AttentionChange):
     """s·e^θ, a θ for each head: at the start ln(1/τ)."""
 
-    def __init__(self, n_heads: int, tau: float) -> None:
-        super().__init__()
-        self.tau, self.log_factor = tau, nn.Parameter(torch.full((n_heads, 1, 1), -math.log(tau)))
+    tau: float
+    log_factor: nn.Parameter
 
     def logits(self, logits: Tensor) -> Tensor:
         return logits * self.log_factor.exp()
@@ -138,7 +135,6 @@ def log_n_scale(patch: Patch, *, start: float | None = None, learned: bool = Tru
     written out.
 
     Args:
-        patch: of the model.
         start: s, by default 0.43, or 0.1 with a floor: the number in Llama 4.
         learned: learn s, one number a head.
         floor: m. Below this many keys, nothing changes; from there on, the logits grow.
@@ -157,15 +153,15 @@ def log_n_scale(patch: Patch, *, start: float | None = None, learned: bool = Tru
         check_int("floor", floor)
     start = (0.43 if floor is None else 0.1) if start is None else start
     for place in patch.attentions:
-        patch.attend(place, LogLength(patch.query(place).weight.n_heads, start, floor, learned=learned))
+        factor = _per_head(patch.query(place).weight.n_heads, start, learned=learned)
+        patch.attend(place, LogLength(factor=factor, floor=floor))
 
 
 class LogLength(AttentionChange):
     """s·ln n, or 1 + s·ln(1 + ⌊n/m⌋), on the logits of each query."""
 
-    def __init__(self, n_heads: int, start: float, floor: int | None, *, learned: bool) -> None:
-        super().__init__()
-        self.factor, self.floor = _per_head(n_heads, start, learned=learned), floor
+    factor: Tensor | float
+    floor: int | None
 
     def seen_logits(self, logits: Tensor, hidden: Tensor) -> Tensor:
         n = _n_seen(logits, hidden)
@@ -205,7 +201,6 @@ def sink(patch: Patch, *, start: float = 0.0, learned: bool = True) -> None:
     The weights of a query then sum to less than 1; one that sees no key has weights 0. Attention is written out.
 
     Args:
-        patch: of the model.
         start: b; a very negative one leaves the softmax as it is.
         learned: learn b, one number a head.
 
@@ -218,15 +213,13 @@ def sink(patch: Patch, *, start: float = 0.0, learned: bool = True) -> None:
     """
     check_number("start", start)
     for place in patch.attentions:
-        patch.attend(place, ExtraLogit(patch.query(place).weight.n_heads, start, learned=learned))
+        patch.attend(place, ExtraLogit(extra=_per_head(patch.query(place).weight.n_heads, start, learned=learned)))
 
 
 class ExtraLogit(AttentionChange):
     """Softmax over the logits and one number a head, whose weight is dropped."""
 
-    def __init__(self, n_heads: int, start: float, *, learned: bool) -> None:
-        super().__init__()
-        self.extra = _per_head(n_heads, start, learned=learned)
+    extra: Tensor | float
 
     def weights(self, logits: Tensor, hidden: Tensor) -> Tensor:
         extra = (logits.new_zeros(()) + self.extra).to(logits.dtype).expand(*logits.shape[:-1], 1)
@@ -248,7 +241,6 @@ def sigmoid_attention(patch: Patch, *, bias: float | None = None) -> None:
     A trained model does another thing then, and must be trained on. Attention is written out.
 
     Args:
-        patch: of the model.
         bias: b. By default −ln n with the number of keys that the query sees, so that logits near 0 give weights near
             1/n, as the softmax does; in the paper n is the length of the sequence, which is the same without a mask.
 
@@ -262,15 +254,13 @@ def sigmoid_attention(patch: Patch, *, bias: float | None = None) -> None:
     if bias is not None:
         check_number("bias", bias)
     for place in patch.attentions:
-        patch.attend(place, Sigmoid(bias))
+        patch.attend(place, Sigmoid(bias=bias))
 
 
 class Sigmoid(AttentionChange):
     """σ(s + b)."""
 
-    def __init__(self, bias: float | None) -> None:
-        super().__init__()
-        self.bias = bias
+    bias: float | None
 
     def weights(self, logits: Tensor, hidden: Tensor) -> Tensor:
         bias = -_n_seen(logits, hidden).log() if self.bias is None else self.bias
@@ -292,7 +282,6 @@ def softpick(patch: Patch, *, eps: float = 1e-8) -> None:
     trained model does another thing, and must be trained on. Attention is written out.
 
     Args:
-        patch: of the model.
         eps: ε, in units of e to the largest logit, if that is above 0.
 
     Example:
@@ -306,15 +295,13 @@ def softpick(patch: Patch, *, eps: float = 1e-8) -> None:
     """
     check_number("eps", eps, low=0, open_low=True)
     for place in patch.attentions:
-        patch.attend(place, Softpick(eps))
+        patch.attend(place, Softpick(eps=eps))
 
 
 class Softpick(AttentionChange):
     """relu(eˢ − 1)/(ε + Σ|eˢ − 1|), both divided by e to the largest logit."""
 
-    def __init__(self, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
+    eps: float
 
     def weights(self, logits: Tensor, hidden: Tensor) -> Tensor:
         exact = logits.to(_exact(logits)).masked_fill(hidden, 0)

@@ -52,7 +52,6 @@ def qk_norm(patch: Patch, *, gain: float | None = None, norm: str = "rms") -> No
     not change when vectors turn, a norm before them gives the same, as long as its gain is the same in all channels.
 
     Args:
-        patch: of the model.
         gain: g at the start; learnable, one number a channel of the query's norm (``"l2"``: one number). By default
             what makes the logits' standard deviation 1: 1, or √d_head for ``"l2"``.
         norm: ``"rms"``, ``"layer"`` (with a shift) or ``"l2"``.
@@ -72,7 +71,8 @@ def qk_norm(patch: Patch, *, gain: float | None = None, norm: str = "rms") -> No
     for place in patch.attentions:
         d_head = patch.query(place).weight.d_head
         if norm == "l2":
-            patch.attend(place, UnitQueriesKeys(d_head**0.5 if gain is None else gain))
+            start = torch.tensor(d_head**0.5 if gain is None else float(gain))
+            patch.attend(place, UnitQueriesKeys(gain=nn.Parameter(start)))
         else:
             patch.attend(place, NormedQueriesKeys(d_head, 1.0 if gain is None else gain, norm))
 
@@ -81,10 +81,7 @@ class UnitQueriesKeys(AttentionChange):
     """Queries and keys of length 1, and one learnable gain."""
 
     scale = 1.0
-
-    def __init__(self, gain: float) -> None:
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(float(gain)))
+    gain: nn.Parameter
 
     def heads(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         return self.gain * F.normalize(query, dim=-1), F.normalize(key, dim=-1)
@@ -128,7 +125,6 @@ def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None 
     Where keys hold a part of the factor too, queries are cut earlier and keys later, and the bound is the same.
 
     Args:
-        patch: of the model.
         limit: t; by default 2√d_head, twice the length of a vector whose entries have variance 1.
         scale: what the model multiplies the product of queries and keys with, wherever it does so; by default what its
             attention says of itself (``scale`` or ``scaling``). A model that says nothing is refused without it.
@@ -147,15 +143,15 @@ def qk_l2_clip(patch: Patch, *, limit: float | None = None, scale: float | None 
     scale = patch.view.traits["scale"] if scale is None else check_number("scale", scale, low=0, open_low=True)
     for place in patch.attentions:
         d_head = patch.query(place).weight.d_head
-        patch.attend(place, ClippedQueriesKeys(2 * math.sqrt(d_head) if limit is None else limit, scale))
+        own_limit = 2 * math.sqrt(d_head) if limit is None else limit
+        patch.attend(place, ClippedQueriesKeys(limit=own_limit, whole=scale))
 
 
 class ClippedQueriesKeys(AttentionChange):
     """Queries and keys no longer than a limit, in a model that scales their product by ``whole`` altogether."""
 
-    def __init__(self, limit: float, whole: float) -> None:
-        super().__init__()
-        self.limit, self.whole = limit, whole
+    limit: float
+    whole: float
 
     def scaled_heads(self, query: Tensor, key: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor]:
         return _clipped(query, self.limit * self.whole / factor), _clipped(key, self.limit)
@@ -194,7 +190,6 @@ def output_gate(patch: Patch, *, per: str = "channel", start: float = 0.5) -> No
     gives nearly ½: the branch is halved. In a model that is trained already, start near 1.
 
     Args:
-        patch: of the model.
         per: a gate for each ``"channel"`` of each head, or one for each ``"head"``.
         start: what a gate is at the start, strictly between 0 and 1.
 
@@ -265,7 +260,6 @@ def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -
     (recomputed activations), the first values are gone, and it says so.
 
     Args:
-        patch: of the model.
         share: λ.
         learned: start there, and learn one number for each attention.
 
@@ -282,7 +276,8 @@ def value_residual(patch: Patch, *, share: float = 0.5, learned: bool = False) -
         first = FirstValues()
         patch.attend(places[0], first)
         for place in places[1:]:
-            patch.attend(place, LaterValues(first, share, learned=learned, is_last=place is places[-1]))
+            own = nn.Parameter(torch.tensor(float(share))) if learned else share
+            patch.attend(place, LaterValues(first=(first,), share=own, is_last=place is places[-1]))
 
 
 class FirstValues(AttentionChange):
@@ -301,10 +296,9 @@ class FirstValues(AttentionChange):
 class LaterValues(AttentionChange):
     """λ v₁ + (1 − λ) v."""
 
-    def __init__(self, first: FirstValues, share: float, *, learned: bool, is_last: bool) -> None:
-        super().__init__()
-        self.first, self.is_last = (first,), is_last  # in a tuple: it is no part of this module
-        self.share = nn.Parameter(torch.tensor(float(share))) if learned else share
+    first: tuple[FirstValues]  # in a tuple: it is no part of this module
+    share: Tensor | float
+    is_last: bool
 
     def values(self, value: Tensor) -> Tensor:
         first = self.first[0].seen

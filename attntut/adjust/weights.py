@@ -48,7 +48,6 @@ def sigma_reparam(patch: Patch, *, gamma: float = 1.0, on: Collection[str] = BRA
     0 is refused. After :meth:`~attntut.adjust.Handle.undo`, the stored matrices are used as they are.
 
     Args:
-        patch: of the model.
         gamma: γ at the start.
         on: roles of the matrices.
 
@@ -160,9 +159,6 @@ def weight_norm(patch: Patch) -> None:
     GPT-2's layers it is not, and puts two new parameters in the place of the one that an undo has to bring back. A
     matrix with a row that is 0 is refused: it has no direction.
 
-    Args:
-        patch: of the model.
-
     Example:
         >>> from attntut.adjust import adjust
         >>> model = nn.MultiheadAttention(4, num_heads=2)
@@ -228,7 +224,6 @@ def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 10
     not tell their logits.
 
     Args:
-        patch: of the model.
         optimizer: after each of whose steps this is done.
         limit: τ.
 
@@ -265,9 +260,7 @@ def qk_clip(patch: Patch, *, optimizer: torch.optim.Optimizer, limit: float = 10
 class LargestLogits(AttentionChange):
     """Remembers the largest logit of each head since it was asked."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.largest: Tensor | None = None
+    largest: Tensor | None = None
 
     def masked(self, logits: Tensor) -> Tensor:
         largest = logits.detach().amax((0, 2, 3))
@@ -323,7 +316,6 @@ def reinit_top_layers(
     The optimizer's state is not touched: make it afterwards.
 
     Args:
-        patch: of the model.
         n_layers: k.
         readout: whether the matrices after the blocks (BERT's pooler, as in the paper) are drawn again too.
         scheme: of :func:`attntut.init.schemes`, with its own options' defaults.
