@@ -223,9 +223,7 @@ class Listener(TorchFunctionMode):
             return out
 
         def step(new: Tensor) -> Tensor:
-            new = new.clone() if in_place else new
-            swapped = [new if each is marked else each for each in args]
-            return func(*swapped, **{key: new if each is marked else each for key, each in kwargs.items()})
+            return _called_with(new.clone() if in_place else new, marked, func, args, kwargs)
 
         others = [each for each in tensors_in((args, kwargs)) if each is not marked]
         scales = name in SCALED and all(each.numel() == 1 or each.shape[-2:] == (1, 1) for each in others)  # by head
@@ -251,9 +249,6 @@ class Listener(TorchFunctionMode):
                 logits = step(logits)
             return logits
 
-        def hidden() -> Tensor:
-            return lay(torch.zeros_like(scores.logits)) <= HIDDEN
-
         if self.asks("heads", "scaled_heads"):
             factor = scores.query.new_ones((1,) * scores.query.ndim)
             for step, scales in zip(scores.moves, scores.scales, strict=True):
@@ -264,11 +259,9 @@ class Listener(TorchFunctionMode):
             logits = logits if scale is None else logits * scale
             for step, scales in zip(scores.moves, scores.scales, strict=True):
                 logits = logits if scales and scale is not None else step(logits)
-        logits = self._each("masked", lay(self._logits(logits, hidden)))
-        weights = self._weights(logits, hidden)
+        logits, weights = self._changed(logits, lay, scores.logits)
         if weights is None:
-            swapped = [logits if each is marked else each for each in args]
-            weights = func(*swapped, **{key: logits if each is marked else each for key, each in kwargs.items()})
+            weights = _called_with(logits, marked, func, args, kwargs)
         self._mark(weights, Weights())
         return weights
 
@@ -277,12 +270,7 @@ class Listener(TorchFunctionMode):
     ) -> Any:
         """The weights meet the values."""
         self.mixed += 1
-        if self.asks("values"):
-            changed = self._each("values", value)
-            args = tuple(changed if each is value else each for each in args)
-            kwargs = {key: changed if each is value else each for key, each in kwargs.items()}
-        out = func(*args, **kwargs)
-        return self._merged(out)
+        return self._merged(_called_with(self._each("values", value), value, func, args, kwargs))
 
     # ---- torch's function
 
@@ -312,7 +300,6 @@ class Listener(TorchFunctionMode):
         if enable_gqa:
             key, value = (each.repeat_interleave(query.shape[-3] // each.shape[-3], -3) for each in (key, value))
         logits = query @ key.mT * scale
-        shape = logits.shape
 
         def lay(logits: Tensor) -> Tensor:
             if is_causal:
@@ -322,11 +309,7 @@ class Listener(TorchFunctionMode):
             is_bool = attn_mask.dtype == torch.bool
             return logits.masked_fill(~attn_mask, -math.inf) if is_bool else logits + attn_mask
 
-        def hidden() -> Tensor:
-            return lay(logits.new_zeros(shape)) <= HIDDEN
-
-        logits = self._each("masked", lay(self._logits(logits, hidden)))
-        weights = self._weights(logits, hidden)
+        logits, weights = self._changed(logits, lay, logits)
         weights = masked_softmax(logits) if weights is None else weights
         return self._merged(F.dropout(weights, dropout_p) @ value)
 
@@ -342,14 +325,27 @@ class Listener(TorchFunctionMode):
                 tensor = self._back(getattr(change, name)(self._by_head(tensor)), tensor)
         return tensor
 
-    def _logits(self, logits: Tensor, hidden: Callable[[], Tensor]) -> Tensor:
+    def _changed(self, logits: Tensor, lay: Step, like: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits as the softmax gets them, and the weights if a change gives them.
+
+        ``lay`` puts masks and biases on logits of the shape of ``like``.
+        """
+
+        def hidden() -> Tensor:
+            return self._by_head(lay(torch.zeros_like(like)) <= HIDDEN)
+
         for change in self.changes:
             own: Any = change
             if _overrides(change, "seen_logits"):
-                logits = self._back(own.seen_logits(self._by_head(logits), self._by_head(hidden())), logits)
+                logits = self._back(own.seen_logits(self._by_head(logits), hidden()), logits)
             elif _overrides(change, "logits"):
                 logits = self._back(own.logits(self._by_head(logits)), logits)
-        return logits
+        logits = self._each("masked", lay(logits))
+        for change in self.changes:
+            own = change
+            if _overrides(change, "weights"):
+                return logits, self._back(own.weights(self._by_head(logits), hidden()), logits)
+        return logits, None
 
     def _heads(self, query: Tensor, key: Tensor, factor: Tensor | float) -> tuple[Tensor, Tensor, float | None]:
         scale = None
@@ -361,13 +357,6 @@ class Listener(TorchFunctionMode):
                 query, key = self._back(new[0], query), self._back(new[1], key)
                 scale = scale if getattr(change, "scale", None) is None else own.scale
         return query, key, scale
-
-    def _weights(self, logits: Tensor, hidden: Callable[[], Tensor]) -> Tensor | None:
-        for change in self.changes:
-            if _overrides(change, "weights"):
-                own: Any = change
-                return self._back(own.weights(self._by_head(logits), self._by_head(hidden())), logits)
-        return None
 
     def _merged(self, heads: Tensor) -> Tensor:
         for change in self.changes:
@@ -400,6 +389,12 @@ _multi_head_attention_forward = types.FunctionType(
     vars(F) | {"has_torch_function": lambda tensors: False},
     argdefs=F.multi_head_attention_forward.__defaults__,
 )
+
+
+def _called_with(new: Any, old: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of a function, with one argument in the place of another."""
+    swapped = {key: new if each is old else each for key, each in kwargs.items()}
+    return func(*(new if each is old else each for each in args), **swapped)
 
 
 def _factors(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor] | None:

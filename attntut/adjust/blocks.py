@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from attntut import parts
 from attntut._checks import check_choice, check_number
 from attntut.adjust.attention import unfused
-from attntut.adjust.handle import Patch, is_in_layer
+from attntut.adjust.handle import Patch, blocks_of, is_in_layer
 from attntut.adjust.registry import adjustment
-from attntut.anatomy.blocks import block_of, find_blocks, is_norm
+from attntut.anatomy.blocks import block_of, is_norm
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import BRANCH_OUT
 
@@ -69,17 +70,13 @@ def branch_scale(patch: Patch, *, factor: float | None = None) -> None:
     if factor is not None:
         check_number("factor", factor)
     for owner, entry in _ends(patch):
-        patch.hook(owner.register_forward_hook, Scaled(entry.weight.n_layers**-0.5 if factor is None else factor))
+        own_factor = entry.weight.n_layers**-0.5 if factor is None else factor
+        patch.hook(owner.register_forward_hook, partial(_multiply, own_factor))
 
 
-class Scaled:
+def _multiply(factor: float, module: nn.Module, args: Any, output: Any) -> Any:
     """A hook that multiplies what a module gives, or the first of several things that it gives."""
-
-    def __init__(self, factor: float) -> None:
-        self.factor = factor
-
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
-        return _on_first(lambda given: self.factor * given, output)
+    return _on_first(lambda given: factor * given, output)
 
 
 def _on_first(change: Callable[[Tensor], Tensor], output: Any) -> Any:
@@ -164,7 +161,7 @@ def _others(view: ModelView) -> Iterator[tuple[str, nn.Module, int]]:
 
 def _later(view: ModelView) -> Iterator[tuple[nn.Module, int]]:
     """Those in the blocks after the first, each with the number of its block."""
-    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    blocks = blocks_of(view)
     for name, module, _ in _norms(view):
         if (layer := block_of(blocks, name).layer) > 1:
             yield module, layer
@@ -315,4 +312,4 @@ def ln_scale(patch: Patch) -> None:
         [2.0, 1.41, 1.15, 1.0]
     """
     for norm, layer in _later(patch.view):
-        patch.hook(norm.register_forward_hook, Scaled(layer**-0.5))
+        patch.hook(norm.register_forward_hook, partial(_multiply, layer**-0.5))

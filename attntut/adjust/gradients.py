@@ -7,6 +7,7 @@ They act on the optimizer that they are given, at each ``step()``: a copy of the
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -176,15 +177,10 @@ def embedding_rescale(patch: Patch, *, alpha: float = 0.1) -> None:
     """
     check_number("alpha", alpha, low=0, high=1)
     for owner in _embeddings(patch.view):
-        patch.hook(owner.register_forward_hook, Shrunk(alpha))
+        patch.hook(owner.register_forward_hook, partial(_shrink, alpha))
 
 
-class Shrunk:
+def _shrink(alpha: float, module: nn.Module, args: Any, output: Tensor) -> Tensor:
     """A hook that multiplies the gradient of what a module gives."""
-
-    def __init__(self, alpha: float) -> None:
-        self.alpha = alpha
-
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        value = output.detach()
-        return value + self.alpha * (output - value)  # the difference is 0, and its gradient 1
+    value = output.detach()
+    return value + alpha * (output - value)  # the difference is 0, and its gradient 1

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from attntut._checks import check_number
-from attntut.adjust.handle import fitting_view
+from attntut.adjust.handle import blocks_of, fitting_view
 from attntut.adjust.registry import adjustment
-from attntut.anatomy.blocks import Block, block_of, find_blocks
+from attntut.anatomy.blocks import block_of
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.view import ModelView, plain
 from attntut.init.width import learning_rates
@@ -23,16 +23,12 @@ def stored(model: nn.Module) -> dict[str, nn.Parameter]:
     }
 
 
-def _blocks(view: ModelView) -> dict[str, Block]:
-    return find_blocks(view.module, [each.name for each in view.attention])
-
-
 @adjustment(
     formula=r"\eta_l = \eta\, \xi^{L + 1 - l}, \qquad l = 0 \text{ (embedding)}, 1, \ldots, L, L + 1 \text{ (readout)}",
     cite="clark2020electra",
     source="Clark et al. (2020), ELECTRA, appendix; counted as in BEiT's optim_factory.py and MAE's lr_decay.py",
     why="In fine-tuning, what lies near the input is more general and should move less.",
-    unfit=lambda view, options: "" if _blocks(view) else "it has no blocks in a list",
+    unfit=lambda view, options: "" if blocks_of(view) else "it has no blocks in a list",
 )
 def layer_lr_decay(
     model: nn.Module,
@@ -71,7 +67,7 @@ def layer_lr_decay(
     check_number("lr", lr, low=0)
     check_number("decay", decay, low=0, high=1, open_low=True)
     view = fitting_view("layer_lr_decay", model, inputs, roles, n_heads)
-    blocks = _blocks(view)
+    blocks = blocks_of(view)
     depth = max(each.n_layers for each in blocks.values())
     at_input = {entry.parameter for entry in view.by_role("embedding", "position")}
     modules = {name.rpartition(".")[0] for name in at_input}

@@ -18,11 +18,12 @@ from torch.nn.utils import parametrize
 from attntut._restore import no_fast_path, untouched
 from attntut.adjust import attention
 from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments, brought
+from attntut.anatomy.blocks import Block, find_blocks
 from attntut.anatomy.depth import is_depth_scaled
 from attntut.anatomy.layout import at
 from attntut.anatomy.names import RolePatterns
 from attntut.anatomy.parameters import names_of
-from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, owner_of, plain
+from attntut.anatomy.view import Attention, Entry, ModelView, call, listen, look, plain
 from attntut.init.requirements import REQUIREMENTS, Traits
 from attntut.parts import AttentionPart, Difference
 
@@ -181,10 +182,6 @@ class Patch:
                 found.setdefault(each.untyped_storage()._cdata, []).append(each)
         return found
 
-    def owner(self, entry: Entry) -> nn.Module:
-        """The module that a projection's parameter is in."""
-        return owner_of(self.model, entry)
-
     def refuse(self, why: str) -> NoReturn:
         """Raise: the method cannot be applied.
 
@@ -305,6 +302,11 @@ def find_adjustment(name: object) -> Adjustment:
             f"{known[name].family}, a function to be called as it is, attntut.adjust.{name}(…)."
         )
     return known[name]
+
+
+def blocks_of(view: ModelView) -> dict[str, Block]:
+    """The blocks around a model's attentions, by name."""
+    return find_blocks(view.module, [each.name for each in view.attention])
 
 
 def is_in_layer(owner: nn.Module, entry: Entry) -> bool:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from attntut._checks import check_choice, check_number
 from attntut.adjust.attention import AttentionChange
-from attntut.adjust.handle import Patch
+from attntut.adjust.handle import Patch, blocks_of
 from attntut.adjust.registry import adjustment
-from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.blocks import block_of
 from attntut.anatomy.view import Attention, ModelView
 
 NORMS = ("rms", "layer", "l2")
@@ -225,7 +225,7 @@ class GatedHeads(AttentionChange):
 
 def _stacks(view: ModelView) -> dict[str, list[Attention]]:
     """The self-attentions of each stack that has several."""
-    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    blocks = blocks_of(view)
     stacks: dict[str, list[Attention]] = {}
     for place in view.attention:
         if place.query is None or not place.query.weight.is_cross:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from attntut._checks import check_choice, check_int, check_number
 from attntut.adjust.attention import AttentionChange
-from attntut.adjust.handle import Patch
+from attntut.adjust.handle import Patch, blocks_of
 from attntut.adjust.optimizers import check_optimizer
 from attntut.adjust.registry import adjustment
-from attntut.anatomy.blocks import Block, block_of, find_blocks
+from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import BRANCH
@@ -286,7 +286,7 @@ def _clip(query: Entry, key: Entry, seen: LargestLogits, limit: float) -> None:
 
 def _last(view: ModelView) -> tuple[dict[str, Block], Block]:
     """The blocks, and that of the last attention."""
-    blocks = find_blocks(view.module, [each.name for each in view.attention])
+    blocks = blocks_of(view)
     return blocks, block_of(blocks, view.attention[-1].name)
 
 
