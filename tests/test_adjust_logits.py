@@ -247,7 +247,7 @@ def test_half_precision_counts_as_far_as_it_must():
     from attntut.adjust.logits import LogLength
 
     hidden = torch.zeros(1, 1, 1, 5000, dtype=torch.bool)
-    change = LogLength(1, 1.0, None, learned=False)
+    change = LogLength(factor=1.0, floor=None)
     assert change.seen_logits(torch.ones(1, 1, 1, 5000).bfloat16(), hidden)[0, 0, 0, 0] == 8.5  # ln 5000 = 8.517
 
 

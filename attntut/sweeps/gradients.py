@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from attntut._checks import check_choice
 from attntut.adjust import adjust, lamb, muon
+from attntut.adjust.gradients import times
 from attntut.data import Data, digits, reverse
 from attntut.device import default_device, seeded
 from attntut.init import initialize_
@@ -19,18 +20,6 @@ from attntut.transformer import Transformer, TransformerConfig
 
 BAD = 60
 """The number of the bad batch, from 0."""
-
-
-def times(factor: float, y: Tensor) -> Tensor:
-    """The same numbers, whose gradient is ``factor`` times as large.
-
-    Example:
-        >>> y = torch.ones(2, requires_grad=True)
-        >>> times(3.0, 2 * y).sum().backward()
-        >>> y.grad
-        tensor([6., 6.])
-    """
-    return y.detach() + factor * (y - y.detach())
 
 
 def wrong(logits: Tensor) -> Tensor:

@@ -16,11 +16,6 @@ SHAPE = TransformerConfig(
 BATCH, EVERY, STEPS = 8, 100, 600
 
 
-def shape(config: dict[str, Any]) -> TransformerConfig:
-    """The model of every run: two causal pre-LN blocks, width 32."""
-    return SHAPE
-
-
 def play() -> Data:
     """Hamlet, 16 characters a window; of the test set the first 100 windows.
 
@@ -57,6 +52,6 @@ SWEEP = Sweep(
     "horizon",
     run,
     grid(start=["gpt2", "xavier_uniform"], lr=[1e-3, 3e-3, 1e-2, 3e-2], seed=range(8)),
-    shape=shape,
+    shape=lambda config: SHAPE,
     at_once=16,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,17 @@ class Kept(AttentionChange):
         return logits
 
 
+def heard(model: Transformer, run: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, Any]:
+    """What the softmax gets while ``run(x)`` runs the model, ``(L, B, H, T, T)``, −∞ where a mask hides; and its result."""
+    kept = [Kept() for _ in model.blocks]
+    for block, each in zip(model.blocks, kept, strict=True):
+        insert(block.attention, model.config.n_heads, "kept", each)  # type: ignore[arg-type]
+    result = run(x)
+    for block in model.blocks:
+        remove(block.attention, "kept")  # type: ignore[arg-type]
+    return torch.stack([each.seen for each in kept]), result
+
+
 @torch.no_grad()
 def at_softmax(model: Transformer, x: Tensor) -> dict[str, float]:
     """What the softmax gets, over all blocks and heads, after whatever acts on the logits.
@@ -78,13 +89,7 @@ def at_softmax(model: Transformer, x: Tensor) -> dict[str, float]:
         ``logit_std``, within a row; ``logit_max``, the largest absolute value; ``entropy`` of the softmax, in parts of
         ln n.
     """
-    kept = [Kept() for _ in model.blocks]
-    for block, each in zip(model.blocks, kept, strict=True):
-        insert(block.attention, SHAPE.n_heads, "kept", each)  # type: ignore[arg-type]
-    model.eval()(x)
-    for block in model.blocks:
-        remove(block.attention, "kept")  # type: ignore[arg-type]
-    logits = torch.stack([each.seen for each in kept])  # (L, B, H, T, T)
+    logits, _ = heard(model, model.eval(), x)
     return dict(
         logit_std=logit_statistics(logits).std.square().mean().sqrt().item(),
         logit_max=logits.abs().max().item(),

@@ -11,9 +11,8 @@ from attntut._checks import check_choice
 from attntut.adjust import adjust
 from attntut.data import Data, digits
 from attntut.device import default_device
-from attntut.init import schemes
 from attntut.sweep import Sweep, grid
-from attntut.sweeps import PATCH, SIZE, drawn, on_digits
+from attntut.sweeps import PATCH, depth, drawn, on_digits
 from attntut.transformer import Transformer, TransformerConfig
 
 STEPS, WARMUP, JUMP = 100, 30, 30.0
@@ -22,8 +21,7 @@ STARTS = ("xavier", "he", "jump")
 
 def shape(config: dict[str, Any]) -> TransformerConfig:
     """The model of a run, before its method: where the norm stands, and what DeepNorm asks of the skip."""
-    asked = schemes()[scheme(config)].architecture(config["depth"], SIZE["d_model"] // SIZE["n_heads"])
-    return TransformerConfig(n_layers=config["depth"], **SIZE | {"norm": config["norm"]} | asked)
+    return depth.shape(config | {"scheme": scheme(config)})
 
 
 def scheme(config: dict[str, Any]) -> str:
@@ -87,11 +85,11 @@ def run(configs: list[dict[str, Any]], **options: Any) -> list[dict[str, float]]
     models = [model_of(config) for config in configs]
     options = dict(steps=STEPS, warmup=configs[0]["warmup"]) | options
     results = on_digits(models, configs, **options)
-    data, depth = digits(patch=PATCH).to(default_device(), torch.float32), configs[0]["depth"]
+    data, half = digits(patch=PATCH).to(default_device(), torch.float32), configs[0]["depth"] // 2
     rows = []
     for model, (_, numbers) in zip(models, results, strict=True):
         found = {name: numbers[name] for name in ("accuracy", "train_loss")}
-        found |= dict(without_last=accuracy(model, data, 0, -1), without_upper=accuracy(model, data, 0, depth // 2))
+        found |= dict(without_last=accuracy(model, data, 0, -1), without_upper=accuracy(model, data, 0, half))
         rows.append({name: round(value, 4) for name, value in found.items()})
     return rows
 
@@ -108,7 +106,7 @@ PLAIN = {
     | {("none", ""): TINY, ("post", ""): SMALL},
 }
 RATES: dict[tuple[str, str, str, int, int], list[float]] = {  # by norm, method, start, depth, warm-up
-    (*place, "xavier", depth, 0): lrs for depth, places in PLAIN.items() for place, lrs in places.items()
+    (*place, "xavier", n_layers, 0): lrs for n_layers, places in PLAIN.items() for place, lrs in places.items()
 }
 RATES |= {("post", "", "xavier", 24, WARMUP): SMALL, ("pre", "", "xavier", 24, WARMUP): MIDDLE}
 RATES |= {("none", "", "he", 12, 0): TINY, ("none", "branch_scale", "he", 12, 0): MIDDLE}
@@ -119,8 +117,8 @@ SWEEP = Sweep(
     run,
     [
         config
-        for (norm, method, start, depth, warmup), lrs in RATES.items()
-        for config in grid(norm=norm, method=method, start=start, depth=depth, warmup=warmup, lr=lrs, seed=range(6))
+        for (norm, method, start, n_layers, warmup), lrs in RATES.items()
+        for config in grid(norm=norm, method=method, start=start, depth=n_layers, warmup=warmup, lr=lrs, seed=range(6))
     ],
     shape=lambda config: (config["method"], config["warmup"], shape(config)),
     at_once=24,

@@ -12,11 +12,6 @@ SHAPE = TransformerConfig(n_layers=2, **SIZE)
 STEPS = 100
 
 
-def shape(config: dict[str, Any]) -> TransformerConfig:
-    """The model of every run: two pre-LN blocks, width 32."""
-    return SHAPE
-
-
 def run(configs: list[dict[str, Any]], *, steps: int = STEPS) -> list[dict[str, float]]:
     """Train on digits, 2 × 2 patches of 4 × 4 pixels, by AdamW without a warm-up.
 
@@ -54,6 +49,6 @@ SWEEP = Sweep(
         weights=range(9),
         seed=range(9),
     ),
-    shape=shape,
+    shape=lambda config: SHAPE,
     at_once=27,
 )

@@ -18,11 +18,6 @@ STARTS = ("xavier_normal", "orthogonal", "mimetic", "mimetic, shuffled", "negati
 EARLY, STEPS = 120, 400
 
 
-def shape(config: dict[str, Any]) -> TransformerConfig:
-    """The model of every run: two pre-LN blocks of attention alone, width 16, with sinusoidal positions."""
-    return SHAPE
-
-
 @torch.no_grad()
 def start(name: str, seed: int) -> Transformer:
     """Xavier's model, with the attention of another scheme.
@@ -76,6 +71,6 @@ SWEEP = Sweep(
     "structure",
     run,
     grid(start=STARTS, lr=[0.0025, 0.005, 0.01, 0.02, 0.04], seed=range(12)),
-    shape=shape,
+    shape=lambda config: SHAPE,
     at_once=24,
 )

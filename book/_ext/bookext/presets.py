@@ -32,12 +32,11 @@ from torch import Tensor
 
 from attntut import Transformer, TransformerConfig, seeded
 from attntut.adjust import adjust
-from attntut.adjust.attention import insert, remove
 from attntut.evidence import confidence_interval, number
 from attntut.init import initialize_, schemes, view
 from attntut.measure import attention_entropy, logit_statistics, rms
 from attntut.parts import QKNorm
-from attntut.sweeps.logits import Kept
+from attntut.sweeps.logits import heard
 from attntut.train import train_many
 from attntut.train.scoring import Evaluation, evaluate
 
@@ -142,15 +141,9 @@ def measured(quantity: str, state: str, steps: int) -> Values:
 @torch.no_grad()
 def statistics(model: Transformer, x: Tensor) -> dict[str, float]:
     """Over all blocks and heads, what the softmax gets and gives; after the last block, the stream."""
-    kept = [Kept() for _ in model.blocks]
-    for block, each in zip(model.blocks, kept, strict=True):
-        insert(block.attention, model.config.n_heads, "kept", each)
-    stream = model.eval().trace(x).stream
-    for block in model.blocks:
-        remove(block.attention, "kept")
-    logits = torch.stack([each.seen for each in kept])  # (L, B, H, T, T), -∞ where a mask hides
+    logits, trace = heard(model, model.eval().trace, x)
     std, entropy = logit_statistics(logits).std.square().mean().sqrt(), attention_entropy(logits.softmax(-1)).mean()
-    return dict(logit_std=std.item(), keys=entropy.exp().item(), rms=rms(stream[-1]).item())
+    return dict(logit_std=std.item(), keys=entropy.exp().item(), rms=rms(trace.stream[-1]).item())
 
 
 # ----- what it shows -----
