@@ -22,6 +22,7 @@ import re
 import resource
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,25 +89,19 @@ def main(argv: list[str] | None = None) -> None:
 def rows_of(todo: list[tuple[str, list[str]]], workers: int = 1) -> Iterator[Row]:
     """Rows as they come; a type that takes too long at its widths is computed from its laws."""
     late = []
-    for row in coverage.measure(todo, workers, WAIT, limited):
+    for row in coverage.measure(todo, workers, WAIT, partial(limited, largest=LARGEST)):
         if "how" in row:
             yield row
         else:
             late.append((row["type"], ["eager"]))
-    for row in coverage.measure(late, workers, WAIT, lawful):
+    for row in coverage.measure(late, workers, WAIT, partial(limited, largest=0)):
         yield row if "how" in row else row | {"how": "not", "reason": row["status"]}
 
 
-def limited(kind: str, implementation: str) -> Row:
+def limited(kind: str, implementation: str, *, largest: float) -> Row:
     """A row, from a process that may take so much of a core."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-    return check(kind)
-
-
-def lawful(kind: str, implementation: str) -> Row:
-    """The same, without a wide model."""
-    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT, LIMIT))
-    return check(kind, 0)
+    return check(kind, largest)
 
 
 def check(kind: str, largest: float = LARGEST) -> Row:

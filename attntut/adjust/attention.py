@@ -183,7 +183,7 @@ class Listener(TorchFunctionMode):
         left, right = factors
         _, mark = self._marked((left,), {})
         if isinstance(mark, Weights):
-            return self._mix(left, right, name, func, args, kwargs)
+            return self._mix(right, func, args, kwargs)
         if name == "einsum":
             key, product = right, lambda query, key: func(args[0], query, key)
         else:
@@ -265,9 +265,7 @@ class Listener(TorchFunctionMode):
         self._mark(weights, Weights())
         return weights
 
-    def _mix(
-        self, weights: Tensor, value: Tensor, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _mix(self, value: Tensor, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The weights meet the values."""
         self.mixed += 1
         return self._merged(_called_with(self._each("values", value), value, func, args, kwargs))

@@ -1,7 +1,7 @@
 """Learning-rate schedules: each gives an ordinary scheduler of ``torch.optim.lr_scheduler``.
 
-They multiply the rates that the optimizer has when they are made. Updates are counted t = 1, 2, …, so that the first
-has a rate above 0; libraries that count from 0 are one update behind.
+Call its ``step()`` after the optimizer's. It multiplies the rates that the optimizer has when it is made. Updates are
+counted t = 1, 2, …, so that the first has a rate above 0; libraries that count from 0 are one update behind.
 """
 
 from __future__ import annotations
@@ -67,9 +67,6 @@ def warmup(optimizer: Optimizer, *, steps: int) -> LRScheduler:
         optimizer: whose learning rates are those at the end of the warm-up.
         steps: w; the step number w is the first with the whole learning rate.
 
-    Returns:
-        The scheduler; call its ``step()`` after the optimizer's.
-
     Example:
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
@@ -101,9 +98,6 @@ def noam(optimizer: Optimizer, *, d_model: int, steps: int = 4000) -> LRSchedule
         d_model: d.
         steps: w, of warm-up.
 
-    Returns:
-        The scheduler; call its ``step()`` after the optimizer's.
-
     Example:
         >>> import torch
         >>> optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], lr=1.0, betas=(0.9, 0.98), eps=1e-9)
@@ -128,9 +122,6 @@ def inverse_sqrt(optimizer: Optimizer, *, warmup: int) -> LRScheduler:
         optimizer: whose learning rates are those at the peak.
         warmup: w; the update number w has the whole learning rate.
 
-    Returns:
-        The scheduler; call its ``step()`` after the optimizer's.
-
     Example:
         >>> [round(InverseSqrt(warmup=4)(done), 3) for done in (0, 3, 15, 63)]
         [0.25, 1.0, 0.5, 0.25]
@@ -154,9 +145,6 @@ def cosine(optimizer: Optimizer, *, steps: int, warmup: int = 1, floor: float = 
             stopped earlier is not the same as a shorter run.
         warmup: w, as in :func:`warmup`; 1 is none.
         floor: f.
-
-    Returns:
-        The scheduler; call its ``step()`` after the optimizer's.
 
     Example:
         >>> import torch
@@ -191,9 +179,6 @@ def wsd(
         warmup: w, as in :func:`warmup`; 1 is none.
         floor: f.
         shape: of the fall: one of ``"1-sqrt"``, ``"linear"``, ``"cosine"``.
-
-    Returns:
-        The scheduler; call its ``step()`` after the optimizer's.
 
     Example:
         >>> [round(Fall(warmup=2, start=4, end=8, floor=0.0, shape="linear")(done), 2) for done in range(8)]

@@ -62,13 +62,13 @@ JUDGED = (
 """The faults that the page can see."""
 
 
-def previous_character(*, seq_len: int = 16, n_train: int = 320, n_test: int = 80) -> Data:
+def previous_character() -> Data:
     """Say at every position which character stood before it: one head that looks one step back, by position alone."""
-    text = characters(seq_len=seq_len)
-    inputs = torch.cat([text.train_inputs[:n_train], text.test_inputs[:n_test]])
+    text = characters(seq_len=16)
+    inputs = torch.cat([text.train_inputs[:320], text.test_inputs[:80]])
     targets = inputs.roll(1, dims=1)
     targets[:, 0] = -100
-    parts = inputs[:n_train], targets[:n_train], inputs[n_train:], targets[n_train:]
+    parts = inputs[:320], targets[:320], inputs[320:], targets[320:]
     return Data("previous character", *parts, n_classes=text.n_classes, alphabet=text.alphabet)
 
 
@@ -125,17 +125,14 @@ def pixels(inputs: Tensor, n_train: int) -> tuple[Tensor, float, float]:
 def task(name: str) -> dict[str, Any]:
     """A task as the page reads it."""
     data, settings = tasks()[name]
-    inputs, targets = (torch.cat(both) for both in zip(*_parts(data), strict=True))
+    inputs = torch.cat([data.train_inputs, data.test_inputs])
+    targets = torch.cat([data.train_targets, data.test_targets])
     about = dict(d_input=None, vocab_size=None, pooling="mean", is_causal=False) | settings
     about |= dict(alphabet=data.alphabet, n_train=len(data.train_inputs))
     if inputs.is_floating_point():
         inputs, about["mean"], about["std"] = pixels(inputs, about["n_train"])
     place = order(data)
     return about | dict(inputs=letters(inputs[place]), targets=letters(targets[place][:, None]))
-
-
-def _parts(data: Data) -> list[tuple[Tensor, Tensor]]:
-    return [(data.train_inputs, data.train_targets), (data.test_inputs, data.test_targets)]
 
 
 def fits(scheme: Scheme) -> bool:

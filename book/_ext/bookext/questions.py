@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
@@ -64,10 +63,7 @@ class Questions(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         self.env.note_dependency(str(PATH))
-        found = nodes.Element()
-        lines = StringList(markdown().split("\n"), source=self.get_source_info()[0])
-        self.state.nested_parse(lines, self.content_offset, found, match_titles=True)
-        return found.children
+        return self.parse_text_to_nodes(markdown(), allow_section_headings=True)
 
 
 def setup(app: Sphinx) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.statemachine import StringList
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
@@ -50,10 +49,7 @@ class Sheet(SphinxDirective):
                 logger.warning(message, page, location=page, type="book")
             number = int(CHAPTER.match(page)[1])  # type: ignore[index]
             parts.append(f"## {{doc}}`{number}. {title} </{page}>`\n\n{points}")
-        found = nodes.Element()
-        lines = StringList("\n\n".join(parts).split("\n"), source=self.get_source_info()[0])
-        self.state.nested_parse(lines, self.content_offset, found, match_titles=True)
-        return found.children
+        return self.parse_text_to_nodes("\n\n".join(parts), allow_section_headings=True)
 
 
 def setup(app: Any) -> None:
