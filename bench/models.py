@@ -31,8 +31,8 @@ def attention() -> list[Row]:
         many = max(1, 2_000_000 // (batch * tokens * width))
         shape = f"batch {batch}, {tokens} tokens, d_model {width}"
         for name, times in {
-            "forward": seconds(*(_repeat(_forward(call), many) for call in calls), repeats=15),
-            "forward and backward": seconds(*(_repeat(_backward(call), many) for call in calls), repeats=15),
+            "forward": seconds(*(partial(_forward, call, many) for call in calls), repeats=15),
+            "forward and backward": seconds(*(partial(_backward, call, many) for call in calls), repeats=15),
         }.items():
             reference, ours, in_one = times
             result = f"{ours / reference:.2f}× (packed {in_one / reference:.2f}×)"
@@ -40,28 +40,16 @@ def attention() -> list[Row]:
     return rows
 
 
-def _forward(call: Callable[[], Any]) -> Callable[[], object]:
-    def run() -> None:
-        with torch.no_grad():
-            call()
-
-    return run
+@torch.no_grad()
+def _forward(call: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
+        call()
 
 
-def _backward(call: Callable[[], Any]) -> Callable[[], object]:
-    def run() -> None:
+def _backward(call: Callable[[], Any], times: int) -> None:
+    for _ in range(times):
         output = call()
         (output[0] if isinstance(output, tuple) else output).square().mean().backward()
-
-    return run
-
-
-def _repeat(call: Callable[[], object], times: int) -> Callable[[], object]:
-    def run() -> None:
-        for _ in range(times):
-            call()
-
-    return run
 
 
 def training() -> list[Row]:

@@ -81,6 +81,27 @@ def inputs_of(name: str) -> dict[str, Tensor]:
     return dict(input_ids=words, attention_mask=mask)
 
 
+def gemma_with_and_without_a_cap() -> tuple[nn.Module, nn.Module]:
+    """Two models with the same weights; the first bends its logits to ±0.3."""
+    config = WORDS | dict(num_key_value_heads=2, head_dim=4, query_pre_attn_scalar=4, sliding_window=64)
+    own = hugging_face("Gemma2Model", **config, attn_logit_softcapping=0.3).eval()
+    plain = hugging_face("Gemma2Model", **config, attn_logit_softcapping=None).eval()
+    for parameter in own.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    plain.load_state_dict(own.state_dict())
+    return own, plain
+
+
+def check_gradients(model: nn.Module, x: Tensor) -> None:
+    """With respect to inputs and weights they are those of finite differences."""
+    weights = {name: each.detach().requires_grad_() for name, each in model.named_parameters()}
+
+    def function(x, *values):
+        return torch.func.functional_call(model, dict(zip(weights, values, strict=True)), (x,))
+
+    assert torch.autograd.gradcheck(function, (x.requires_grad_(), *weights.values()))
+
+
 def output(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """The first tensor that a model gives."""
     found = model(**inputs)

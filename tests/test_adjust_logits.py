@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from adjust_models import MODELS, WORDS, D, H, hugging_face, inputs_of, ours, output
+from adjust_models import MODELS, WORDS, D, H, check_gradients, gemma_with_and_without_a_cap, inputs_of, ours, output
 from torch import nn
 
 from attntut import MultiHeadAttention
@@ -133,24 +133,12 @@ def test_its_gradient_is_that_of_finite_differences(name):
     options, _ = METHODS[name]
     model = MultiHeadAttention(4, 2, is_causal=True).double()
     adjust(model, name.partition(",")[0], **options)
-    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
-    weights = {key: each.detach().requires_grad_() for key, each in model.named_parameters()}
-
-    def function(x, *values):
-        return torch.func.functional_call(model, dict(zip(weights, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(function, (x, *weights.values()))
+    check_gradients(model, torch.randn(1, 3, 4, dtype=torch.float64))
 
 
 def test_it_is_the_part_of_gemma_2():
     pytest.importorskip("transformers")
-    config = WORDS | dict(num_key_value_heads=2, head_dim=4, query_pre_attn_scalar=4, sliding_window=64)
-    own = hugging_face("Gemma2Model", "eager", **config, attn_logit_softcapping=0.3).eval()
-    plain = hugging_face("Gemma2Model", "eager", **config, attn_logit_softcapping=None).eval()
-    for parameter in own.parameters():
-        nn.init.normal_(parameter, std=0.3)
-    plain.load_state_dict(own.state_dict())
-    words = inputs_of("Llama")
+    (own, plain), words = gemma_with_and_without_a_cap(), inputs_of("Llama")
     assert not torch.allclose(output(own, words), output(plain, words), atol=1e-3)
     adjust(plain, "soft_cap", cap=0.3)
     assert torch.allclose(output(own, words)[0], output(plain, words)[0], atol=1e-5)  # the second sequence is padded
@@ -162,11 +150,7 @@ def test_it_is_the_part_of_gemma_2():
 
 def test_a_cap_of_the_model_is_no_scale():
     pytest.importorskip("transformers")
-    config = WORDS | dict(num_key_value_heads=2, head_dim=4, query_pre_attn_scalar=4, sliding_window=64)
-    own = hugging_face("Gemma2Model", "eager", **config, attn_logit_softcapping=0.3).eval()
-    plain = hugging_face("Gemma2Model", "eager", **config, attn_logit_softcapping=None).eval()
-    plain.load_state_dict(own.state_dict())
-    words = inputs_of("Llama")
+    (own, plain), words = gemma_with_and_without_a_cap(), inputs_of("Llama")
     for method in ("qk_norm", "temperature"):  # of queries and keys, and of logits
         with adjust(own, method), adjust(plain, method), adjust(plain, "soft_cap", cap=0.3, force=True):
             assert torch.allclose(output(own, words)[0], output(plain, words)[0], atol=1e-5)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from adjust_models import MODELS, VOCAB, WORDS, D, H, encoder, hugging_face, inputs_of, ours, output
+from adjust_models import MODELS, VOCAB, WORDS, D, H, check_gradients, encoder, hugging_face, inputs_of, ours, output
 from torch import nn
 
 from attntut import MultiHeadAttention
@@ -113,13 +113,7 @@ def test_it_is_the_part_of_qwen_3():
 def test_its_gradient_is_that_of_finite_differences(name, options):
     model = MultiHeadAttention(4, 2).double()
     adjust(model, name, **options)
-    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
-    weights = {name: each.detach().requires_grad_() for name, each in model.named_parameters()}
-
-    def function(x, *values):
-        return torch.func.functional_call(model, dict(zip(weights, values, strict=True)), (x,))
-
-    assert torch.autograd.gradcheck(function, (x, *weights.values()))
+    check_gradients(model, torch.randn(1, 3, 4, dtype=torch.float64))
 
 
 def test_a_model_that_has_one_is_refused():

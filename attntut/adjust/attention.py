@@ -102,8 +102,7 @@ class Scores:
         query, key: what was multiplied, ``(…, T, d)`` and ``(…, S, d)``.
         product: multiplies them again.
         logits: the product, scaled, before anything was laid upon it.
-        moves: what was done to the product so far: scaling, layout.
-        scales: of each of these, whether it scales.
+        moves: what was done to the product so far, scaling or layout, each with whether it scales.
         laid: what was done after that: a cap, masks, biases.
         before: as it was before the last of the moves.
     """
@@ -112,8 +111,7 @@ class Scores:
     key: Tensor
     product: Callable[[Tensor, Tensor], Tensor]
     logits: Tensor
-    moves: list[Step] = field(default_factory=list)
-    scales: list[bool] = field(default_factory=list)
+    moves: list[tuple[Step, bool]] = field(default_factory=list)
     laid: list[Step] = field(default_factory=list)
     before: Scores | None = None
 
@@ -193,7 +191,7 @@ class Listener(TorchFunctionMode):
             out = scores.logits = func(*args, **kwargs)
         else:
             alpha, beta = kwargs.get("alpha", 1), kwargs.get("beta", 1)
-            scores.moves, scores.scales = [lambda new: new * alpha], [True]
+            scores.moves = [(lambda new: new * alpha, True)]
             out = scores.logits = torch.bmm(left, right) * alpha
             if beta != 0:
                 scores.laid = [lambda new: new + beta * args[0]]
@@ -227,13 +225,12 @@ class Listener(TorchFunctionMode):
 
         others = [each for each in tensors_in((args, kwargs)) if each is not marked]
         scales = name in SCALED and all(each.numel() == 1 or each.shape[-2:] == (1, 1) for each in others)  # by head
-        if name == "tanh" and mark.before is not None and mark.scales[-1]:  # what it was divided by is a cap, no scale
-            mark = replace(mark.before, laid=[mark.moves[-1]])
+        if name == "tanh" and mark.before is not None and mark.moves[-1][1]:  # it was divided by a cap, not scaled
+            mark = replace(mark.before, laid=[mark.moves[-1][0]])
         if mark.laid or not (scales or name in MOVED):
             mark = replace(mark, laid=[*mark.laid, step], before=None)
         else:
-            moves, are_scales = [*mark.moves, step], [*mark.scales, scales]
-            mark = replace(mark, logits=out, moves=moves, scales=are_scales, before=mark)
+            mark = replace(mark, logits=out, moves=[*mark.moves, (step, scales)], before=mark)
         self._mark(out, mark)
         return out
 
@@ -251,13 +248,13 @@ class Listener(TorchFunctionMode):
 
         if self.asks("heads", "scaled_heads"):
             factor = scores.query.new_ones((1,) * scores.query.ndim)
-            for step, scales in zip(scores.moves, scores.scales, strict=True):
+            for step, scales in scores.moves:
                 factor = step(factor) if scales else factor
             factor = factor.reshape(()) if factor.numel() == 1 else self._by_head(factor)
             query, key, scale = self._heads(scores.query, scores.key, factor)
             logits = scores.product(query, key)
             logits = logits if scale is None else logits * scale
-            for step, scales in zip(scores.moves, scores.scales, strict=True):
+            for step, scales in scores.moves:
                 logits = logits if scales and scale is not None else step(logits)
         logits, weights = self._changed(logits, lay, scores.logits)
         if weights is None:

@@ -68,10 +68,7 @@ class Handle:
 class Patch:
     """The hands of a method: each function changes the model by torch's own means, and knows the way back.
 
-    Attributes:
-        name: of the method.
-        model: the model.
-        view: what is known of it, by role.
+    ``view`` is what is known of the model, by role.
     """
 
     def __init__(self, name: str, model: nn.Module, view: ModelView) -> None:
@@ -183,11 +180,7 @@ class Patch:
         return found
 
     def refuse(self, why: str) -> NoReturn:
-        """Raise: the method cannot be applied.
-
-        Raises:
-            ValueError: always.
-        """
+        """Raise a ``ValueError``: the method cannot be applied."""
         raise ValueError(f"{self.name!r} cannot be applied to {type(self.model).__name__}: {why}.")
 
     def undo(self) -> None:

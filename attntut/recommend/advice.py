@@ -141,18 +141,13 @@ class Recommendation:
         """One dictionary an advice, the model as it is first."""
         found = []
         for each in (self.as_it_is, *self.advice):
-            compared = "; ".join(map(str, each.found.comparisons)) if each.found else ""
-            row: dict[str, Any] = dict(start=each.start, verdict=each.verdict, strength=each.strength, why=each.why)
-            row |= dict(
-                records=list(each.records),
-                runs=compared,
-                doubt=each.doubt,
-                note=each.note,
-                predicted_logit_std=each.logit_std,
-            )
+            row: dict[str, Any] = {name: getattr(each, name) for name in ("start", "verdict", "strength", "why")}
+            row["records"] = list(each.records)
+            row["runs"] = "; ".join(map(str, each.found.comparisons)) if each.found else ""
+            row |= {"doubt": each.doubt, "note": each.note, "predicted_logit_std": each.logit_std}
             row |= {f"measured_{name}": value for name, value in each.measured.items()}
             row |= {f"std_{role}": value for role, value in each.std.items()}
-            found.append(row | dict(findings=[finding.name for finding in each.findings]))
+            found.append(row | {"findings": [finding.name for finding in each.findings]})
         return found
 
     def frame(self) -> pd.DataFrame:

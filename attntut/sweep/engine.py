@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from concurrent.futures import Executor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -121,7 +120,8 @@ def execute(
         kept.put([], {})
     failures += [Failure(record["config"], kept.full) for record in kept.held.values() if kept.full]
     records = filter(None, map(kept.get, sweep.configs))
-    return Outcome(_frame(records), failures, new)
+    rows = [each["config"] | each["result"] | {key: each[key] for key in OURS} for each in records]
+    return Outcome(pd.DataFrame(rows), failures, new)
 
 
 def missing(sweep: Sweep, folder: str | Path) -> list[Config]:
@@ -167,7 +167,3 @@ class _Kept:
     @property
     def waiting(self) -> str:
         return f", {len(self.held)} not written yet: {self.full}" if self.held else ""
-
-
-def _frame(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    return pd.DataFrame([each["config"] | each["result"] | {key: each[key] for key in OURS} for each in records])

@@ -71,7 +71,7 @@ class Kept(AttentionChange):
 
 
 def heard(model: Transformer, run: Callable[[Tensor], Any], x: Tensor) -> tuple[Tensor, Any]:
-    """What the softmax gets while ``run(x)`` runs the model, ``(L, B, H, T, T)``, −∞ where it is masked, and the result."""
+    """What the softmax gets while ``run(x)`` runs the model, ``(L, B, H, T, T)``, −∞ where masked, and the result."""
     kept = [Kept() for _ in model.blocks]
     for block, each in zip(model.blocks, kept, strict=True):
         insert(block.attention, model.config.n_heads, "kept", each)  # type: ignore[arg-type]
