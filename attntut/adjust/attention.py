@@ -473,11 +473,6 @@ class AdjustedForward:
     _uncompiled = torch._disable_dynamo(_run)  # type: ignore[attr-defined]
 
 
-def is_adjusted(module: nn.Module) -> bool:
-    """Whether a module still runs with its changes, and nothing around them."""
-    return isinstance(vars(module).get("forward"), AdjustedForward)
-
-
 def tau(module: nn.Module) -> float:
     """The number that the changes of an attention divide its logits by; 1 if there are none."""
     changes: Any = module._modules.get(CHANGES) or nn.ModuleDict()

@@ -250,10 +250,7 @@ class ScaleNorm(nn.Module):
     cite="zhu2025transformers",
     source="Zhu et al. (2025): α = 0.5 at the start",
     why="What a branch reads is bounded entry by entry, without any statistics of a token.",
-    clashes={
-        "rms_norm": "two norms cannot stand in one place",
-        "scale_norm": "two norms cannot stand in one place",
-    },
+    clashes=dict.fromkeys(("rms_norm", "scale_norm"), "two norms cannot stand in one place"),
     gives=("DyT",),
     unfit=_without(_norms, ""),
 )

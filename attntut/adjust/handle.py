@@ -93,7 +93,8 @@ class Patch:
         attention.insert(place.module, query.weight.n_heads, self.name, change, asks=asks)
         self._later(attention.remove, place.module, self.name)
         what = f"the forward of {place.name or 'the model'} was replaced since"
-        self._checks.append(lambda: "" if attention.is_adjusted(place.module) else what)
+        runs = attention.AdjustedForward
+        self._checks.append(lambda: "" if isinstance(vars(place.module).get("forward"), runs) else what)
 
     def query(self, place: Attention) -> Entry:
         """The queries' matrix of an attention; refuses if it is not known."""

@@ -25,36 +25,16 @@ that a reader sorts and filters.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from sphinx.application import Sphinx
 
-from . import (
-    address,
-    anchors,
-    claims,
-    diagrams,
-    evidence,
-    exercises,
-    figures,
-    mathfont,
-    mathml,
-    numbers,
-    playground,
-    portable,
-    presets,
-    published,
-    questions,
-    records,
-    remedies,
-    sheet,
-    theme,
-)
-
-MODULES = (
-    address, theme, mathml, mathfont, figures, diagrams, portable, anchors, numbers,
-    records, claims, evidence, questions, remedies, sheet, exercises, playground, presets, published,
-)  # fmt: skip
+NAMES = """
+    address theme mathml mathfont figures diagrams portable anchors numbers
+    records claims evidence questions remedies sheet exercises playground presets published
+"""
+MODULES = tuple(import_module(f"{__name__}.{name}") for name in NAMES.split())
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
