@@ -423,8 +423,7 @@ def known_view(model: nn.Module, inputs: Any, roles: RolePatterns | None, n_head
 def _mark(patch: Patch) -> None:
     """Note the name at model and attentions; no torch encoder makes nested tensors, which only fused layers take."""
     for each in dict.fromkeys([patch.model, *(place.module for place in patch.attentions)]):
-        _remember(each, NAMES, [])
-        vars(each)[NAMES].append(patch.name)
+        vars(each).setdefault(NAMES, []).append(patch.name)
         patch._later(_unname, each, patch.name)
     for each in patch.model.modules():
         if isinstance(each, nn.TransformerEncoder) and hasattr(each, "use_nested_tensor"):
@@ -471,8 +470,10 @@ def _forget(owner: nn.Module, key: str, restore: Callable[[nn.Module, Any], None
 
 
 def _unname(model: nn.Module, name: str) -> None:
-    vars(model)[NAMES].remove(name)
-    _forget(model, NAMES, lambda owner, names: None)
+    names = vars(model)[NAMES]
+    names.remove(name)
+    if not names:
+        del vars(model)[NAMES]
 
 
 def _in_order(owner: nn.Module, names: list[str]) -> None:
