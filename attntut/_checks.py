@@ -6,7 +6,6 @@ import difflib
 import inspect
 import math
 import numbers
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -101,18 +100,6 @@ def check_options(owner: str, options: Iterable[str], known: Mapping[str, Any]) 
                 + (f"Its options: {shown}." if shown else "It has no options.")
                 + (f" Did you mean {near[0]!r}?" if near else "")
             )
-
-
-def year_in(cite: str) -> int:
-    """The year in a key of the bibliography.
-
-    >>> year_in("henry2020query")
-    2020
-    """
-    found = re.search(r"\d{4}", cite)
-    if found is None:
-        raise ValueError(f"year must be given where cite has none: got cite={cite!r}.")
-    return int(found[0])
 
 
 def check_tensor(

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from attntut._checks import check_choice, check_options
+from attntut._checks import check_choice
 from attntut.anatomy.view import ModelView
-from attntut.init.register import by_family, check_entry, explain
+from attntut.init.register import Entry, by_family, check_entry, enter
 from attntut.init.requirements import REQUIREMENTS, Traits, has, unmet
 
 FAMILIES: Mapping[str, str] = {  # a file each: where a method acts, in the order of the forward pass, then of training
@@ -32,45 +32,22 @@ Unfit = Callable[[ModelView, Mapping[str, Any]], str]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adjustment:
-    """One method of the catalogue.
+class Adjustment(Entry):
+    """One method of the catalogue of methods.
 
     Attributes:
-        name: its name, that of its function.
-        family: one of :data:`FAMILIES`, the file of its function.
-        formula: LaTeX.
-        cite: key in the book's bibliography; empty where there is no paper.
-        source: the paper or the code, and where in it.
-        year: of the work cited, unless ``source`` names another.
-        why: what it is for, in a sentence.
         treats: names of the faults of :mod:`attntut.diagnose` that it is a remedy for.
-        requires: what it asks of the architecture: of :data:`~attntut.init.requirements.REQUIREMENTS`.
         clashes: what it must not meet, each with why not: other methods, or what a model may have itself, of
             :data:`~attntut.init.requirements.REQUIREMENTS`.
         gives: what a model has that it acts on: of :data:`~attntut.init.requirements.REQUIREMENTS`.
         unfit: why it cannot be applied to a model that this view is of, with these options; empty if it can.
-        function: does it; its keyword arguments are the options.
     """
 
-    name: str
-    family: str
-    formula: str
-    cite: str
-    source: str
-    year: int
-    why: str
+    kind = "method"
     treats: tuple[str, ...] = ()
-    requires: tuple[str, ...] = ()
     clashes: Mapping[str, str] = field(default_factory=dict)
     gives: tuple[str, ...] = ()
     unfit: Unfit = lambda view, options: ""
-    function: Callable[..., Any]
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Names and defaults of the options; ``inspect.Parameter.empty`` is the default of one that must be given."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
     @property
     def is_undoable(self) -> bool:
@@ -138,7 +115,7 @@ class Adjustment:
             TypeError: one that must be given is not.
             ValueError: an unknown one; the known ones are named.
         """
-        check_options(f"The method {self.name!r}", options, self.options)
+        super().check_options(options)
         missing = [name for name, default in self.options.items() if default is inspect.Parameter.empty]
         if missing := [name for name in missing if name not in options]:
             raise TypeError(f"The method {self.name!r} needs {', '.join(f'{name}=…' for name in missing)}.")
@@ -185,12 +162,9 @@ def adjustment(
     more = f"\n\nClashes with: {limits}." if limits else ""
 
     def register(function: Function) -> Function:
-        name, family = function.__name__, check_choice("family", function.__module__.rpartition(".")[2], FAMILIES)
-        if name in _ADJUSTMENTS:
-            raise ValueError(f"A method named {name!r} exists already, in the family {_ADJUSTMENTS[name].family!r}.")
-        _ADJUSTMENTS[name] = Adjustment(
-            name=name,
-            family=family,
+        entry = Adjustment(
+            name=function.__name__,
+            family=check_choice("family", function.__module__.rpartition(".")[2], FAMILIES),
             formula=formula,
             cite=cite,
             source=source,
@@ -203,7 +177,7 @@ def adjustment(
             unfit=unfit,
             function=function,
         )
-        function.__doc__ = explain(function, formula=formula, why=why, source=source, requires=requires, more=more)
+        enter(entry, _ADJUSTMENTS, more)
         return function
 
     return register

@@ -70,7 +70,6 @@ def _seen_std(weight: Weight) -> float:
 
 
 @scheme(
-    family="data",
     formula=r"W = Q \text{ orthogonal}, \qquad W \leftarrow \frac{W}{\operatorname{std}(W X)} \text{ until } "
     r"|\operatorname{std}(W X) - 1| \le 0.1",
     cite="mishkin2016all",
@@ -127,7 +126,6 @@ def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> 
 
 
 @scheme(
-    family="data",
     formula=r"\operatorname{LN}(\omega_i \odot x + f_i(x)), \qquad \omega_i^2 = 1 + \sum_{j<i} \operatorname{Var} f_j",
     cite="liu2020understanding",
     source="Liu et al. (2020); LiyuanLucasLiu/Transformer-Clinic, fairseq/modules/transformer_layer.py",

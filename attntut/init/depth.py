@@ -26,7 +26,6 @@ def is_second_stack(weight: Weight) -> bool:
 
 
 @scheme(
-    family="depth",
     formula=r"\sigma = 0.02, \qquad \sigma_o = \sigma_2 = \frac{0.02}{\sqrt{2L}}",
     cite="radford2019language",
     source="Radford et al. (2019); nanoGPT, model.py; Hugging Face, modeling_gpt2.py",
@@ -55,7 +54,6 @@ def gpt2(weight: Weight, *, std: float = 0.02) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"\sigma_o = \sigma_2 = \frac{2}{L \sqrt{d}}, \qquad \text{all others } \sqrt{\frac{2}{5 d}}",
     cite="black2022gptneox",
     source="EleutherAI/gpt-neox, megatron/model/init_functions.py, wang_init and small_init, as of 2021",
@@ -80,7 +78,6 @@ def wang(weight: Weight) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"W \sim \text{Xavier} \cdot l^{-1/2}",
     cite="zhang2019improving",
     source="Zhang et al. (2019); bzhangGo/zero, models/transformer.py",
@@ -120,7 +117,6 @@ def _fixup_gain(weight: Weight) -> float:
 
 
 @scheme(
-    family="depth",
     formula=r"W_{q,k,v} \sim \text{Xavier} \cdot B^{-1/6}, \quad W_1 \sim \text{Xavier} \cdot B^{-1/2}, \quad "
     r"W_o = W_2 = 0",
     cite="zhang2019fixup",
@@ -153,7 +149,6 @@ def fixup(weight: Weight) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"W_{v,o,1,2} \sim \text{Xavier} \cdot 0.67\,L^{-1/4} \;(\text{decoder: } (9L)^{-1/4}), \quad "
     r"E \sim \mathcal{N}\left(0, \tfrac{1}{d}\right) (9L)^{-1/4}",
     cite="huang2020improving",
@@ -221,7 +216,6 @@ def deepnorm_constants(
 
 
 @scheme(
-    family="depth",
     formula=r"\operatorname{LN}\left((2L)^{1/4} x + f(x)\right), \quad "
     r"W_{v,o,1,2} \sim \text{Xavier} \cdot (8L)^{-1/4}",
     cite="wang2022deepnet",
@@ -263,7 +257,6 @@ def _sub_ln_gain(weight: Weight) -> float:
 
 
 @scheme(
-    family="depth",
     formula=r"x + W_o \operatorname{LN}(\ldots), \quad x + W_2 \operatorname{LN}(\ldots), \quad "
     r"W_{v,o,1,2} \sim \text{Xavier} \cdot \sqrt{\ln 2L}",
     cite="wang2022magneto",
@@ -297,7 +290,6 @@ def _set_gains(view: ModelView, generator: Any, *, gain: float) -> None:
 
 
 @scheme(
-    family="depth",
     formula=r"x + \alpha f(x), \quad \alpha = 0",
     cite="bachlechner2021rezero",
     source="Bachlechner et al. (2021); majumderb/rezero, rezero/transformer/rztx.py",
@@ -325,7 +317,6 @@ def rezero(weight: Weight) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"x + \alpha f(x), \quad \alpha = 0 \text{ or } \alpha = 1/\sqrt{2L}",
     cite="de2020batch",
     source="De & Smith (2020)",
@@ -352,7 +343,6 @@ def skip_init(weight: Weight, *, gain: float = 0.0) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"x + \operatorname{diag}(\lambda_1, \ldots, \lambda_d) f(\operatorname{LN} x), \quad \lambda_i = 10^{-4}",
     cite="touvron2021going",
     source="Touvron et al. (2021), section 2; facebookresearch/deit, cait_models.py",
@@ -380,7 +370,6 @@ def layer_scale(weight: Weight, *, gain: float = 1e-4) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"x + \frac{1}{\sqrt{L}} f(x), \qquad W \sim \text{Xavier}",
     cite="noci2022signal",
     source="Noci et al. (2022)",
@@ -404,7 +393,6 @@ def depth_scaled(weight: Weight) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"\sigma_o = \sigma_2 = \frac{0.02}{\sqrt{2 l}}, \qquad \sigma = 0.02 \text{ elsewhere}",
     cite="liang2024torchtitan",
     source="pytorch/torchtitan, models/common/param_init.py; allenai/OLMo-core, InitMethod.llama_depth; as of 2025",
@@ -435,7 +423,6 @@ def depth_index(weight: Weight, *, std: float = 0.02) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"x \leftarrow \sqrt{\tfrac{k-1}{k}}\,x + \tfrac{1}{\sqrt k} f(x), \qquad "
     r"\sigma^2 = \frac{1}{\text{fan\_in}}",
     cite="wolf2020transformers",
@@ -460,7 +447,6 @@ def normalized_residual(weight: Weight) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"x + \frac{L_0}{L} f(x), \quad \sigma^2 = \frac{1}{\text{fan\_in}}, \quad s = \frac{q^\top k}{d_h}, \quad "
     r"\eta \propto \frac{1}{\text{fan\_in}}",
     cite="dey2025dont",
@@ -489,7 +475,6 @@ def completep(weight: Weight, *, zero_readout: bool = True) -> Law:
 
 
 @scheme(
-    family="depth",
     formula=r"\operatorname{LN}(x) / \sqrt{l}, \qquad \sigma = 0.02",
     cite="sun2025curse",
     source="Sun et al. (2025), LayerNorm Scaling; lmsdss/LayerNorm-Scaling, peft_pretraining/modeling_llama.py",

@@ -46,7 +46,6 @@ by_both_fans = partial(variance_scaling, unit=_xavier)  # nearly that, and nearl
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij} \sim \mathcal{N}\left(0, \frac{g^2}{\text{fan\_in}}\right)",
     cite="lecun1998efficient",
     source="LeCun et al. (1998)",
@@ -72,7 +71,6 @@ def lecun_normal(weight: Weight, *, gain: float = 1.0) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij} \sim \mathcal{U}(-a, a), \qquad a = g \sqrt{\frac{3}{\text{fan\_in}}}",
     cite="lecun1998efficient",
     source="LeCun et al. (1998), with a uniform law",
@@ -95,7 +93,6 @@ def lecun_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij} \sim \mathcal{N}\left(0, \frac{2\,g^2}{\text{fan\_in} + \text{fan\_out}}\right)",
     cite="glorot2010understanding",
     source="Glorot & Bengio (2010)",
@@ -121,7 +118,6 @@ def xavier_normal(weight: Weight, *, gain: float = 1.0) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij} \sim \mathcal{U}(-a, a), \qquad a = g \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}",
     cite="glorot2010understanding",
     source="Glorot & Bengio (2010); tensor2tensor, initializer 'uniform_unit_scaling'",
@@ -150,7 +146,6 @@ def _linear_bias_of_feed_forward(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=(
         r"a_{q,k,v} = \sqrt{\frac{6}{\text{fan\_in} + 3\,\text{fan\_out}}}, \qquad "
         r"a_{o,1,2} = \frac{1}{\sqrt{\text{fan\_in}}}"
@@ -183,7 +178,6 @@ def xavier_packed(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij} \sim \mathcal{N}\left(0, \frac{g^2}{\text{fan\_in}}\right), \qquad g = \sqrt{2}",
     cite="he2015delving",
     source="He et al. (2015); torch.nn.init.kaiming_normal_",
@@ -207,7 +201,6 @@ def kaiming_normal(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij} \sim \mathcal{U}(-a, a), \qquad a = g \sqrt{\frac{3}{\text{fan\_in}}}, \qquad g = \sqrt{2}",
     cite="he2015delving",
     source="He et al. (2015), with a uniform law; torch.nn.init.kaiming_uniform_",
@@ -230,7 +223,6 @@ def kaiming_uniform(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"W_{ij}, b_i \sim \mathcal{U}(-a, a), \qquad a = \frac{1}{\sqrt{\text{fan\_in}}}",
     cite="paszke2019pytorch",
     source="torch.nn.Linear.reset_parameters; torch.nn.Embedding.reset_parameters",
@@ -257,7 +249,6 @@ def _fairseq_bias(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=(
         r"a_o = \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}, \qquad a_{q,k,v} = \frac{a_o}{\sqrt{2}}, \qquad "
         r"a_{1,2} = \frac{1}{\sqrt{\text{fan\_in}}}"
@@ -288,7 +279,6 @@ def fairseq(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"\sigma_{q,k,v,o}^2 = \frac{2}{5d}, \qquad \sigma_{1,2}^2 = \frac{2}{d + d_{\text{ff}}}",
     cite="nguyen2019transformers",
     source="Nguyen & Salazar (2019); tnq177/transformers_without_tears, layers.py",
@@ -315,7 +305,6 @@ def small_init(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=(
         r"\sigma_q^2 = \frac{1}{d\,d_{\text{head}}}, \qquad \sigma_{k,v}^2 = \frac{1}{d}, \qquad "
         r"\sigma_o^2 = \frac{1}{h\,d_{\text{head}}}, \qquad \sigma_{1,2}^2 = \frac{1}{\text{fan\_in}}"
@@ -351,7 +340,6 @@ def _vit_jax_bias(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=(
         r"a = \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}, \qquad b_{1,2} \sim \mathcal{N}(0, 10^{-12}), \qquad "
         r"W_{\text{readout}} = 0"
@@ -378,7 +366,6 @@ def vit_jax(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"\sigma = \frac{1}{\sqrt{\text{fan\_in}}}, \text{ cut at } 3\sigma, \qquad E \sim \mathcal{N}(0, 1)",
     cite="olmo2024furious",
     source="allenai/OLMo-core, nn/transformer/init.py, InitMethod.fan_in, as of 2025",
@@ -401,7 +388,6 @@ def fan_in(weight: Weight) -> Law:
 
 
 @scheme(
-    family="fan",
     formula=r"\sigma_{q,k,v} = \frac{1}{\sqrt d}, \quad \sigma_1 = \frac{0.4}{\sqrt d}, \text{ uniform,} "
     r"\quad W_o = W_2 = 0",
     cite="karpathy2025nanochat",

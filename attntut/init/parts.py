@@ -28,7 +28,6 @@ def _bounded_logits(query: Weight, key: Weight, scale: float, *, gain: float = 1
 
 
 @scheme(
-    family="parts",
     formula=r"s_{ij} = \frac{(g \odot \hat q_i)^\top \hat k_j}{\sqrt{d_h}}, \quad g = 1.44 \qquad "
     r"\Rightarrow \qquad \sigma_s = g, \quad |s_{ij}| \le g \sqrt{d_h}",
     cite="henry2020query",
@@ -65,7 +64,6 @@ def _draw_sinks(view: ModelView, generator: torch.Generator | None, *, start: fl
 
 
 @scheme(
-    family="parts",
     formula=r"a_{ij} = \frac{e^{s_{ij}}}{e^{b_h} + \sum_{j'} e^{s_{ij'}}}, \qquad b_h \sim \mathcal{N}(0, 0.02^2)",
     cite="openai2025gptoss",
     source="OpenAI (2025); huggingface/transformers, models/gpt_oss/modeling_gpt_oss.py",
@@ -101,7 +99,6 @@ def _set_gate_bias(view: ModelView, generator: torch.Generator | None, *, bias: 
 
 
 @scheme(
-    family="parts",
     formula=r"y = W_o\left(\sigma(W_g x + b_g) \odot \text{heads}\right), \qquad "
     r"b_g = 0 \;\Rightarrow\; \text{gate} \approx \tfrac12",
     cite="qiu2025gated",
@@ -134,7 +131,6 @@ def _draw_shares(view: ModelView, generator: torch.Generator | None) -> None:
 
 
 @scheme(
-    family="parts",
     formula=r"A = \operatorname{softmax}(s_1) - \lambda \operatorname{softmax}(s_2), \quad "
     r"\lambda_0 = 0.8 - 0.6\,e^{-0.3 (l - 1)}, \qquad \lambda_{q,k} \sim \mathcal{N}(0, 0.1^2)",
     cite="ye2024differential",
@@ -158,7 +154,6 @@ def differential(weight: Weight) -> Law:
 
 
 @scheme(
-    family="parts",
     formula=r"y = (1 + w) \odot \hat x, \quad w = 0, \qquad \sigma = 0.02",
     cite="gemma2024open",
     source="Gemma Team (2024); huggingface/transformers, models/gemma/modeling_gemma.py",
@@ -191,7 +186,6 @@ def _set_slope(view: ModelView, generator: torch.Generator | None, *, alpha: flo
 
 
 @scheme(
-    family="parts",
     formula=r"y = \gamma \odot \tanh(\alpha x) + \beta, \quad \alpha = 0.5, \qquad \sigma = 0.02",
     cite="zhu2025transformers",
     source="Zhu et al. (2025), section 4; jiachenzhu/DyT, dynamic_tanh.py",

@@ -8,7 +8,6 @@ from attntut.init.registry import scheme
 
 
 @scheme(
-    family="plain",
     formula=r"W_{ij} \sim \mathcal{N}(0, \sigma^2), \qquad \sigma = 0.02",
     cite="radford2018improving",
     source="Radford et al. (2018), model specifications",
@@ -34,7 +33,6 @@ def normal(weight: Weight, *, std: float = 0.02) -> Law:
 
 
 @scheme(
-    family="plain",
     formula=r"W_{ij} \sim \mathcal{U}(-a, a), \qquad a = 0.1, \qquad \sigma = a / \sqrt{3}",
     cite="vaswani2018tensor2tensor",
     source="Vaswani et al. (2018): tensor2tensor, utils/optimize.py, initializer 'uniform'",
@@ -60,7 +58,6 @@ def uniform(weight: Weight, *, bound: float = 0.1) -> Law:
 
 
 @scheme(
-    family="plain",
     formula=(
         r"W_{ij} \sim \mathcal{N}(0, \sigma^2) \text{ given } |W_{ij}| \le c\,\sigma, \qquad \sigma = 0.02,\; c = 2"
     ),
@@ -92,7 +89,6 @@ def trunc_normal(weight: Weight, *, std: float = 0.02, cut: float = 2.0, correct
 
 
 @scheme(
-    family="plain",
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2) \text{ given } |W_{ij}| \le 0.04, \qquad b = 0",
     cite="devlin2019bert",
     source="Devlin et al. (2019): google-research/bert, modeling.py, create_initializer",
@@ -114,7 +110,6 @@ def bert(weight: Weight) -> Law:
 
 
 @scheme(
-    family="plain",
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2), \qquad P_{ij} \sim \mathcal{N}(0, 0.01^2), \qquad b = 0",
     cite="radford2019language",
     source="openai/gpt-2, src/model.py: conv1d, wte and wpe",
@@ -136,7 +131,6 @@ def gpt2_released(weight: Weight) -> Law:
 
 
 @scheme(
-    family="plain",
     formula=r"\sigma = 0.006, \qquad \sigma_o = \sigma_2 = \frac{0.006}{\sqrt{2L}}, \qquad b = 0",
     cite="zhang2022opt",
     source="Zhang et al. (2022); facebookresearch/metaseq, utils.py and transformer_decoder_layer.py",
@@ -158,7 +152,6 @@ def opt(weight: Weight) -> Law:
 
 
 @scheme(
-    family="plain",
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2)",
     cite="touvron2023llama",
     source="transformers, LlamaConfig.initializer_range = 0.02; Touvron et al. (2023) do not say what they used",
@@ -179,7 +172,6 @@ def llama(weight: Weight) -> Law:
 
 
 @scheme(
-    family="plain",
     formula=r"W_{ij} \sim \mathcal{N}(0, 0.02^2) \text{ given } |W_{ij}| \le 2, \qquad b = 0",
     cite="touvron2021training",
     source="Touvron et al. (2021); timm, vision_transformer.py, init_weights_vit_timm",

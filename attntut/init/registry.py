@@ -3,7 +3,6 @@
 To add one, write the function in the file of its family::
 
     @scheme(
-        family="fan",
         formula=r"\\sigma^2 = 1 / \\text{fan\\_in}",
         cite="lecun1998efficient",
         source="LeCun et al. (1998)",
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 from attntut._checks import check_choice
 from attntut.anatomy.weight import BRANCH, Weight
 from attntut.init.laws import Law, Normal
-from attntut.init.register import by_family, check_entry, explain
+from attntut.init.register import by_family, check_entry, enter
 from attntut.init.scheme import Scheme
 
 FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width", "parts")
@@ -36,38 +35,33 @@ SCHEMES: dict[str, Scheme] = {}  # as they were registered; schemes() is the vie
 
 def scheme(
     *,
-    family: str,
     formula: str,
     cite: str,
     source: str,
     why: str,
+    family: str | None = None,
     year: int | None = None,
     requires: tuple[str, ...] = (),
     architecture: Callable[[int], dict[str, Any]] | None = None,
     bias: Callable[..., Law] | None = None,
-    finish: Callable[..., None] | None = None,
-    predicts: Callable[..., float] | None = None,
-    predicts_logits: Callable[..., float] | None = None,
+    **functions: Callable[..., Any],
 ) -> Callable[[Function], Function]:
     """Register the function below as a scheme, and put formula, reason, source and requirements into its docstring.
 
-    The arguments are the attributes of :class:`Scheme`, with two short cuts. ``year`` is by default the one in the key
-    ``cite``. ``architecture`` need only give what depends on the depth: what a requirement itself settles
-    (``norm="post"``, ``scale=1.0`` …) is filled in.
+    The arguments are the attributes of :class:`Scheme`, with some short cuts. ``family`` is by default the name of the
+    function's file, and ``year`` the one in the key ``cite``. ``bias`` is the ``bias_function``. ``architecture`` is
+    ``by_depth``, and need only give what depends on the depth: what a requirement itself settles (``norm="post"``,
+    ``scale=1.0`` …) is filled in. ``functions`` are ``finish``, ``predicts`` and ``predicts_logits``.
 
     Raises:
         ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
-    check_choice("family", family, FAMILIES)
     published = check_entry(cite, year, requires, formula=formula, source=source, why=why)
 
     def register(function: Function) -> Function:
-        name = function.__name__
-        if name in SCHEMES:
-            raise ValueError(f"A scheme named {name!r} exists already, in the family {SCHEMES[name].family!r}.")
-        SCHEMES[name] = Scheme(
-            name=name,
-            family=family,
+        entry = Scheme(
+            name=function.__name__,
+            family=check_choice("family", family or function.__module__.rpartition(".")[2], FAMILIES),
             formula=formula,
             cite=cite,
             source=source,
@@ -76,12 +70,10 @@ def scheme(
             requires=tuple(requires),
             function=function,
             bias_function=bias,
-            finish=finish,
-            predicts=predicts,
-            predicts_logits=predicts_logits,
             by_depth=architecture,
+            **functions,
         )
-        function.__doc__ = explain(function, formula=formula, why=why, source=source, requires=requires)
+        enter(entry, SCHEMES)
         return function
 
     return register

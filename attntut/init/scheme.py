@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from attntut._checks import check_options
 from attntut.anatomy.weight import Weight, weights
 from attntut.init import requirements
 from attntut.init.laws import Constant, Law
+from attntut.init.register import Entry, keywords
 
 
 class Prediction(NamedTuple):
@@ -25,19 +23,11 @@ class Prediction(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scheme:
-    """One entry of the catalogue.
+class Scheme(Entry):
+    """One entry of the catalogue of schemes.
 
     Attributes:
-        name: its name, that of its function.
-        family: one of :data:`~attntut.init.registry.FAMILIES`.
-        formula: LaTeX; parts that may stand on lines of their own are ``\\quad`` or ``\\qquad`` apart.
-        cite: key in the book's bibliography; empty where there is no paper.
-        source: the paper or the code, and where in it.
-        year: of the work cited, unless ``source`` names another.
-        why: what it is for, in a sentence.
-        requires: what it asks of the architecture; of :data:`~attntut.init.requirements.REQUIREMENTS`.
-        function: the weight's law; its keyword arguments are the scheme's options.
+        function: from a weight to its law; its keyword arguments are options.
         bias_function: the law of a weight's bias; zeros by default.
         finish: ``finish(model_view, generator, **options)``, called after the laws have been drawn.
         predicts: ``predicts(weight, **options)``, the standard deviation where ``finish`` changes it.
@@ -45,14 +35,7 @@ class Scheme:
         by_depth: ``n_layers`` to the settings of :class:`~attntut.TransformerConfig` that depend on the depth.
     """
 
-    name: str
-    family: str
-    formula: str
-    cite: str
-    source: str
-    year: int
-    why: str
-    requires: tuple[str, ...]
+    kind = "scheme"
     function: Callable[..., Law]
     bias_function: Callable[..., Law] | None = None
     finish: Callable[..., None] | None = None
@@ -64,7 +47,7 @@ class Scheme:
     def options(self) -> dict[str, Any]:
         """Names and defaults of the options, those of the law first."""
         functions = (self.function, self.bias_function, self.finish)
-        return {name: default for function in functions for name, default in _keywords(function).items()}
+        return {name: default for function in functions for name, default in keywords(function).items()}
 
     def law(self, weight: Weight, **options: Any) -> Law:
         return self._call(self.function, weight, options=options)
@@ -144,23 +127,7 @@ class Scheme:
         width = query.d_head * query.fan_in * key.fan_in
         return abs(scale) * math.sqrt(width * (apart + together))
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse an option that the scheme does not have.
-
-        Raises:
-            ValueError: names the options that it has.
-        """
-        check_options(f"The scheme {self.name!r}", options, self.options)
-
     def _call(self, function: Callable[..., Any], *args: Any, options: Mapping[str, Any]) -> Any:
         self.check_options(options)
-        known = _keywords(function)
+        known = keywords(function)
         return function(*args, **{name: value for name, value in options.items() if name in known})
-
-
-@functools.cache
-def _keywords(function: Callable[..., Any] | None) -> dict[str, Any]:
-    if function is None:
-        return {}
-    parameters = inspect.signature(function).parameters.values()
-    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}

@@ -19,7 +19,6 @@ from attntut.init.registry import law_outside_blocks, scheme
 
 
 @scheme(
-    family="structured",
     formula=r"W^\top W = g^2 I \text{ or } W W^\top = g^2 I",
     cite="saxe2014exact",
     source="Saxe et al. (2014), section 3; torch.nn.init.orthogonal_",
@@ -46,7 +45,6 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
 
 
 @scheme(
-    family="structured",
     formula=r"W = g\,Q, \quad Q \text{ orthogonal}, \qquad g_{o,2} = \sqrt{2/L}, \qquad g = \sqrt{2} \text{ elsewhere}",
     cite="saxe2014exact",
     source="EleutherAI/gpt-neox, megatron/model/init_functions.py, orthogonal_init_method, as of 2021",
@@ -73,7 +71,6 @@ def orthogonal_depth(weight: Weight) -> Law:
 
 
 @scheme(
-    family="structured",
     formula=r"W_q = 0, \qquad W_v = W_o = I, \qquad \sigma^2 = \frac{1}{\text{fan\_in}} \text{ elsewhere}",
     cite="he2024simplifying",
     source="He & Hofmann (2024); bobby-he/simplified_transformers, model_utils.py",
@@ -166,7 +163,6 @@ def _mimetic_logits(query: Weight, key: Weight, scale: float, *, query_key: floa
 
 
 @scheme(
-    family="structured",
     formula=(
         r"W_{q,h}^\top W_{k,h} \approx 0.7\,(Z_h + I) \text{ in rank } d_{\text{head}}, \qquad "
         r"W_v^\top W_o^\top = 0.4\,(Z - I), \qquad Z_{ij} \sim \mathcal{N}\left(0, \frac{1}{d}\right)"
@@ -220,7 +216,6 @@ def _add_noise(view: ModelView, generator: torch.Generator | None, *, noise: flo
 
 
 @scheme(
-    family="structured",
     formula=r"W_v = \sqrt{\beta}\,I + Z, \quad W_o = -\sqrt{\beta}\,I + Z', \quad \beta = 0.05, \qquad "
     r"\sigma_{q,k,1} = \frac{1}{2\sqrt d}, \quad W_2 = 0",
     cite="jordan2024moddednanogpt",

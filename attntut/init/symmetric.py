@@ -10,7 +10,6 @@ from attntut.init.registry import law_outside_blocks, scheme
 
 
 @scheme(
-    family="symmetric",
     formula=r"W = 0",
     cite="rumelhart1986learning",
     source="a demonstration; Rumelhart, Hinton & Williams (1986) describe the problem",
@@ -33,7 +32,6 @@ def zeros(weight: Weight) -> Law:
 
 
 @scheme(
-    family="symmetric",
     formula=r"W_{ij} = c",
     cite="rumelhart1986learning",
     source="a demonstration; Rumelhart, Hinton & Williams (1986) describe the problem",
@@ -61,7 +59,6 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
 
 
 @scheme(
-    family="symmetric",
     formula=r"W_q = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
     cite="yang2022tensor",
     source="Yang et al. (2022), appendix D.2",
@@ -84,7 +81,6 @@ def zero_query(weight: Weight) -> Law:
 
 
 @scheme(
-    family="symmetric",
     formula=r"W_o = W_2 = 0, \qquad \sigma^2 = \frac{2}{\text{fan\_in} + \text{fan\_out}} \text{ elsewhere}",
     cite="zhang2019fixup",
     source="Zhang et al. (2019), who zero the last layer of every branch; KellerJordan/modded-nanogpt, commit 5450eda7",

@@ -18,7 +18,6 @@ from attntut.init.registry import scheme
 
 
 @scheme(
-    family="width",
     formula=r"\sigma^2 = \frac{1}{\text{fan\_in}}, \quad W_\text{readout} = 0 \text{ or } \sigma = \frac{1}{d}, \quad "
     r"s = \frac{q^\top k}{d_h}, \quad \eta \propto \frac{1}{\text{fan\_in}}",
     cite="yang2022tensor",
@@ -108,7 +107,6 @@ def unit_logits(query: Weight, key: Weight, scale: float) -> float:
 
 
 @scheme(
-    family="width",
     formula=r"W_{ij} \sim \mathcal{N}(0, 1), \qquad y = \frac{1}{\sqrt{\text{fan\_in}}} W x",
     cite="blake2023unit",
     source="Blake et al. (2023), section 5; graphcore-research/unit-scaling, unit_scaling/functional.py",
@@ -161,7 +159,6 @@ def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False)
 
 
 @scheme(
-    family="width",
     formula=r"\lVert W \rVert_2 = \sqrt{\frac{\text{fan\_out}}{\text{fan\_in}}}, \qquad "
     r"\sigma = \frac{\sqrt{\text{fan\_out}/\text{fan\_in}}}{\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}}}",
     cite="yang2023spectral",
@@ -200,7 +197,6 @@ def _put_on_sphere(view: ModelView, generator: Any) -> None:
 
 
 @scheme(
-    family="width",
     formula=r"\lVert w \rVert_2 = 1, \qquad x \leftarrow \operatorname{norm}(\hat x + \alpha (\hat f - \hat x)), \quad "
     r"\alpha = 0.05",
     cite="loshchilov2024ngpt",

@@ -9,11 +9,11 @@ import inspect
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Any, Protocol
+from collections.abc import Collection, Iterable, Mapping
 
 from jinja2 import Environment
 
+from attntut.init.register import Entry
 from attntut.init.requirements import REQUIREMENTS
 
 from .address import from_environment
@@ -68,25 +68,8 @@ ENTRY = """\
 jinja = Environment(trim_blocks=True, lstrip_blocks=True)
 
 
-class Listed(Protocol):
-    """A scheme or a method."""
-
-    name: str
-    family: str
-    formula: str
-    cite: str
-    source: str
-    year: int
-    why: str
-    requires: tuple[str, ...]
-    function: Callable[..., Any]
-
-    @property
-    def options(self) -> Mapping[str, Any]: ...
-
-
 def form(
-    entries: Collection[tuple[Listed, Collection[str]]],
+    entries: Collection[tuple[Entry, Collection[str]]],
     families: Iterable[str],
     marks: Iterable[str],
     *,
@@ -113,18 +96,18 @@ def form(
     return jinja.from_string(FORM).render(words, families=choices, marks=options)
 
 
-def entry(each: Listed, key: str, marks: Collection[str], facts: Mapping[str, str], more: str = "") -> str:
+def entry(each: Entry, key: str, marks: Collection[str], facts: Mapping[str, str], more: str = "") -> str:
     """What the page says of one, in Markdown: name, year, reason, formula, facts, and more in HTML."""
     words = dict(key=key, marks=marks, facts=facts, more=more, pieces=GAPS.split(each.formula))
-    return jinja.from_string(ENTRY).render({name: getattr(each, name) for name in Listed.__annotations__} | words)
+    return jinja.from_string(ENTRY).render(vars(each) | words)
 
 
-def needs(each: Listed) -> str:
+def needs(each: Entry) -> str:
     """What it asks of the model, and why."""
     return "\n\n".join(f"**{name}**: {REQUIREMENTS[name].reason}." for name in each.requires) or "nothing of the model."
 
 
-def source(each: Listed) -> str:
+def source(each: Entry) -> str:
     """Where it comes from; the citation takes the place of the source's authors and year."""
     if not each.cite:
         return f"{each.source}."
@@ -133,18 +116,18 @@ def source(each: Listed) -> str:
     return f"{text}." if named else f"{cite}; {text}."
 
 
-def chapters(each: Listed, treated: Mapping[str, Collection[str]]) -> str:
+def chapters(each: Entry, treated: Mapping[str, Collection[str]]) -> str:
     """Links to the pages that treat it, or its family."""
     return ", ".join(f"{{doc}}`/{page}`" for page, names in treated.items() if {each.name, each.family} & {*names})
 
 
-def options(each: Listed) -> str:
+def options(each: Entry) -> str:
     """The options with their defaults; of those that must be given, the names."""
     told = (name if value is inspect.Parameter.empty else f"{name}={value!r}" for name, value in each.options.items())
     return f"`{', '.join(told)}`" if each.options else ""
 
 
-def code(each: Listed) -> str:
+def code(each: Entry) -> str:
     """The name of its function, a link where the repository is known."""
     function, repository = inspect.unwrap(each.function), from_environment(os.environ)
     name = f"`{function.__module__}.{function.__qualname__}`"
