@@ -96,7 +96,7 @@ def initialize_(
                     entry.view[:, entry.padding] = 0
             if found.finish:
                 devices = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
-                with torch.random.fork_rng(devices, enabled=generator is not None), torch.enable_grad():
+                with torch.random.fork_rng(devices, enabled=generator is not None):
                     found.finish_(seen, generator, **options)
     return module
 
@@ -233,7 +233,6 @@ def _restored_on_error(module: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with torch.no_grad():
-            for tensor, value in zip(tensors, before, strict=True):
-                tensor.copy_(value)
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.copy_(value)
         raise

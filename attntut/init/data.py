@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from attntut._checks import check_int, check_number
 from attntut._restore import no_fast_path, restored_mode
-from attntut.anatomy.view import Entry, ModelView, owner_of
+from attntut.anatomy.view import Entry, ModelView, call, owner_of
 from attntut.anatomy.weight import Weight
 from attntut.init.fan import xavier_uniform
 from attntut.init.laws import Law, Orthogonal
@@ -109,10 +109,9 @@ def _set_skip_weights(view: ModelView, generator: Any, *, batch: Any = None) -> 
     def hook(block: TransformerBlock, name: str) -> Any:
         def before_the_sum(_: nn.Module, inputs: tuple[Tensor, ...], branch: Tensor) -> None:
             nonlocal variance
-            skip = getattr(block, f"{name}_skip")
-            with torch.no_grad():
-                skip.fill_(math.sqrt(variance))
-            variance = variance * _variance(inputs[0]) + _variance(branch)  # post-norm: a branch reads the stream
+            getattr(block, f"{name}_skip").fill_(math.sqrt(variance))
+            read, written = (each.var(correction=0).item() for each in (inputs[0], branch))
+            variance = variance * read + written  # post-norm: a branch reads the stream
 
         return before_the_sum
 
@@ -163,22 +162,14 @@ def run(module: nn.Module, batch: Any) -> Any:
         module: the model.
         batch: its argument; a tuple holds several, a mapping those with names.
 
-    Returns:
-        What the model returns.
-
     Raises:
         ValueError: there is no batch.
     """
     if batch is None:
         raise ValueError("batch must be what the model is called with, to measure its activations: got None.")
-    args, kwargs = (), {}
-    if isinstance(batch, Mapping):
-        kwargs = dict(batch)
-    else:
-        args = batch if isinstance(batch, tuple) else (batch,)
     with torch.no_grad(), restored_mode(module), no_fast_path():
         module.eval()
-        return module(*args, **kwargs)
+        return call(module, batch)
 
 
 def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
@@ -223,7 +214,3 @@ def _product(entry: Entry, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> 
     read = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
     x = read[entry.role] if entry.role in read else next(iter(read.values()))
     return F.linear(x, entry.view, entry.bias) if x.shape[-1] == entry.weight.fan_in else None
-
-
-def _variance(x: Tensor) -> float:
-    return x.detach().var(correction=0).item()

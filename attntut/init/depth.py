@@ -6,8 +6,6 @@ import math
 from functools import partial
 from typing import Any
 
-import torch
-
 from attntut._checks import check_choice, check_number
 from attntut.anatomy.view import ModelView
 from attntut.anatomy.weight import BRANCH, BRANCH_OUT, Weight
@@ -17,7 +15,6 @@ from attntut.init.registry import law_outside_blocks, scheme
 from attntut.init.width import mup
 
 LINEAR_PATH = ("value", "output", "feed_forward_in", "feed_forward_out")  # what a branch's output is proportional to
-GAINS = ("attention_gain", "feed_forward_gain")
 
 
 def is_second_stack(weight: Weight) -> bool:
@@ -284,9 +281,8 @@ def sub_ln(weight: Weight) -> Law:
 
 def _set_gains(view: ModelView, generator: Any, *, gain: float) -> None:
     check_number("gain", gain)
-    with torch.no_grad():
-        for parameter in view.gains_named(*GAINS):
-            parameter.fill_(gain)
+    for parameter in view.gains_named("attention_gain", "feed_forward_gain"):
+        parameter.fill_(gain)
 
 
 @scheme(
@@ -331,9 +327,6 @@ def skip_init(weight: Weight, *, gain: float = 0.0) -> Law:
     Made for convolutional networks without norms, whose matrices keep the variance of what they read; here they are
     :func:`~attntut.init.fan.lecun_normal`. The idea is that of :func:`rezero`, found independently.
 
-    Args:
-        gain: α.
-
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["skip_init"].requires, schemes()["skip_init"].options
@@ -357,9 +350,6 @@ def layer_scale(weight: Weight, *, gain: float = 1e-4) -> Law:
     The rule of the paper, CaiT, is λ = 0.1 up to 18 blocks, 1e-5 at 24 and 1e-6 beyond. Its code has 1e-4 by default,
     1e-5 also in the narrow models of 36 blocks (XXS-36), and 1e-6 in S-36, M-36 and M-48. Unlike :func:`rezero` it
     keeps the norm, and no gradient is exactly 0. Its ``trunc_normal_`` cuts at ±2 and so does nothing at 0.02.
-
-    Args:
-        gain: λ.
 
     Example:
         >>> from attntut.init import schemes

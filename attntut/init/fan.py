@@ -10,6 +10,8 @@ from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, FEED_FORWARD, Weight
 from attntut.init.laws import Constant, Law, Normal, TruncNormal, Uniform
 from attntut.init.registry import law_outside_blocks, scheme
 
+READERS = ("query", "key", "value")
+
 
 def _lecun(weight: Weight) -> float:
     return weight.fan_in**-0.5
@@ -58,9 +60,6 @@ def lecun_normal(weight: Weight, *, gain: float = 1.0) -> Law:
     are N(0, 0.02²): nothing is summed there. Keras's and timm's functions of this name draw a truncated Gaussian of
     the same standard deviation.
 
-    Args:
-        gain: multiplies the standard deviation.
-
     Example:
         >>> from attntut.init import schemes
         >>> std = schemes()["lecun_normal"].predict(d_model=64, n_heads=4).std
@@ -80,9 +79,6 @@ def lecun_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
     r"""The standard deviation of :func:`lecun_normal`, uniformly.
 
     The rule asks for the variance, here a²/3; the law is free. Without the √3 it is :func:`torch_default`.
-
-    Args:
-        gain: multiplies the standard deviation.
 
     Example:
         >>> from attntut.anatomy.weight import weights
@@ -104,9 +100,6 @@ def xavier_normal(weight: Weight, *, gain: float = 1.0) -> Law:
     Forward wants :math:`1/\text{fan\_in}`, backward :math:`1/\text{fan\_out}`; their harmonic mean makes the two
     factors average to 1. The fans are those of *one projection*: a packed query-key-value matrix of shape
     ``(3·d_model, d_model)`` has ``fan_out = d_model``, not three times that. See :func:`xavier_packed`.
-
-    Args:
-        gain: multiplies the standard deviation; 1 for a linear map.
 
     Example:
         >>> from attntut.init import schemes
@@ -130,19 +123,12 @@ def xavier_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
     15 June 2017) to 0ffe0e66 (28 November 2017) query, key and value of self-attention lay in one matrix, and each was
     √2 narrower, as in :func:`xavier_packed`.
 
-    Args:
-        gain: multiplies the standard deviation.
-
     Example:
         >>> from attntut.anatomy.weight import weights
         >>> xavier_uniform(weights(64, 4)["query"]).bound == (6 / 128) ** 0.5
         True
     """
     return by_both_fans(weight, Uniform.of_std, gain)
-
-
-def _linear_bias_of_feed_forward(weight: Weight) -> Law:
-    return Uniform(weight.fan_in**-0.5) if weight.role in FEED_FORWARD else Constant(0.0)
 
 
 @scheme(
@@ -153,7 +139,7 @@ def _linear_bias_of_feed_forward(weight: Weight) -> Law:
     cite="paszke2019pytorch",
     source="torch.nn.MultiheadAttention._reset_parameters and torch.nn.TransformerEncoderLayer",
     why="What torch's own attention starts with: Xavier on the packed matrix, a quarter of the logits' variance.",
-    bias=_linear_bias_of_feed_forward,
+    bias=lambda weight: Uniform(weight.fan_in**-0.5) if weight.role in FEED_FORWARD else Constant(0.0),
 )
 def xavier_packed(weight: Weight) -> Law:
     r"""Query, key and value as :class:`torch.nn.MultiheadAttention` leaves them; the rest as ``nn.Linear`` does.
@@ -172,7 +158,7 @@ def xavier_packed(weight: Weight) -> Law:
         >>> MultiheadAttention(512, 8).in_proj_weight.abs().max().item() / math.sqrt(6 / (4 * 512))
         1.0
     """
-    if weight.role in ("query", "key", "value"):
+    if weight.role in READERS:
         return Uniform.of_std(math.sqrt(2 / (weight.fan_in + 3 * weight.fan_out)))
     return law_outside_blocks(weight) or Uniform(weight.fan_in**-0.5)
 
@@ -188,9 +174,6 @@ def kaiming_normal(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
 
     Queries and keys pass no ReLU: their logits have standard deviation 2, and values and outputs together multiply the
     variance by 4 a layer.
-
-    Args:
-        gain: multiplies the standard deviation; √2 for a ReLU.
 
     Example:
         >>> from attntut.init import schemes
@@ -210,9 +193,6 @@ def kaiming_uniform(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
     r"""The standard deviation of :func:`kaiming_normal`, uniformly.
 
     torch's ``kaiming_uniform_(a=√5)`` is another thing: :func:`torch_default`.
-
-    Args:
-        gain: multiplies the standard deviation; √2 for a ReLU.
 
     Example:
         >>> from attntut.anatomy.weight import weights
@@ -243,11 +223,6 @@ def torch_default(weight: Weight) -> Law:
     return Normal(1.0) if weight.is_table else Uniform(weight.fan_in**-0.5)
 
 
-def _fairseq_bias(weight: Weight) -> Law:
-    linear = weight.role in ("query", "key", "value", *FEED_FORWARD)
-    return Uniform(weight.fan_in**-0.5) if linear else Constant(0.0)
-
-
 @scheme(
     formula=(
         r"a_o = \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}, \qquad a_{q,k,v} = \frac{a_o}{\sqrt{2}}, \qquad "
@@ -256,7 +231,7 @@ def _fairseq_bias(weight: Weight) -> Law:
     cite="ott2019fairseq",
     source="fairseq, modules/multihead_attention.py, reset_parameters; modules/transformer_layer.py, build_fc1",
     why="The accident of the packed matrix, kept on purpose when query, key and value were taken apart.",
-    bias=_fairseq_bias,
+    bias=lambda weight: Uniform(weight.fan_in**-0.5) if weight.role in (*READERS, *FEED_FORWARD) else Constant(0.0),
 )
 def fairseq(weight: Weight) -> Law:
     r"""Query, key and value by Xavier with gain 1/√2, the output by Xavier, the feed-forward network as torch made it.
@@ -335,10 +310,6 @@ def t5(weight: Weight) -> Law:
     return Normal(1.0) if weight.is_table else Normal(_lecun(weight))
 
 
-def _vit_jax_bias(weight: Weight) -> Law:
-    return Normal(1e-6) if weight.role in FEED_FORWARD else Constant(0.0)
-
-
 @scheme(
     formula=(
         r"a = \sqrt{\frac{6}{\text{fan\_in} + \text{fan\_out}}}, \qquad b_{1,2} \sim \mathcal{N}(0, 10^{-12}), \qquad "
@@ -347,7 +318,7 @@ def _vit_jax_bias(weight: Weight) -> Law:
     cite="dosovitskiy2021image",
     source="google-research/vision_transformer, vit_jax/models_vit.py",
     why="The Vision Transformer as it was trained: Xavier, and a readout of 0, so that the first loss is ln(classes).",
-    bias=_vit_jax_bias,
+    bias=lambda weight: Normal(1e-6) if weight.role in FEED_FORWARD else Constant(0.0),
 )
 def vit_jax(weight: Weight) -> Law:
     r"""Xavier uniform for each projection by itself, and a readout of zeros.

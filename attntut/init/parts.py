@@ -14,7 +14,6 @@ from attntut.init.registry import scheme
 from attntut.init.width import unit_logits
 
 
-@torch.no_grad()
 def _set_query_gain(view: ModelView, generator: torch.Generator | None, *, gain: float) -> None:
     check_number("gain", gain)
     for name, (weight, _) in view.norms.items():
@@ -45,9 +44,6 @@ def qk_gain(weight: Weight, *, gain: float = 1.44) -> Law:
     :math:`g\sqrt{d_h}` and :math:`\sqrt{d_h}` and the factor :math:`1/\sqrt{d_h}` leave g. Most models start at 1
     (Qwen3, OLMo 2); nanochat at 1.44.
 
-    Args:
-        gain: g.
-
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["qk_gain"].predict(d_model=256, n_heads=4).logit_std
@@ -56,7 +52,6 @@ def qk_gain(weight: Weight, *, gain: float = 1.44) -> Law:
     return Normal(0.02)
 
 
-@torch.no_grad()
 def _draw_sinks(view: ModelView, generator: torch.Generator | None, *, start: float = 0.0, std: float = 0.02) -> None:
     check_number("start", start), check_number("std", std, low=0)
     for parameter in view.gains_named("sink", "sinks"):
@@ -90,7 +85,6 @@ def attention_sink(weight: Weight) -> Law:
     return Normal(0.02)
 
 
-@torch.no_grad()
 def _set_gate_bias(view: ModelView, generator: torch.Generator | None, *, bias: float = 0.0) -> None:
     check_number("bias", bias)
     for entry in view.by_role("gate"):
@@ -113,9 +107,6 @@ def output_gate(weight: Weight) -> Law:
     σ(z) of small z is ½ + z/4: the branch has half its size, as if the output matrix were drawn with half its standard
     deviation. A bias of 4 opens the gate to 0.98.
 
-    Args:
-        bias: of the gate.
-
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["output_gate"].requires
@@ -124,7 +115,6 @@ def output_gate(weight: Weight) -> Law:
     return Normal(0.02)
 
 
-@torch.no_grad()
 def _draw_shares(view: ModelView, generator: torch.Generator | None) -> None:
     for parameter in view.gains_named("lambda_*"):
         parameter.normal_(0, 0.1, generator=generator)
@@ -177,7 +167,6 @@ def zero_centred_gain(weight: Weight) -> Law:
     return Normal(0.02)
 
 
-@torch.no_grad()
 def _set_slope(view: ModelView, generator: torch.Generator | None, *, alpha: float = 0.5) -> None:
     check_number("alpha", alpha, low=0, open_low=True)
     for parameter in view.gains_named("alpha"):
@@ -199,9 +188,6 @@ def dyt(weight: Weight) -> Law:
     Branches read tanh(αx), which for a small stream is αx: of embeddings of size 0.02 a norm makes 1, and DyT 0.01. The
     paper takes 0.5 for most models; for language models 0.8 before attention and 0.2 elsewhere, less as they grow
     wider. γ is 1 and β is 0.
-
-    Args:
-        alpha: α.
 
     Example:
         >>> from attntut.init import schemes

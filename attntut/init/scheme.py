@@ -29,7 +29,7 @@ class Scheme(Entry):
     Attributes:
         function: from a weight to its law; its keyword arguments are options.
         bias_function: the law of a weight's bias; zeros by default.
-        finish: ``finish(model_view, generator, **options)``, called after the laws have been drawn.
+        finish: ``finish(model_view, generator, **options)``, called after the laws have been drawn, without autograd.
         predicts: ``predicts(weight, **options)``, the standard deviation where ``finish`` changes it.
         predicts_logits: ``predicts_logits(query, key, scale, **options)`` where queries and keys are not independent.
         by_depth: ``n_layers`` to the settings of :class:`~attntut.TransformerConfig` that depend on the depth.

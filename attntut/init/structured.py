@@ -31,9 +31,6 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
     orthogonal: its blocks have variance 1/(3d), none is orthogonal, and the logits' variance is 1/9. Tables are
     N(0, 0.02²), and the readout is Gaussian too.
 
-    Args:
-        gain: the singular values.
-
     Example:
         >>> from attntut.anatomy.weight import weights
         >>> w = orthogonal(weights(64, 4)["query"]).fill_(torch.empty(64, 64))

@@ -148,14 +148,10 @@ def spectral_std(fan_out: int, fan_in: int) -> float:
 
 
 def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False) -> None:
-    if not exact:
-        return
-    with torch.no_grad():
-        for entry in view.entries:
-            if not entry.weight.is_table:
-                matrix = entry.view
-                target = math.sqrt(entry.weight.fan_out / entry.weight.fan_in)
-                entry.matrix.write_(matrix * (target / torch.linalg.matrix_norm(matrix.float(), ord=2)))
+    for entry in view.entries if exact else ():
+        if not entry.weight.is_table:
+            target = math.sqrt(entry.weight.fan_out / entry.weight.fan_in)
+            entry.matrix.write_(entry.view * (target / torch.linalg.matrix_norm(entry.view.float(), ord=2)))
 
 
 @scheme(
