@@ -235,15 +235,14 @@ def shuffle_tokens(inputs: Tensor, *, seed: int, keep: int = 0) -> Tensor:
     return inputs.take_along_dim(order.view(*order.shape, *[1] * (inputs.ndim - 2)), dim=1)
 
 
-def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: float = 0.1) -> Data:
+def characters(*, seq_len: int = 64, test_fraction: float = 0.1) -> Data:
     """Shakespeare's *Hamlet*, one token a character; the target of each is the next one.
 
     The text is in the public domain and lies in the package (``attntut/corpus``, with its provenance). The test set is
     the end of the play, so no test window overlaps a training window.
 
     Args:
-        seq_len: T, the length of a window.
-        stride: how far a training window starts behind the one before; ``seq_len`` by default, so they do not overlap.
+        seq_len: T, the length of a window; the next one starts where it ends.
         test_fraction: the share of the text that is kept for the test, between 0 and 1.
 
     Raises:
@@ -257,7 +256,6 @@ def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: f
         'AMLET, PRINCE OF DENMARK'
     """
     check_int("seq_len", seq_len)
-    stride = seq_len if stride is None else check_int("stride", stride)
     check_number("test_fraction", test_fraction, low=0, high=1, open_low=True, open_high=True)
     letters, indices = np.unique(np.frombuffer(_corpus("hamlet.txt"), np.uint8), return_inverse=True)
     alphabet, tokens = letters.tobytes().decode("ascii"), torch.tensor(indices, dtype=torch.int64)
@@ -267,9 +265,8 @@ def characters(*, seq_len: int = 64, stride: int | None = None, test_fraction: f
         raise ValueError(
             f"seq_len must be less than {shortest}, the length of the smaller part of the text: got {seq_len}."
         )
-    train = tokens[:cut].unfold(0, seq_len + 1, stride)  # (N, T + 1)
-    test = tokens[cut:].unfold(0, seq_len + 1, seq_len)
-    x, y, test_x, test_y = (part.contiguous() for w in (train, test) for part in (w[:, :-1], w[:, 1:]))
+    windows = (part.unfold(0, seq_len + 1, seq_len) for part in (tokens[:cut], tokens[cut:]))  # (N, T + 1)
+    x, y, test_x, test_y = (part.contiguous() for each in windows for part in (each[:, :-1], each[:, 1:]))
     return Data("characters", x, y, test_x, test_y, n_classes=len(alphabet), alphabet=alphabet)
 
 
@@ -305,8 +302,7 @@ def copy(*, length: int = 8, vocab_size: int = 10, n_train: int = 2000, n_test: 
     Args:
         length: of the word; the sequences have ``2·length`` tokens.
         vocab_size: number of different symbols, the separator not counted.
-        n_train, n_test: number of sequences in the training set and in the test set.
-        seed: of the random numbers.
+        n_train, n_test, seed: as in :func:`reverse`.
 
     Example:
         >>> data = copy(length=4)
@@ -336,8 +332,7 @@ def associative_recall(
         n_pairs: pairs in a sequence, at most ``n_keys``; a sequence has ``2·n_pairs + 1`` tokens.
         n_keys: the keys are the tokens ``0 … n_keys − 1``.
         n_values: the values are the tokens ``n_keys … n_keys + n_values − 1``.
-        n_train, n_test: number of sequences in the training set and in the test set.
-        seed: of the random numbers.
+        n_train, n_test, seed: as in :func:`reverse`.
 
     Example:
         >>> data = associative_recall(n_pairs=2)

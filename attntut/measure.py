@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from graphlib import TopologicalSorter
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from attntut._checks import check_choice, check_int, check_number, check_tensor
+from attntut._checks import check_int, check_number, check_tensor
 from attntut.device import seeded
 
 EULER = 0.5772156649015329  # the mean of a standard Gumbel variable
@@ -140,18 +140,17 @@ def logit_statistics(logits: Tensor) -> LogitStatistics:
     )
 
 
-def rank_residual(x: Tensor, *, norm: str = "frobenius", relative: bool = False) -> Tensor:
+def rank_residual(x: Tensor, *, relative: bool = False) -> Tensor:
     r"""How far the tokens are from being all alike.
 
-    .. math:: r(X) = \lVert X - \mathbf 1 \bar x^\top \rVert, \qquad \bar x = \tfrac1n \sum_i x_i
+    .. math:: r(X) = \lVert X - \mathbf 1 \bar x^\top \rVert_F, \qquad \bar x = \tfrac1n \sum_i x_i
 
-    Dong et al. (2021) use :math:`\sqrt{\lVert\cdot\rVert_1 \lVert\cdot\rVert_\infty}`, called ``"composite"`` here.
-    Their :math:`\bar x` minimizes that norm; the mean is its usual stand-in.
+    Dong et al. (2021) use the norm :math:`\sqrt{\lVert\cdot\rVert_1 \lVert\cdot\rVert_\infty}`, and the
+    :math:`\bar x` that minimizes it; Frobenius' norm and the mean are the usual stand-ins.
 
     Args:
         x: ``(..., n, d)``.
-        norm: ``"frobenius"`` or ``"composite"``.
-        relative: divide by the same norm of ``x``.
+        relative: divide by the norm of ``x``.
 
     Returns:
         ``(...)``; 0 when all tokens are equal.
@@ -161,10 +160,8 @@ def rank_residual(x: Tensor, *, norm: str = "frobenius", relative: bool = False)
         tensor(1.4142)
     """
     check_tensor("x", x, min_ndim=2)
-    check_choice("norm", norm, ("frobenius", "composite"))
-    size = _composite_norm if norm == "composite" else torch.linalg.matrix_norm
-    residual = size(x - x.mean(-2, keepdim=True))
-    return residual / size(x) if relative else residual
+    residual = torch.linalg.matrix_norm(x - x.mean(-2, keepdim=True))
+    return residual / torch.linalg.matrix_norm(x) if relative else residual
 
 
 def token_cosine(x: Tensor) -> Tensor:
@@ -203,24 +200,6 @@ def rms(x: Tensor) -> Tensor:
     return check_tensor("x", x).square().mean().sqrt()
 
 
-def rms_by_depth(stream: Sequence[Tensor]) -> Tensor:
-    """The scale of the residual stream after each block.
-
-    Args:
-        stream: one ``(B, T, d_model)`` a depth, as in :class:`~attntut.transformer.Trace`.
-
-    Returns:
-        ``(len(stream),)``.
-
-    Example:
-        >>> rms_by_depth([torch.ones(2, 3, 4), 2 * torch.ones(2, 3, 4)])
-        tensor([1., 2.])
-    """
-    if not stream:
-        raise ValueError("stream must hold at least one tensor: got none.")
-    return torch.stack([rms(x) for x in stream])
-
-
 def update_size(before: Tensor, after: Tensor) -> Tensor:
     r"""How much a step changed an output: :math:`\operatorname{RMS}(F(\theta - \eta g) - F(\theta))`.
 
@@ -241,12 +220,10 @@ def update_size(before: Tensor, after: Tensor) -> Tensor:
     return rms(after - before)
 
 
-def linear_probe(
-    train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor, *, ridge: float = 1e-3
-) -> float:
+def linear_probe(train: Tensor, train_targets: Tensor, test: Tensor, test_targets: Tensor) -> float:
     r"""How well a class can be read off vectors with one linear map: the accuracy on vectors that it was not fitted to.
 
-    .. math:: \min_B \tfrac1N \lVert Z B - Y \rVert_F^2 + \text{ridge}\, \lVert B \rVert_F^2
+    .. math:: \min_B \tfrac1N \lVert Z B - Y \rVert_F^2 + 10^{-3} \lVert B \rVert_F^2
 
     :math:`Z` holds the training vectors, each coordinate standardized, and a column of ones; :math:`Y` has a 1 at each
     vector's class and 0 elsewhere. The answer is the largest of the outputs.
@@ -256,7 +233,6 @@ def linear_probe(
         train_targets: ``(N,)`` integers from 0 to the number of classes less one.
         test: ``(M, d)``.
         test_targets: ``(M,)``.
-        ridge: how strongly large entries of the map are avoided.
 
     Returns:
         The share of the test vectors whose class is read right.
@@ -275,7 +251,7 @@ def linear_probe(
     mean, std = train.double().mean(dim=0), train.double().std(dim=0) + 1e-9
     known, asked = (torch.nn.functional.pad((part - mean) / std, (0, 1), value=1) for part in (train, test))
     answers = torch.nn.functional.one_hot(train_targets).double()  # (N, classes)
-    penalty = ridge * len(known) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
+    penalty = 1e-3 * len(known) * torch.eye(known.shape[1], dtype=known.dtype, device=known.device)
     fit = torch.linalg.solve(known.mT @ known + penalty, known.mT @ answers)  # (d + 1, classes)
     return ((asked @ fit).argmax(dim=1) == test_targets).double().mean().item()
 
@@ -382,10 +358,6 @@ def multiply_adds(build: Callable[[], Callable[[Tensor], object]], *shape: int) 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(x)
     return counter.get_total_flops() // 2
-
-
-def _composite_norm(x: Tensor) -> Tensor:
-    return (torch.linalg.matrix_norm(x, 1) * torch.linalg.matrix_norm(x, math.inf)).sqrt()
 
 
 def _check_weights(weights: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ def test_the_target_of_a_character_is_the_next_one():
 
 
 def test_no_character_is_in_both_parts():
-    data = characters(seq_len=32, stride=7)
+    data = characters(seq_len=32)
     last = data.decode(data.train_targets[-1])
     first = data.decode(data.test_inputs[0])
     play = files("attntut").joinpath("corpus/hamlet.txt").read_text(encoding="ascii")
@@ -269,7 +269,6 @@ def test_data_that_does_not_fit_is_refused(changes, error, message):
         (lambda: to_images(torch.zeros(1, 3, 4)), ValueError, r"squares: got \(1, 3, 4\)"),
         (lambda: characters(seq_len=0), ValueError, "seq_len must be an integer ≥ 1: got 0"),
         (lambda: characters(seq_len=20_000), ValueError, "seq_len must be less than 17392"),
-        (lambda: characters(stride=0), ValueError, "stride must be an integer ≥ 1: got 0"),
         (lambda: characters(test_fraction="0.1"), TypeError, "test_fraction must be a number > 0 and < 1: got '0.1'"),
         (lambda: characters().encode("naïve"), ValueError, "text must use the alphabet .* only: got 'ï'"),
         (lambda: characters().encode(3), TypeError, "text must be a str: got int"),

@@ -78,9 +78,7 @@ def test_a_shift_of_a_row_changes_no_deviation():
 def test_rank_residual_by_hand():
     x = torch.tensor([[1.0, 0], [1, 2]])  # mean (1, 1), residual ((0, −1), (0, 1))
     close(measure.rank_residual(x), math.sqrt(2))
-    close(measure.rank_residual(x, norm="composite"), math.sqrt(2 * 1))
     close(measure.rank_residual(x, relative=True), math.sqrt(2 / 6))
-    close(measure.rank_residual(x, norm="composite", relative=True), math.sqrt(2) / math.sqrt(2 * 3))
     close(measure.rank_residual(torch.ones(2, 4, 3)), [0, 0])
 
 
@@ -95,8 +93,8 @@ def test_token_cosine_equals_the_double_sum():
     close(measure.token_cosine(x), cosines[~torch.eye(6).bool()].mean())
 
 
-def test_scale_by_depth():
-    close(measure.rms_by_depth([torch.full((2, 3, 4), 2.0), torch.tensor([[[3.0, -4]]])]), [2, math.sqrt(12.5)])
+def test_rms_by_hand():
+    close(measure.rms(torch.tensor([[[3.0, -4]]])), math.sqrt(12.5))
 
 
 def test_a_probe_reads_what_a_line_can_separate_and_nothing_else():
@@ -166,11 +164,9 @@ def test_update_size_by_hand():
         (lambda: measure.attention_entropy([1.0]), TypeError, "weights must be a torch.Tensor: got list"),
         (lambda: measure.participation(torch.ones(2, 2).long()), TypeError, "weights must be a floating-point tensor"),
         (lambda: measure.logit_statistics(torch.ones(3)), ValueError, "logits must have at least 2 dimensions"),
-        (lambda: measure.rank_residual(torch.ones(2, 2), norm="frobenious"), ValueError, "Did you mean 'frobenius'"),
         (lambda: measure.rank_residual(torch.ones(2)), ValueError, "x must have at least 2 dimensions"),
         (lambda: measure.token_cosine(torch.ones(1, 4)), ValueError, "at least two tokens"),
         (lambda: measure.rms(3.0), TypeError, "x must be a torch.Tensor: got float"),
-        (lambda: measure.rms_by_depth([]), ValueError, "stream must hold at least one"),
         (
             lambda: measure.linear_probe(
                 torch.ones(3, 2), torch.ones(2).long(), torch.ones(1, 2), torch.ones(1).long()
