@@ -28,14 +28,16 @@ class Part:
 
     Attributes:
         slot: the place that it takes; one of :data:`SLOTS`.
+        gives: the :attr:`traits` that no option changes; by default the name of the part, by its slot.
     """
 
     slot: ClassVar[str]
+    gives: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def traits(self) -> dict[str, Any]:
         """What a model with this part has, as requirements of schemes ask for it."""
-        return {self.slot: type(self).__name__}
+        return dict(self.gives) or {self.slot: type(self).__name__}
 
 
 def by_slot(parts: Iterable[Part]) -> Mapping[str, Any]:
@@ -115,10 +117,7 @@ class DepthDividedNorm(Part):
     """
 
     slot = "norm"
-
-    @property
-    def traits(self) -> dict[str, Any]:
-        return {"norm_layer": "LayerNorm / √l"}
+    gives = {"norm_layer": "LayerNorm / √l"}
 
     def make(self, d_model: int, layer: int) -> nn.Module:
         return DividedLayerNorm(d_model, layer**-0.5)
@@ -152,14 +151,11 @@ class DyT(Part):
     """
 
     slot = "norm"
+    gives = {"norm_layer": "DyT"}
     alpha: float = 0.5
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, low=0, open_low=True)
-
-    @property
-    def traits(self) -> dict[str, Any]:
-        return {"norm_layer": "DyT"}
 
     def make(self, d_model: int, layer: int) -> nn.Module:
         return DynamicTanh(d_model, self.alpha)
@@ -376,11 +372,8 @@ class QKNorm(Part):
     """
 
     slot = "qk_norm"
+    gives = {"qk_norm": True}
     gain: float = 1.0
-
-    @property
-    def traits(self) -> dict[str, Any]:
-        return {"qk_norm": True}
 
     def make(self, d_model: int, n_heads: int) -> AttentionPart:
         return QueryKeyNorms(d_model // n_heads, self.gain)
@@ -411,11 +404,8 @@ class Sink(Part):
     """
 
     slot = "sink"
+    gives = {"sink": True}
     start: float = 0.0
-
-    @property
-    def traits(self) -> dict[str, Any]:
-        return {"sink": True}
 
     def make(self, d_model: int, n_heads: int) -> AttentionPart:
         return SinkLogit(n_heads, self.start)
@@ -451,10 +441,7 @@ class OutputGate(Part):
     """
 
     slot = "gate"
-
-    @property
-    def traits(self) -> dict[str, Any]:
-        return {"output_gate": True}
+    gives = {"output_gate": True}
 
     def make(self, d_model: int, n_heads: int) -> AttentionPart:
         return Gate(d_model)
@@ -487,14 +474,11 @@ class Differential(Part):
     """
 
     slot = "difference"
+    gives = {"differential": True}
     layer: int = 1
 
     def __post_init__(self) -> None:
         check_int("layer", self.layer)
-
-    @property
-    def traits(self) -> dict[str, Any]:
-        return {"differential": True}
 
     def make(self, d_model: int, n_heads: int) -> AttentionPart:
         return Difference(d_model // n_heads, 0.8 - 0.6 * math.exp(-0.3 * (self.layer - 1)))
@@ -503,16 +487,11 @@ class Differential(Part):
 class Difference(AttentionPart):
     """λ, and the norm of what is left."""
 
-    lambda_q1: nn.Parameter
-    lambda_k1: nn.Parameter
-    lambda_q2: nn.Parameter
-    lambda_k2: nn.Parameter
-
     def __init__(self, d_head: int, start: float) -> None:
         super().__init__()
         self.start = start
-        for name in ("lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2"):
-            setattr(self, name, nn.Parameter(torch.randn(d_head // 2) * 0.1))
+        drawn = (nn.Parameter(torch.randn(d_head // 2) * 0.1) for _ in range(4))
+        self.lambda_q1, self.lambda_k1, self.lambda_q2, self.lambda_k2 = drawn
         self.norm = nn.RMSNorm(d_head, eps=1e-5)
 
     @property
