@@ -74,10 +74,18 @@ def check_choice(name: str, value: object, choices: Iterable[str]) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be one of {expected}: got {value!r} ({type(value).__name__}).")
     if value not in known:
-        near = difflib.get_close_matches(value, known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{name} must be one of {expected}: got {value!r}.{hint}")
+        raise ValueError(f"{name} must be one of {expected}: got {value!r}.{nearest(value, known)}")
     return value
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A sentence for the end of a message, with the known word that is most like this one; empty if none is.
+
+    >>> nearest("xavier", ["xavier_normal", "he"])
+    " Did you mean 'xavier_normal'?"
+    """
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.4)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def check_options(owner: str, options: Iterable[str], known: Mapping[str, Any]) -> None:
@@ -90,16 +98,12 @@ def check_options(owner: str, options: Iterable[str], known: Mapping[str, Any]) 
     """
     for name in options:
         if name not in known:
-            shown = ", ".join(
+            shown = (
                 option if default is inspect.Parameter.empty else f"{option}={default!r}"
                 for option, default in known.items()
             )
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            raise ValueError(
-                f"{owner} has no option {name!r}. "
-                + (f"Its options: {shown}." if shown else "It has no options.")
-                + (f" Did you mean {near[0]!r}?" if near else "")
-            )
+            has = f"Its options: {', '.join(shown)}." if known else "It has no options."
+            raise ValueError(f"{owner} has no option {name!r}. {has}{nearest(name, known)}")
 
 
 def check_tensor(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attntut._checks import check_int
+from attntut._checks import check_int, nearest
 from attntut.device import seeded
 
 
@@ -101,13 +100,13 @@ def configuration(model: str, overrides: dict[str, Any]) -> Any:
     if kind not in CONFIG_MAPPING:
         raise ValueError(
             "model must be a Hugging Face model type, or the path of a config.json whose model_type is one: "
-            f"got {model!r}{f' with {kind!r}' if kind not in ('', model) else ''}.{_nearest(kind, CONFIG_MAPPING)}"
+            f"got {model!r}{f' with {kind!r}' if kind not in ('', model) else ''}.{nearest(kind, CONFIG_MAPPING)}"
         )
     plain = AutoConfig.for_model(kind)
     for name in overrides:
         if not hasattr(plain, name):
             known = [*vars(plain), *plain.attribute_map]
-            raise ValueError(f"The configuration of {kind} has no {name!r}.{_nearest(name, known)}")
+            raise ValueError(f"The configuration of {kind} has no {name!r}.{nearest(name, known)}")
     try:
         return AutoConfig.for_model(kind, **said | overrides)
     except StrictDataclassError as error:
@@ -173,8 +172,3 @@ def _value(word: str) -> Any:
     with suppress(json.JSONDecodeError):
         return json.loads(word)
     return word
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.4)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -129,15 +129,9 @@ def untouched(model: nn.Module | None, inputs: Any) -> Iterator[None]:
     # Hooks that step an optimizer during the backward pass must not.
     after: list[dict[int, Any]] = [hooks for each in leaves if (hooks := each._post_accumulate_grad_hooks)]
     kept_after = [dict(hooks) for hooks in after]
-    held = (
-        []
-        if model is None
-        else [
-            _Held(module)
-            for module in model.modules()
-            if not _is_lazy(module) and not isinstance(module, torch.jit.ScriptModule)
-        ]
-    )
+    modules = [] if model is None else list(model.modules())
+    odd = (nn.modules.lazy.LazyModuleMixin, torch.jit.ScriptModule)
+    held = [_Held(module) for module in modules if not isinstance(module, odd)]
     try:
         for leaf in leaves:
             leaf.grad = None
@@ -184,7 +178,3 @@ def stepped(optimizer: torch.optim.Optimizer) -> Iterator[None]:
             group.clear()
             group.update(kept)
         vars(optimizer).update(plain)
-
-
-def _is_lazy(module: nn.Module) -> bool:
-    return isinstance(module, nn.modules.lazy.LazyModuleMixin)
