@@ -38,6 +38,23 @@ def restored_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def held_plainly(parameters: Mapping[nn.Module, Mapping[str, nn.Parameter]]) -> Iterator[None]:
+    """Meanwhile, modules whose weights are computed (:mod:`torch.nn.utils.parametrize`) hold these, by their names."""
+    before = [(each, type(each), {**each._modules}, {**each._parameters}) for each in parameters]
+    try:
+        for each, own in parameters.items():
+            each.__class__ = type(each).__bases__[0]
+            del each._modules["parametrizations"]
+            each._parameters.update(own)
+        yield
+    finally:
+        for each, kind, modules, kept in before:
+            each.__class__, each._modules = kind, modules
+            each._parameters.clear()
+            each._parameters.update(kept)
+
+
+@contextmanager
 def no_fast_path() -> Iterator[None]:
     """Switch torch's fused inference path off: it calls no submodules, and shows no attention.
 

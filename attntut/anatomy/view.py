@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from attntut._restore import no_fast_path, untouched
+from attntut._restore import held_plainly, no_fast_path, untouched
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.listen import Anatomy, Ears, Part
 from attntut.anatomy.names import CallerPatterns, RolePatterns
@@ -315,23 +315,13 @@ def plain(model: nn.Module) -> Iterator[bool]:
 
     What it gives is whether there is such a parameter (:mod:`torch.nn.utils.parametrize`).
     """
-    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], dict[str, Any]]] = []
-    try:
-        for each in [*model.modules()]:
-            lists: Any = each._modules.get("parametrizations")
-            if not parametrize.is_parametrized(each) or any([*x._parameters] != ["original"] for x in lists.values()):
-                continue
-            before.append((each, type(each), dict(each._modules), dict(each._parameters)))
-            each.__class__ = type(each).__bases__[0]
-            del each._modules["parametrizations"]
-            each._parameters.update({name: one.original for name, one in lists.items()})
-        yield bool(before)
-    finally:
-        for each, kind, modules, parameters in before:
-            each.__class__ = kind
-            for now, then in ((each._modules, modules), (each._parameters, parameters)):
-                now.clear()
-                now.update(then)
+    originals: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    for each in model.modules():
+        lists: Any = each._modules.get("parametrizations")
+        if parametrize.is_parametrized(each) and all([*x._parameters] == ["original"] for x in lists.values()):
+            originals[each] = {name: one.original for name, one in lists.items()}
+    with held_plainly(originals):
+        yield bool(originals)
 
 
 def owner_of(module: nn.Module, entry: Entry) -> nn.Module:

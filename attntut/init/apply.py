@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from attntut._restore import held_plainly
 from attntut.anatomy.names import CallerPatterns, RolePatterns
 from attntut.anatomy.parameters import listing
 from attntut.anatomy.view import Entry, ModelView, view
@@ -184,32 +185,25 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
 @contextlib.contextmanager
 def _computed_set_through(module: nn.Module, patterns: CallerPatterns) -> Iterator[None]:
     """Meanwhile, weights that are computed (weight norm) are plain; then what they are computed from is set."""
-    plain: list[tuple[nn.Module, type[nn.Module], dict[str, Any], dict[str, Tensor]]] = []
-    for path, owner in [*module.named_modules()] if isinstance(module, nn.Module) else ():
+    drawn: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    for path, owner in module.named_modules() if isinstance(module, nn.Module) else ():
         if not parametrize.is_parametrized(owner):
             continue
         lists: Any = owner.parametrizations
         names = [f"{path}.parametrizations.{name}".lstrip(".") for name, _ in lists.named_parameters()]
         if patterns.match(names) or not all(map(_can_be_set, lists.values())):
             continue
-        values = {name: each().detach() for name, each in lists.items()}
-        plain.append((owner, type(owner), dict(owner._modules), values))
-        del owner._modules["parametrizations"]
-        owner.__class__ = type(owner).__bases__[0]
+        drawn[owner] = {}
         for name, each in lists.items():
             is_free = all(original.requires_grad for original in each.parameters())
-            owner.register_parameter(name, nn.Parameter(values[name].clone(), requires_grad=is_free))
-    done = False
-    try:
+            drawn[owner][name] = nn.Parameter(each().detach().clone(), requires_grad=is_free)
+    before = {each: each.detach().clone() for own in drawn.values() for each in own.values()}
+    with held_plainly(drawn):
         yield
-        done = True
-    finally:
-        for owner, kind, modules, values in plain:
-            drawn = {name: owner._parameters.pop(name) for name in values}
-            owner.__class__, owner._modules = kind, modules
-            for name, value in drawn.items():
-                if done and value is not None and not torch.equal(value, values[name]):
-                    setattr(owner, name, value.detach())
+    for owner, own in drawn.items():
+        for name, value in own.items():
+            if not torch.equal(value, before[value]):
+                setattr(owner, name, value.detach())
 
 
 def _can_be_set(computed: Any) -> bool:
