@@ -182,7 +182,6 @@ def test_a_curve_is_known_at_the_middle_of_every_bar(bins):
         (lambda: histogram([1], bins=0), ValueError, "bins must be an integer between 1 and 400: got 0"),
         (lambda: histogram([1], curve=3), TypeError, "curve must be a function of an array: got int"),
         (lambda: histogram([1], curve=lambda x: 1.0), ValueError, "curve 'predicted' must return as many values"),
-        (lambda: histogram([1], top=0), ValueError, "top must be a number > 0"),
         (lambda: number([1, 2]), ValueError, r"value must be one number: got shape \(2,\)"),
         (lambda: number(1, predicted=[1, 2]), ValueError, r"predicted must be one number: got shape \(2,\)"),
         (lambda: number(1, predicted="two"), TypeError, "predicted must be an array of real numbers"),

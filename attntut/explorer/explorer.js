@@ -592,10 +592,10 @@ class HistogramView extends ChartView {
   }
 
   draw(W) {
-    const { top, xlabel, series } = this.panel;
+    const { xlabel, series } = this.panel;
     const n = this.count;
     const [edges, values, curves] = ["edges", "density", "curves"].map((name) => numbers(this.panel[name]));
-    const { left, wide, bottom, y } = (this.box = this.frame([...values, ...curves], 0, top, "linear", W));
+    const { left, wide, bottom, y } = (this.box = this.frame([...values, ...curves], 0, null, "linear", W));
     const x = axis([edges[0], edges[n]], null, null, "linear", left, left + wide, clamp(wide / 55, 3, 7), false);
     const points = (this.points = curves.length / Math.max(1, series.length));
     this.cell = wide / n;

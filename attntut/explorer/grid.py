@@ -71,15 +71,14 @@ def _describe(panel: Panel) -> str:
     return panel.kind.replace("_", " ") + (f" of {list(series)}" if any(series) else "")
 
 
-def check_size(controls: Sequence[Control], max_points: int = MAX_POINTS) -> int:
-    """Return the number of points of the grid, or say which control has how many of too many."""
+def check_size(controls: Sequence[Control]) -> None:
+    """Check that the grid has not too many points, and say which control has how many."""
     points = math.prod(len(c.values) for c in controls)
-    if points > max_points:
+    if points > MAX_POINTS:
         raise ValueError(
-            f"The grid of the controls must have at most {max_points} points: got {_product(controls)} = {points}. "
+            f"The grid of the controls must have at most {MAX_POINTS} points: got {_product(controls)} = {points}. "
             f"{_advice(controls)}"
         )
-    return points
 
 
 def check_weight(controls: Sequence[Control], weight: int, parts: Mapping[str, int]) -> None:

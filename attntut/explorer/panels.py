@@ -216,11 +216,8 @@ def bars(
         values: ``(bars,)``, or a mapping from name to value.
         names: of the bars; their numbers from 0 by default.
         xlabel: what a bar is.
-        ylabel: the quantity on the vertical axis.
-        low, high: its ends; by default 0 or the smallest value, and the largest.
-        yscale: ``"linear"`` or ``"log"``.
-        unit: of the values.
-        digits: digits of the largest value that are kept; on a logarithmic axis, of each value.
+        low, high: the ends of the vertical axis; by default 0 or the smallest value, and the largest.
+        ylabel, yscale, unit, digits: as in :func:`lines`.
 
     Example:
         >>> bars({"query": 0.5, "key": 2}).names
@@ -253,11 +250,8 @@ def histogram(
     bins: int = 32,
     low: float | None = None,
     high: float | None = None,
-    top: float | None = None,
     curve: Callable[[Floats], ArrayLike] | Mapping[str, Callable[[Floats], ArrayLike]] | None = None,
     xlabel: str = "",
-    ylabel: str = "density",
-    unit: str = "",
     digits: int = 3,
 ) -> Panel:
     """The density of samples: the bars' areas add up to the share of the samples between ``low`` and ``high``.
@@ -267,11 +261,8 @@ def histogram(
         bins: number of bars.
         low: where the first bar begins; the smallest sample by default.
         high: where the last bar ends; the largest sample by default.
-        top: upper end of the vertical axis; chosen from the values by default.
         curve: a density to compare with, as a function of an array; or a mapping from names to such functions.
-        xlabel: the quantity on the horizontal axis, with its unit in parentheses.
-        ylabel: the quantity on the vertical axis.
-        unit: of the densities.
+        xlabel: as in :func:`lines`.
         digits: digits of the largest density that are kept.
 
     Example:
@@ -303,19 +294,17 @@ def histogram(
                 f"curve {name!r} must return as many values as it is given ({grid.size}): got shape {row.shape}."
             )
         rows.append(row)
-    top = None if top is None else check_number("top", top, low=0, open_low=True)
-    rounded = fixed(density, digits, top)
+    rounded = fixed(density, digits)
     return Panel(
         "histogram",
         blank="" if rounded.values.any() else "no sample lies between low and high",
         edges=edges,
         density=rounded,
-        curves=fixed(np.stack(rows) if rows else np.zeros((0, grid.size)), digits, top),
+        curves=fixed(np.stack(rows) if rows else np.zeros((0, grid.size)), digits),
         series=tuple(curves),
-        top=top,
-        unit=unit,
+        unit="",
         xlabel=xlabel,
-        ylabel=ylabel,
+        ylabel="density",
     )
 
 

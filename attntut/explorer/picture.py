@@ -130,7 +130,7 @@ def _histogram(axis: Axes, panel: Any) -> None:
         x = np.linspace(edges[0], edges[-1], len(curve))
         axis.plot(x, curve, color=f"C{k + 1}", label=name)
     axis.set(xlabel=panel.xlabel)
-    _finish(axis, panel, 0, panel.top)
+    _finish(axis, panel, 0, None)
 
 
 def _finish(axis: Axes, panel: Any, low: float | None, high: float | None) -> None:
