@@ -38,11 +38,9 @@ def command(
     """The parser of ``python -m attntut.PACKAGE MODEL``, with the options that :func:`made` reads.
 
     Args:
-        package: of the command.
-        description: what it shows.
+        package, description, more: its name, what it shows, and what else the epilog says.
         seq_len, batch: of the random input, by default; without ``batch``, neither it nor the seed is an option.
         narrowest: the least ``--width``.
-        more: of the epilog.
     """
     parser = argparse.ArgumentParser(
         prog=f"python -m attntut.{package}", description=description, epilog=f"{EPILOG}{more}", allow_abbrev=False
@@ -126,11 +124,7 @@ def build(config: Any, seed: int) -> nn.Module:
 def random_inputs(model: nn.Module, *, batch: int, seq_len: int, seed: int) -> dict[str, Tensor]:
     """Inputs for a Hugging Face model: random tokens, or Gaussian pixels or features.
 
-    Args:
-        model: what they are for.
-        batch: how many sequences.
-        seq_len: tokens in each; fewer if the model takes fewer; images and sounds have the model's own length.
-        seed: of the draw.
+    Sequences have ``seq_len`` tokens, or as many as the model takes; images and sounds have the model's own length.
 
     Raises:
         ValueError: the model takes something else.

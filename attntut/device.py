@@ -47,9 +47,7 @@ def default_device() -> torch.device:
 def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A random generator with its own state: the same draws whatever ran before.
 
-    Args:
-        seed: any integer ≥ 0.
-        device: where the generator draws; the same seed gives other numbers on another device.
+    The same seed gives other numbers on another device.
 
     Example:
         >>> torch.equal(torch.randn(3, generator=seeded(1)), torch.randn(3, generator=seeded(1)))
@@ -62,9 +60,7 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> torch.Generator:
 def own_randomness(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Let what draws from torch's global generators draw from ``seed``, and leave them as they were.
 
-    Args:
-        seed: any integer ≥ 0.
-        device: the generators are that of the CPU, and that of this device if it is a GPU.
+    The global generators are that of the CPU, and that of the device if it is a GPU.
 
     Example:
         >>> with own_randomness(1):

@@ -142,9 +142,6 @@ class DyT(Part):
 
     Zhu et al. (2025). It does not divide by the scale of a token: entries far below :math:`1/\alpha` stay small.
 
-    Args:
-        alpha: α at the start.
-
     Example:
         >>> DyT(alpha=1.0).make(2, layer=1)(torch.tensor([0.1, 100.0]))
         tensor([0.0997, 1.0000], grad_fn=<...>)
@@ -361,8 +358,7 @@ class QKNorm(Part):
 
     Henry et al. (2020); Dehghani et al. (2023). Between unrelated tokens the logits' standard deviation is g.
 
-    Args:
-        gain: g at the start, in the weight of the query's norm.
+    The gain g is in the weight of the query's norm.
 
     Example:
         >>> part = QKNorm(gain=2.0).make(d_model=8, n_heads=2)
@@ -398,9 +394,6 @@ class Sink(Part):
     .. math:: a_{ij} = \frac{e^{s_{ij}}}{e^{b_h} + \sum_{j'} e^{s_{ij'}}}
 
     gpt-oss; Miller (2023) with :math:`b = 0`. A head may then attend to nothing: its weights sum to less than 1.
-
-    Args:
-        start: b at the start.
     """
 
     slot = "sink"

@@ -93,7 +93,6 @@ def show(figure: Figure, *, alt: str) -> None:
     The book is built with ``ATTNTUT_EXPLORER=static``. There the colours and the font are the page's, by day and night.
 
     Args:
-        figure: a matplotlib figure.
         alt: what a reader who cannot see the figure needs to follow the argument: what is drawn, and what it shows.
 
     Example:
@@ -150,10 +149,6 @@ def png(figure: Figure) -> bytes:
 def svg(figure: Figure, *, alt: str) -> str:
     """A figure as an ``<svg>`` element for a page: text is text, colours are the page's variables.
 
-    Args:
-        figure: a matplotlib figure.
-        alt: the name of the image.
-
     Example:
         >>> figure, axes = subplots()
         >>> axes.set(title="Entropy falls")
@@ -186,9 +181,7 @@ def heat_map(
     """Draw a matrix, the first row on top.
 
     Args:
-        axes: where to draw.
         values: ``(rows, columns)``.
-        title: the message.
         x, y: labels of the columns and rows (words, say).
         xlabel, ylabel: what columns and rows are.
         low, high: the ends of the colour scale; None takes the smallest and largest value.
@@ -224,12 +217,9 @@ def runs(axes: Axes, x: Any, values: Any, *, label: str, color: str | None = Non
     """Draw the mean over seeds as a line with markers, and its 95 % confidence interval as a band.
 
     Args:
-        axes: where to draw.
         x: ``(points,)``.
         values: ``(seeds, points)``, or ``(points,)`` for a single run.
-        label: for the legend.
-        color: any matplotlib colour; the next of the cycle by default.
-        marker: a matplotlib marker; ``""`` for a plain line.
+        color, marker: as matplotlib takes them.
 
     Example:
         >>> figure, axes = subplots()
@@ -249,9 +239,7 @@ def theory(axes: Axes, x: Any, y: Any, *, label: str = "predicted") -> None:
     """Draw a prediction as a dashed line in ink, behind the measurements.
 
     Args:
-        axes: where to draw.
         x, y: ``(points,)`` each.
-        label: for the legend.
 
     Example:
         >>> figure, axes = subplots()
@@ -264,11 +252,7 @@ def histogram(axes: Axes, samples: Any, *, label: str, bins: int = 40, color: st
     """Draw the density of samples.
 
     Args:
-        axes: where to draw.
-        samples: any shape.
-        label: for the legend.
-        bins: number of bars.
-        color: any matplotlib colour.
+        samples: any shape; what is not finite is left out.
 
     Example:
         >>> figure, axes = subplots()

@@ -45,6 +45,7 @@ class Law(abc.ABC):
     @abc.abstractmethod
     def _fill(self, tensor: Tensor, generator: torch.Generator | None) -> None: ...
 
+    @torch.no_grad()
     def fill_(self, tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Fill ``tensor`` in place, without recording it for autograd.
 
@@ -55,8 +56,7 @@ class Law(abc.ABC):
         Returns:
             ``tensor``.
         """
-        with torch.no_grad():
-            self._fill(tensor, generator)
+        self._fill(tensor, generator)
         return tensor
 
 

@@ -80,9 +80,6 @@ REQUIREMENTS: Mapping[str, Requirement] = {
     "weight multipliers": Requirement(
         "its weights have variance 1; the forward pass must divide by √fan_in", {"weight_multiplier": "fan_in"}
     ),
-    "readout scale": Requirement(
-        "the readout must shrink with the width, or the outputs' updates grow with it", {"readout_scale": ...}
-    ),
     "learning rates by role": Requirement(
         "its scale goes with learning rates that fall with the fan-in of each matrix; no model can tell whether "
         "yours will, so confirm it"

@@ -132,21 +132,6 @@ def unit_scaling(weight: Weight) -> Law:
     return Normal(1.0)
 
 
-def spectral_std(fan_out: int, fan_in: int) -> float:
-    r"""The standard deviation of a Gaussian matrix of spectral norm :math:`\sqrt{\text{fan\_out}/\text{fan\_in}}`.
-
-    .. math:: \sigma = \frac{\sqrt{\text{fan\_out} / \text{fan\_in}}}{\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}}}
-
-    The largest singular value of such a matrix is :math:`\sigma(\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}})`, up
-    to a relative error that falls like :math:`\text{width}^{-2/3}`.
-
-    Example:
-        >>> spectral_std(256, 256), spectral_std(1024, 256)
-        (0.03125, 0.0417)
-    """
-    return math.sqrt(fan_out / fan_in) / (math.sqrt(fan_out) + math.sqrt(fan_in))
-
-
 def _rescale_spectrally(view: ModelView, generator: Any, *, exact: bool = False) -> None:
     for entry in view.entries if exact else ():
         if not entry.weight.is_table:
@@ -169,9 +154,11 @@ def spectral(weight: Weight, *, exact: bool = False) -> Law:
 
     The norm says that :math:`\operatorname{rms}(Wx)` is at most :math:`\operatorname{rms}(x)`, since
     :math:`\operatorname{rms}(x) = \lVert x\rVert/\sqrt{\text{fan\_in}}`. The paper asks for the order of magnitude
-    only; the constant 1, and the σ that reaches it (:func:`spectral_std`), are derived here. A square matrix gets half
-    of LeCun's σ, so a random vector leaves with half its size. It belongs to learning rates whose updates obey the same
-    norm; with Adam, those of :func:`learning_rates`. Tables read a one-hot vector: N(0, 1).
+    only; the constant 1, and the σ that reaches it, are derived here. The largest singular value of a Gaussian matrix
+    is :math:`\sigma(\sqrt{\text{fan\_out}} + \sqrt{\text{fan\_in}})`, up to a relative error that falls like
+    :math:`\text{width}^{-2/3}`. A square matrix gets half of LeCun's σ, so a random vector leaves with half its size.
+    It belongs to learning rates whose updates obey the same norm; with Adam, those of :func:`learning_rates`. Tables
+    read a one-hot vector: N(0, 1).
 
     Args:
         exact: rescale each matrix by its own largest singular value, instead of relying on the Gaussian's average.
@@ -182,7 +169,8 @@ def spectral(weight: Weight, *, exact: bool = False) -> Law:
         >>> prediction.std["query"], prediction.std["feed_forward_out"], prediction.logit_std
         (0.0313, 0.0104, 0.25)
     """
-    return Normal(1.0 if weight.is_table else spectral_std(weight.fan_out, weight.fan_in))
+    root_out, root_in = math.sqrt(weight.fan_out), math.sqrt(weight.fan_in)
+    return Normal(1.0 if weight.is_table else math.sqrt(weight.fan_out / weight.fan_in) / (root_out + root_in))
 
 
 def _put_on_sphere(view: ModelView, generator: Any) -> None:
