@@ -31,6 +31,10 @@ DATA = dict(
 )  # what every scheme must say
 
 
+def nameless(weight):
+    return Normal(1.0)
+
+
 def small(**changes) -> Transformer:
     config = dict(n_classes=3, d_input=5, seq_len=6, d_model=16, n_heads=4, n_layers=3, d_ff=24)
     return Transformer(TransformerConfig(**config | changes), seed=0)
@@ -108,13 +112,10 @@ def test_of_std_undoes_the_cut():
         (lambda: Weight("query", 8, 8, d_model=8, n_heads=3), "n_heads must divide d_model"),
         (lambda: Weight("query", 8, 8, d_model=8, n_heads=2, stack="middle"), "stack must be one of"),
         (lambda: weights(8, 2, d_ff=0), "d_ff must be an integer ≥ 1"),
-        (
-            lambda: scheme(**DATA | {"family": "fans"})(lambda weight: Normal(1.0)),
-            "family must be one of.*Did you mean 'fan'",
-        ),
-        (lambda: scheme(**DATA | {"source": " "}), "source must say something"),
-        (lambda: scheme(**DATA | {"year": None}), "year must be given where cite has none: got cite=''"),
-        (lambda: scheme(**DATA, requires=("post-ln",)), "requires must be one of.*Did you mean 'post-LN'"),
+        (lambda: scheme(**DATA | {"family": "fans"})(nameless), "family must be one of.*Did you mean 'fan'"),
+        (lambda: scheme(**DATA | {"source": " "})(nameless), "source must say something"),
+        (lambda: scheme(**DATA | {"year": None})(nameless), "year must be given where cite has none: got cite=''"),
+        (lambda: scheme(**DATA, requires=("post-ln",))(nameless), "requires must be one of.*Did you mean 'post-LN'"),
         (
             lambda: scheme(**DATA)(schemes()["xavier_normal"].function),
             "'xavier_normal' exists already, in the family 'fan'",

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from attntut._checks import check_choice
 from attntut.anatomy.view import ModelView
-from attntut.init.register import Entry, by_family, check_entry, enter
+from attntut.init.register import Entry, by_family, enter
 from attntut.init.requirements import REQUIREMENTS, Traits, has, unmet
 
 FAMILIES: Mapping[str, str] = {  # a file each: where a method acts, in the order of the forward pass, then of training
@@ -135,17 +135,7 @@ _ADJUSTMENTS: dict[str, Adjustment] = {}
 
 
 def adjustment(
-    *,
-    formula: str,
-    cite: str,
-    source: str,
-    why: str,
-    year: int | None = None,
-    treats: tuple[str, ...] = (),
-    requires: tuple[str, ...] = (),
-    clashes: Mapping[str, str] | None = None,
-    gives: tuple[str, ...] = (),
-    unfit: Unfit = lambda view, options: "",
+    *, clashes: Mapping[str, str] | None = None, gives: tuple[str, ...] = (), **about: Any
 ) -> Callable[[Function], Function]:
     """Register the function below as a method, and put formula, reason, source and limits into its docstring.
 
@@ -153,34 +143,15 @@ def adjustment(
     family is the name of the file.
 
     Raises:
+        TypeError: an attribute is missing, or there is none of this name.
         ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
-    published = check_entry(cite, year, requires, formula=formula, source=source, why=why)
     for each in gives:
         check_choice("gives", each, REQUIREMENTS)
     limits = "; ".join(f"{name} ({reason})" for name, reason in (clashes or {}).items())
-    more = f"\n\nClashes with: {limits}." if limits else ""
-
-    def register(function: Function) -> Function:
-        entry = Adjustment(
-            name=function.__name__,
-            family=check_choice("family", function.__module__.rpartition(".")[2], FAMILIES),
-            formula=formula,
-            cite=cite,
-            source=source,
-            year=published,
-            why=why,
-            treats=tuple(treats),
-            requires=tuple(requires),
-            clashes=MappingProxyType(dict(clashes or {})),
-            gives=tuple(gives),
-            unfit=unfit,
-            function=function,
-        )
-        enter(entry, _ADJUSTMENTS, more)
-        return function
-
-    return register
+    about |= dict(clashes=MappingProxyType(dict(clashes or {})), gives=tuple(gives))
+    about |= dict(more=f"\n\nClashes with: {limits}." if limits else "")
+    return lambda function: enter(function, Adjustment, _ADJUSTMENTS, FAMILIES, **about)
 
 
 def adjustments() -> Mapping[str, Adjustment]:

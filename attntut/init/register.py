@@ -56,6 +56,7 @@ class Entry:
 
 
 Each = TypeVar("Each", bound=Entry)
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @functools.cache
@@ -67,38 +68,53 @@ def keywords(function: Callable[..., Any] | None) -> dict[str, Any]:
     return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
-def check_entry(cite: str, year: int | None, requires: Collection[str], **texts: str) -> int:
-    """Refuse an unknown requirement and an empty text; return the year, by default the one in the key ``cite``.
+def enter(
+    function: Function,
+    kind: type[Each],
+    register: dict[str, Each],
+    families: Collection[str],
+    *,
+    cite: str,
+    family: str | None = None,
+    year: int | None = None,
+    requires: Collection[str] = (),
+    more: str = "",
+    **about: Any,
+) -> Function:
+    """Put a function, with what its decorator says, into a register, and what is said into the function's docstring.
+
+    Args:
+        function: its name is that of the entry.
+        kind: what to make of it.
+        register, families: where it stands.
+        family: by default the name of the function's file.
+        year: by default the one in the key ``cite``.
+        more: of the docstring, below what all entries say.
+        cite, requires, about: as in ``kind``.
 
     Raises:
-        ValueError: one of these, or no year.
+        ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
-    for name in requires:
-        check_choice("requires", name, REQUIREMENTS)
-    for label, text in texts.items():
-        if not text.strip():
-            raise ValueError(f"{label} must say something: got {text!r}.")
+    name, family = function.__name__, family or function.__module__.rpartition(".")[2]
+    for each in requires:
+        check_choice("requires", each, REQUIREMENTS)
     if year is None:
         if (found := re.search(r"\d{4}", cite)) is None:
             raise ValueError(f"year must be given where cite has none: got cite={cite!r}.")
         year = int(found[0])
-    return year
-
-
-def enter(entry: Each, register: dict[str, Each], more: str = "") -> None:
-    """Put an entry into a register, and what its decorator says, and more, below the first line of its docstring.
-
-    Raises:
-        ValueError: the name is taken.
-    """
-    if entry.name in register:
-        family = register[entry.name].family
-        raise ValueError(f"A {entry.kind} named {entry.name!r} exists already, in the family {family!r}.")
-    register[entry.name] = entry
-    summary, _, rest = inspect.cleandoc(entry.function.__doc__ or "").partition("\n\n")
-    needs = f"\n\nRequires: {', '.join(entry.requires)}." if entry.requires else ""
+    entry = kind(name=name, family=family, cite=cite, year=year, requires=tuple(requires), function=function, **about)
+    for label in ("formula", "source", "why"):
+        if not (text := getattr(entry, label)).strip():
+            raise ValueError(f"{label} must say something: got {text!r}.")
+    check_choice("family", family, families)
+    if name in register:
+        raise ValueError(f"A {kind.kind} named {name!r} exists already, in the family {register[name].family!r}.")
+    register[name] = entry
+    summary, _, rest = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
+    needs = f"\n\nRequires: {', '.join(requires)}." if requires else ""
     said = f"{summary}\n\n.. math:: {entry.formula}\n\n{entry.why}\n\nSource: {entry.source}.{needs}{more}"
-    entry.function.__doc__ = f"{said}\n\n{rest}\n"
+    function.__doc__ = f"{said}\n\n{rest}\n"
+    return function
 
 
 def by_family(entries: Mapping[str, Each], families: Collection[str]) -> Mapping[str, Each]:

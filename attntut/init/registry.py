@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from attntut._checks import check_choice
 from attntut.anatomy.weight import BRANCH, Weight
 from attntut.init.laws import Law, Normal
-from attntut.init.register import by_family, check_entry, enter
+from attntut.init.register import by_family, enter
 from attntut.init.scheme import Scheme
 
 FAMILIES = ("symmetric", "plain", "fan", "structured", "data", "depth", "width", "parts")
@@ -35,48 +35,23 @@ SCHEMES: dict[str, Scheme] = {}  # as they were registered; schemes() is the vie
 
 def scheme(
     *,
-    formula: str,
-    cite: str,
-    source: str,
-    why: str,
-    family: str | None = None,
-    year: int | None = None,
-    requires: tuple[str, ...] = (),
     architecture: Callable[[int], dict[str, Any]] | None = None,
     bias: Callable[..., Law] | None = None,
-    **functions: Callable[..., Any],
+    **about: Any,
 ) -> Callable[[Function], Function]:
     """Register the function below as a scheme, and put formula, reason, source and requirements into its docstring.
 
     The arguments are the attributes of :class:`Scheme`, with some short cuts. ``family`` is by default the name of the
     function's file, and ``year`` the one in the key ``cite``. ``bias`` is the ``bias_function``. ``architecture`` is
     ``by_depth``, and need only give what depends on the depth: what a requirement itself settles (``norm="post"``,
-    ``scale=1.0`` …) is filled in. ``functions`` are ``finish``, ``predicts`` and ``predicts_logits``.
+    ``scale=1.0`` …) is filled in.
 
     Raises:
+        TypeError: an attribute is missing, or there is none of this name.
         ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
-    published = check_entry(cite, year, requires, formula=formula, source=source, why=why)
-
-    def register(function: Function) -> Function:
-        entry = Scheme(
-            name=function.__name__,
-            family=check_choice("family", family or function.__module__.rpartition(".")[2], FAMILIES),
-            formula=formula,
-            cite=cite,
-            source=source,
-            year=published,
-            why=why,
-            requires=tuple(requires),
-            function=function,
-            bias_function=bias,
-            by_depth=architecture,
-            **functions,
-        )
-        enter(entry, SCHEMES)
-        return function
-
-    return register
+    about |= dict(by_depth=architecture, bias_function=bias)
+    return lambda function: enter(function, Scheme, SCHEMES, FAMILIES, **about)
 
 
 def schemes() -> Mapping[str, Scheme]:
