@@ -136,7 +136,6 @@ def causal_mask(n: int, m: int | None = None, *, device: torch.device | str | No
     Args:
         n: number of queries.
         m: number of keys; ``n`` by default.
-        device: where the mask is made.
 
     Returns:
         Boolean ``(n, m)``.

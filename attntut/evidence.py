@@ -146,9 +146,6 @@ def compare(
         supports: whether the record speaks for the claim or against it.
         when: the condition under which it speaks for the claim, as in "holds when …".
 
-    Returns:
-        The :class:`Evidence`.
-
     Raises:
         Disagreement: the measurement lies outside (an ``AssertionError``); it is shown all the same.
         TypeError, ValueError: an argument is missing or of the wrong kind.
@@ -362,14 +359,10 @@ def _measured(name: str, measured: Any) -> dict[str, Any]:
         raise TypeError(f"measured must be given for {name!r}: got None.")
     samples = _numbers("measured", measured)
     mean, low, high = confidence_interval(samples)
-    return dict(name=name, slug=_slug(name), measured=mean, low=low, high=high, n=samples.size)
+    slug = re.sub(r"[^\w]+", "-", unicodedata.normalize("NFKD", name).lower()).strip("-")
+    return dict(name=name, slug=slug, measured=mean, low=low, high=high, n=samples.size)
 
 
 def _signed(text: str) -> str:
     """A number with a true minus sign."""
     return text.replace("-", "−")
-
-
-def _slug(name: str) -> str:
-    plain = unicodedata.normalize("NFKD", name).lower()
-    return re.sub(r"[^\w]+", "-", plain).strip("-")

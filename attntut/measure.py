@@ -203,12 +203,7 @@ def rms(x: Tensor) -> Tensor:
 def update_size(before: Tensor, after: Tensor) -> Tensor:
     r"""How much a step changed an output: :math:`\operatorname{RMS}(F(\theta - \eta g) - F(\theta))`.
 
-    Args:
-        before: the output before the step, any shape.
-        after: the output after it, on the same inputs; the same shape.
-
-    Returns:
-        A tensor of no dimension.
+    The two outputs are of the same inputs, and of any one shape; the answer is a tensor of no dimension.
 
     Example:
         >>> update_size(torch.zeros(4), torch.full((4,), 0.5))
@@ -260,9 +255,6 @@ def numbers_kept(function: Callable[[], object]) -> int:
     """How many numbers torch keeps of a forward pass so that it can go back: what makes training need more memory.
 
     Inputs and weights that the backward pass reads count too. A tensor and its views count once.
-
-    Args:
-        function: takes nothing and runs the forward pass.
 
     Example:
         The softmax keeps its output, and adding keeps nothing:
@@ -344,10 +336,6 @@ def multiply_adds(build: Callable[[], Callable[[Tensor], object]], *shape: int) 
     """How many multiplications with an addition a layer takes: those of its products of matrices.
 
     Torch counts them on the device ``meta``, where a tensor has a shape and no numbers, so nothing is computed.
-
-    Args:
-        build: makes the layer.
-        shape: of its input.
 
     Example:
         >>> multiply_adds(lambda: torch.nn.Linear(3, 4), 10, 3)

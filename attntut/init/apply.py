@@ -60,9 +60,6 @@ def initialize_(
             overlook.
         options: the scheme's own.
 
-    Returns:
-        ``module``.
-
     Raises:
         TypeError: ``module`` is no module, or ``generator`` no generator.
         ValueError: an unknown scheme or option; a requirement that is not met; a model as in :func:`view`; a parameter

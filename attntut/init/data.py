@@ -158,10 +158,6 @@ def admin(weight: Weight) -> Law:
 def run(module: nn.Module, batch: Any) -> Any:
     """Call the model as for evaluation: no dropout, no gradients, and every part really called.
 
-    Args:
-        module: the model.
-        batch: its argument; a tuple holds several, a mapping those with names.
-
     Raises:
         ValueError: there is no batch.
     """
@@ -174,11 +170,6 @@ def run(module: nn.Module, batch: Any) -> Any:
 
 def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
     """What one projection writes, all tokens and batches together.
-
-    Args:
-        module: the model.
-        entry: one of its projections.
-        batch: as in :func:`run`.
 
     Raises:
         ValueError: the batch does not reach the projection, or there is none.

@@ -37,9 +37,6 @@ def gpt2(weight: Weight, *, std: float = 0.02) -> Law:
     the factor in words; nanoGPT and Hugging Face have it, the released code of OpenAI has not. Positions are drawn with
     0.02 too, as in nanoGPT and Hugging Face.
 
-    Args:
-        std: the standard deviation of all other matrices, 0.02 in the formula.
-
     Example:
         >>> from attntut.init import schemes
         >>> std = schemes()["gpt2"].predict(d_model=768, n_heads=12, n_layers=12).std
@@ -398,9 +395,6 @@ def depth_index(weight: Weight, *, std: float = 0.02) -> Law:
     divides both matrices that come second in its list, W₂ and W₃ of a SwiGLU, although only W₂ writes to the stream;
     it cuts at ±2, which at 0.02 cuts nothing; OLMo cuts at 3σ. Neither is done here. Tables are N(0, 1).
 
-    Args:
-        std: the standard deviation of all other matrices.
-
     Example:
         >>> from attntut.init import schemes
         >>> scheme = schemes()["depth_index"]
@@ -452,9 +446,6 @@ def completep(weight: Weight, *, zero_readout: bool = True) -> Law:
     1/√L keeps the stream's variance; 1/L keeps every layer learning features that are not linear in its weights, says
     the paper. Weights are those of :func:`~attntut.init.width.mup`, and so are the rates
     (:func:`~attntut.init.width.learning_rates`); the paper also scales Adam's ε and the weight decay.
-
-    Args:
-        zero_readout: as in :func:`~attntut.init.width.mup`.
 
     Example:
         >>> from attntut.init import schemes

@@ -29,9 +29,7 @@ def variance_scaling(
     LeCun's, Xavier's and He's rules are this law, for a Gaussian, a uniform or a truncated distribution.
 
     Args:
-        weight: its fans are those of one projection, packed or not.
         of_std: from a standard deviation to a law: ``Normal``, ``Uniform.of_std`` or ``TruncNormal.of_std``.
-        gain: multiplies the standard deviation.
         unit: from the weight to the standard deviation that a gain of 1 has.
 
     Example:

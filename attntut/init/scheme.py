@@ -94,14 +94,9 @@ class Scheme(Entry):
         for inputs of unit variance, and matrices of mean 0 that are drawn independently.
 
         Args:
-            d_model: width of the residual stream.
-            n_heads: number of heads.
-            n_layers: number of blocks.
-            d_ff: inner width of the feed-forward branch; ``4·d_model`` by default.
-            layer: which block.
+            d_model, n_heads, n_layers, d_ff, layer: as in :func:`~attntut.anatomy.weight.weights`.
             scale: the factor before the softmax; by default what the scheme requires, or else
                 :math:`1/\sqrt{d_\text{head}}`.
-            options: the scheme's.
 
         Example:
             >>> from attntut.init import schemes

@@ -182,10 +182,6 @@ def mimetic(weight: Weight, *, query_key: float = 0.7, value_output: float = 0.4
     paper's vision models have sinusoidal positions. Implementations disagree on which pair has 0.7 and which 0.4, and
     some draw Z uniformly.
 
-    Args:
-        query_key: the factor of the query-key pair, 0.7 in the formula.
-        value_output: that of the value-output pair, 0.4 in the formula.
-
     Raises:
         ValueError: an attention whose four matrices are not all square, as with grouped queries.
 

@@ -111,6 +111,8 @@ def adapt_(
 ) -> nn.Module:
     r"""Freeze a trained model, and put a low-rank adapter beside its matrices of some roles, in place.
 
+    The model computes what it did, to rounding; only the adapters require a gradient.
+
     ========== ============================ =============================== =======================================
     start      A                            B                               the frozen matrix
     ========== ============================ =============================== =======================================
@@ -129,14 +131,8 @@ def adapt_(
 
     Args:
         model: as in :func:`~attntut.init.view`; each of these roles must be a :class:`torch.nn.Linear` of its own.
-        start: the rule.
-        rank: r.
-        alpha: α; r by default.
+        rank, alpha: as in :class:`LowRank`.
         roles: which matrices get an adapter; query and value, as in Hu et al.'s experiments.
-        generator: where the random numbers come from.
-
-    Returns:
-        ``model``, which computes what it did, to rounding; only the adapters require a gradient.
 
     Raises:
         ValueError: an unknown start or role, an odd rank for "orthogonal", a rank above a matrix's, or a role that is
@@ -236,9 +232,6 @@ def align_heads_(model: Transformer, n_kv_heads: int, roles: tuple[str, ...] = (
             channels of a head apart.
         n_kv_heads: the number of groups.
         roles: ``"key"``, ``"value"`` or both.
-
-    Returns:
-        ``model``.
 
     Example:
         >>> model, x = Transformer(TransformerConfig(n_classes=2, d_input=4), seed=0), torch.randn(3, 16, 4)

@@ -118,10 +118,6 @@ def rectification(t: int, beta2: float) -> float:
     Liu et al. (2020), algorithm 2; :class:`torch.optim.RAdam`, whose bound on :math:`\rho_t` is 5 where the paper's
     is 4.
 
-    Args:
-        t: number of the update.
-        beta2: of the second moment.
-
     Example:
         >>> [round(rectification(t, 0.999), 3) for t in (5, 6, 100, 1000, 10000)]
         [0.0, 0.026, 0.215, 0.645, 1.0]
