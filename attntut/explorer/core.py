@@ -20,15 +20,6 @@ MODES = ("live", "static", "picture")
 class Explorer:
     """Let the reader turn the knobs of a function.
 
-    The simplest explorer has one control and shows one number::
-
-        from attntut.explorer import Explorer, number
-
-        def area(radius=1.0):
-            return {"Area": number(3.14159 * radius**2, unit="m²")}
-
-        Explorer(area, title="A disc", alt="Area: 3.14 m²", radius=[0.5, 1.0, 2.0])
-
     A list of numbers becomes a slider, a list of words becomes buttons, ``True`` or ``False`` a check box; they start
     at the default of the function's argument, or at the first option. For more choice, give ipywidgets; here a slider
     of a logarithmic scale, and a panel for each thing to see::
@@ -56,8 +47,7 @@ class Explorer:
         title: what is explored.
         alt: what the picture of the default state shows, for readers who can't see it.
         caption: what to look at; optional.
-        **controls: ipywidgets (``SelectionSlider``, ``Dropdown``, ``ToggleButtons``, ``IntSlider``, ``FloatSlider``,
-            ``FloatLogSlider``, ``Checkbox``, ``ToggleButton``), or a list of options, or a bool.
+        **controls: ipywidgets (sliders, choices, buttons, check boxes), a list of options, or a bool.
 
     Raises:
         TypeError: a control that a page can't have, or a function that returns something else than panels.
@@ -65,6 +55,8 @@ class Explorer:
             names or kinds from state to state; on a page also a first state in which a panel is blank.
 
     Example:
+        The simplest explorer has one control and shows one number:
+
         >>> from attntut.explorer import Explorer, number
         >>> Explorer(lambda radius: {"Area": number(3.14159 * radius**2, unit="m²")},
         ...          title="A disc", alt="Area: 3.14 m²", radius=[1, 2])

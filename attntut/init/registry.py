@@ -1,18 +1,7 @@
 """The register of schemes: each is data about a paper plus one function from a weight to a law.
 
-To add one, write the function in the file of its family::
-
-    @scheme(
-        formula=r"\\sigma^2 = 1 / \\text{fan\\_in}",
-        cite="lecun1998efficient",
-        source="LeCun et al. (1998)",
-        why="A linear map keeps the variance of its input.",
-    )
-    def lecun_normal(weight: Weight, *, gain: float = 1.0) -> Law:
-        '''Say what it does, the trap, the options, and give an example.'''
-        return law_outside_blocks(weight) or Normal(gain * weight.fan_in**-0.5)
-
-Tests, catalogue and explorers find it by :func:`schemes`, and ``help(lecun_normal)`` shows formula and source too.
+To add one, write the function in the file of its family, as those there. Tests, catalogue and explorers find it by
+:func:`schemes`, and ``help`` of it shows formula and source too.
 """
 
 from __future__ import annotations

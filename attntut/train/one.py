@@ -32,9 +32,7 @@ def train(
         lr: learning rate.
         seed: of the order of the batches, and of dropout if there is any.
         progress: whether to show a bar; by default only where stderr is a terminal.
-        options: ``steps``, and whatever else of :class:`Settings` (``batch_size``, ``optimizer``, ``weight_decay``,
-            ``momentum``, ``betas``, ``warmup``, ``schedule``, ``penalty``, ``clip_norm``, ``max_loss``,
-            ``eval_every``, ``lr_factors``, ``after_step``) is not as there.
+        options: ``steps``, and whatever else of :class:`~attntut.train.Settings` is not as there.
 
     Returns:
         The history. After a divergence the model has the weights from before the bad step.
