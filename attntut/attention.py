@@ -115,10 +115,7 @@ def scaled_dot_product_attention(
 
 
 def masked_softmax(logits: Tensor) -> Tensor:
-    """Softmax along the last dimension, where a row of −∞ gives weights 0, and gradients 0, not NaN.
-
-    Args:
-        logits: ``(..., n, m)``.
+    """Softmax along the last of ``(..., n, m)``, where a row of −∞ gives weights 0, and gradients 0, not NaN.
 
     Example:
         >>> masked_softmax(torch.tensor([[0.0, -math.inf], [-math.inf, -math.inf]]))
@@ -131,14 +128,7 @@ def masked_softmax(logits: Tensor) -> Tensor:
 
 
 def causal_mask(n: int, m: int | None = None, *, device: torch.device | str | None = None) -> Tensor:
-    """True where query ``i`` may see key ``j``, that is, where ``j ≤ i``.
-
-    Args:
-        n: number of queries.
-        m: number of keys; ``n`` by default.
-
-    Returns:
-        Boolean ``(n, m)``.
+    """True where query ``i`` of n may see key ``j`` of m (n by default), that is, where ``j ≤ i``: ``(n, m)``.
 
     Example:
         >>> causal_mask(3).int()

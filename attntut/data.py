@@ -187,11 +187,7 @@ def digits(*, patch: int = 2, test_fraction: float = 0.25, n_train: int | None =
 def to_images(patches: Tensor) -> Tensor:
     """Put the patches of a square image, which lie left to right, then top to bottom, together again.
 
-    Args:
-        patches: ``(N, T, patch²)`` where T is a square, as in :func:`digits`.
-
-    Returns:
-        ``(N, side, side)`` with ``side = √T · patch``.
+    Of ``(N, T, patch²)``, where T is a square, it makes ``(N, side, side)`` with ``side = √T · patch``.
 
     Example:
         >>> to_images(torch.arange(16).view(1, 4, 4))[0]
@@ -212,15 +208,9 @@ def to_images(patches: Tensor) -> Tensor:
 
 
 def shuffle_tokens(inputs: Tensor, *, seed: int, keep: int = 0) -> Tensor:
-    """Put the tokens of every input in a random order of its own: the bag stays, its order goes.
+    """Put the tokens of every input, ``(N, T, …)``, in a random order of its own: the bag stays, its order goes.
 
-    Args:
-        inputs: ``(N, T, …)``.
-        seed: of the orders.
-        keep: how many tokens at the beginning stay where they are.
-
-    Returns:
-        The same tokens, in the shape of ``inputs``.
+    The first ``keep`` tokens stay where they are.
 
     Example:
         >>> shuffle_tokens(torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]]), seed=0, keep=1)

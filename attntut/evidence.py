@@ -301,11 +301,7 @@ def _row(record: Evidence) -> str:
 def confidence_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float | None, float | None]:
     r"""Mean and 95 % confidence interval (Student's t), :math:`\bar x \pm t_{.975,n-1}\, s / \sqrt n`.
 
-    Args:
-        samples: ``(n,)``, one number a seed.
-
-    Returns:
-        Mean, low, high; the interval is None for a single sample, which has none.
+    Of ``(n,)``, one number a seed, it gives mean, low and high. A single sample has no interval: None.
 
     Example:
         >>> [round(x, 3) for x in confidence_interval([0.80, 0.82, 0.81])]

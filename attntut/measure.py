@@ -96,13 +96,8 @@ def gaussian_entropy(std: float, n: int) -> float:
 def participation(weights: Tensor) -> Tensor:
     r"""The sum of squared weights, :math:`\sum_j p_{ij}^2`: 1 for one key, 1/n for n equal ones.
 
-    It is the factor by which averaging with these weights shrinks the variance of independent values.
-
-    Args:
-        weights: ``(..., n_query, n_key)``.
-
-    Returns:
-        ``(..., n_query)``.
+    It is the factor by which averaging with these weights, ``(..., n_query, n_key)``, shrinks the variance of
+    independent values: ``(..., n_query)``.
 
     Example:
         >>> participation(torch.tensor([[1.0, 0.0], [0.5, 0.5]]))
@@ -115,13 +110,7 @@ def logit_statistics(logits: Tensor) -> LogitStatistics:
     """Mean, standard deviation within a row, and largest absolute value, of the last two dimensions.
 
     The standard deviation is taken around each row's own mean, because a softmax does not see what a whole row shares.
-    Entries of −inf (masked) are left out.
-
-    Args:
-        logits: ``(..., n_query, n_key)``.
-
-    Returns:
-        Three tensors of shape ``(...)``.
+    Entries of −inf (masked) are left out. Of ``(..., n_query, n_key)`` three tensors ``(...)`` are made.
 
     Example:
         >>> logit_statistics(torch.tensor([[0.0, 2.0], [10.0, 12.0]]))
@@ -169,13 +158,8 @@ def token_cosine(x: Tensor) -> Tensor:
 
     .. math:: \rho = \frac{1}{n(n-1)} \sum_{i \ne j} \frac{x_i^\top x_j}{\lVert x_i\rVert \lVert x_j\rVert}
 
-    0 for independent directions, 1 when all tokens point the same way. Noci et al. (2022) follow it through depth.
-
-    Args:
-        x: ``(..., n, d)`` with ``n ≥ 2``.
-
-    Returns:
-        ``(...)``.
+    0 for independent directions, 1 when all tokens point the same way. Noci et al. (2022) follow it through depth. Of
+    ``(..., n, d)`` with ``n ≥ 2`` it makes ``(...)``.
 
     Example:
         >>> token_cosine(torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 0.0]]))
@@ -308,10 +292,8 @@ def products_in_a_row(output: Tensor) -> int:
     """How many products of matrices had to wait for one another: what no parallel machine can shorten.
 
     It is the longest chain of products in the graph that torch keeps for the backward pass. A layer that torch runs as
-    one operation (``nn.LSTM``, fused attention) is one node of that graph and hides its products.
-
-    Args:
-        output: what a forward pass gave, with inputs or weights that require a gradient.
+    one operation (``nn.LSTM``, fused attention) is one node of that graph and hides its products. There must be inputs
+    or weights that require a gradient.
 
     Example:
         >>> W = torch.ones(2, 2, requires_grad=True)

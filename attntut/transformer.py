@@ -346,14 +346,7 @@ def sinusoidal_positions(seq_len: int, d_model: int) -> Tensor:
 
     .. math:: P_{t,2i} = \sin\!\left(t / 10000^{2i/d}\right), \qquad P_{t,2i+1} = \cos\!\left(t / 10000^{2i/d}\right)
 
-    Vaswani et al. (2017), section 3.5.
-
-    Args:
-        seq_len: number of positions.
-        d_model: width.
-
-    Returns:
-        ``(seq_len, d_model)``; every entry lies in [−1, 1].
+    Vaswani et al. (2017), section 3.5. The result is ``(seq_len, d_model)``; every entry lies in [−1, 1].
 
     Example:
         >>> sinusoidal_positions(2, 4)

@@ -14,7 +14,7 @@ from attntut._restore import restored_mode
 from attntut.data import Data
 from attntut.device import own_randomness
 from attntut.train.scoring import Evaluation, History, evaluate, objective
-from attntut.train.settings import EPS, Settings, batch_order, check_model, data_for, progress_bar
+from attntut.train.settings import EPS, OPTIMIZERS, Settings, batch_order, check_model, data_for, progress_bar
 
 
 def train(
@@ -116,10 +116,7 @@ def _optimizers(model: nn.Module, lr: float, s: Settings) -> tuple[torch.optim.O
         by_factor.setdefault(s.lr_factors.get(name, 1.0), []).append(parameter)
     groups: list[dict[str, Any]] = [{"params": some, "lr": lr * factor} for factor, some in by_factor.items()]
     options: dict[str, Any] = dict(lr=lr, weight_decay=s.weight_decay)
-    if s.optimizer == "radam":
-        return (torch.optim.RAdam(groups, betas=s.betas, eps=EPS, **options),)
-    options["fused"] = next(iter(named.values())).device.type in ("cpu", "cuda")
-    if s.optimizer == "sgd":
-        return (torch.optim.SGD(groups, momentum=s.momentum, **options),)
-    kind = torch.optim.AdamW if s.optimizer == "adamw" else torch.optim.Adam
-    return (kind(groups, betas=s.betas, eps=EPS, **options),)
+    options |= dict(momentum=s.momentum) if s.optimizer == "sgd" else dict(betas=s.betas, eps=EPS)
+    if s.optimizer != "radam":  # which torch has not fused
+        options["fused"] = next(iter(named.values())).device.type in ("cpu", "cuda")
+    return (OPTIMIZERS[s.optimizer](groups, **options),)

@@ -17,7 +17,7 @@ from attntut.device import seeded
 with extra("train"):
     from tqdm import tqdm
 
-OPTIMIZERS = ("adamw", "adam", "radam", "sgd")
+OPTIMIZERS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam, "radam": torch.optim.RAdam, "sgd": torch.optim.SGD}
 EPS = 1e-8
 OptimizerFactory = Callable[[nn.Module, float], torch.optim.Optimizer | Iterable[torch.optim.Optimizer]]
 OF_OPTIMIZER = ("weight_decay", "momentum", "betas", "lr_factors")
