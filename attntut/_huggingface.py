@@ -56,12 +56,7 @@ def command(
 
 
 def made(known: argparse.Namespace, overrides: dict[str, Any]) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The model that a command line asks for, and its inputs.
-
-    Raises:
-        ValueError, TypeError: an option is out of range.
-        ValueError, OSError, ImportError: as :func:`configuration` and :func:`random_inputs`.
-    """
+    """The model that a command line asks for, and its inputs."""
     for name, low in (("seq-len", 1), ("batch", 1), ("width", known.narrowest)):
         check_int(f"--{name}", getattr(known, name.replace("-", "_")), low=low)
     model = build(configuration(known.model, overrides), known.seed)
@@ -77,7 +72,7 @@ def configuration(model: str, overrides: dict[str, Any]) -> Any:
 
     Raises:
         ImportError: transformers is not installed.
-        ValueError: no such type or entry, the nearest one is named; or the configuration refuses a value.
+        ValueError: no such type or entry; or the configuration refuses a value.
         OSError: the file is no JSON.
     """
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -125,9 +120,6 @@ def random_inputs(model: nn.Module, *, batch: int, seq_len: int, seed: int) -> d
     """Inputs for a Hugging Face model: random tokens, or Gaussian pixels or features.
 
     Sequences have ``seq_len`` tokens, or as many as the model takes; images and sounds have the model's own length.
-
-    Raises:
-        ValueError: the model takes something else.
     """
     config: Any = model.config
     generator = seeded(seed)

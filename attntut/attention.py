@@ -308,8 +308,11 @@ class MultiHeadAttention(nn.Module):
             weights = None if a1 is None or a2 is None else a1 - difference.factor * a2
         else:
             heads, weights = self._attend(query, key, value, mask, self.scale, return_weights)
-        merged = self._merge(heads, x)
-        return merged if weights is None else (merged, weights)
+        merged = heads.transpose(1, 2).flatten(2)  # (B, T, d_model)
+        for part in self.parts.values():
+            merged = part.merged(merged, x)
+        output = self.output(self.inner_norm(merged))
+        return output if weights is None else (output, weights)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, return_weights: bool
@@ -345,12 +348,6 @@ class MultiHeadAttention(nn.Module):
         B, T, _ = part.shape  # batch, tokens, d_model (keys and values of grouped queries: less)
         heads = part.view(B, T, part.shape[-1] // self.d_head, self.d_head).transpose(1, 2)  # (B, H, T, d_head)
         return heads if heads.shape[1] == self.n_heads else heads.repeat_interleave(self.n_heads // heads.shape[1], 1)
-
-    def _merge(self, heads: Tensor, x: Tensor) -> Tensor:
-        merged = heads.transpose(1, 2).flatten(2)  # (B, T, d_model)
-        for part in self.parts.values():
-            merged = part.merged(merged, x)
-        return self.output(self.inner_norm(merged))
 
 
 def check_heads(d_model: int, n_heads: int) -> None:

@@ -19,9 +19,6 @@ VARIABLE = "ATTNTUT_DEVICE"
 def default_device() -> torch.device:
     """The device named by the environment variable ``ATTNTUT_DEVICE``; ``cpu`` when it is unset.
 
-    Returns:
-        A device that is present: it holds and returns a number.
-
     Raises:
         ValueError: the name is no device of torch.
         RuntimeError: torch knows the device, but this machine has none.

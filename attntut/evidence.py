@@ -279,12 +279,10 @@ class Records:
         )
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
-        return {"text/plain": str(self), "text/html": self._html(), MIME: [asdict(record) for record in self.records]}
-
-    def _html(self) -> str:
         head = "".join(f'<th scope="col">{column}</th>' for column in COLUMNS)
         rows = "".join(_row(record) for record in self.records)
-        return f'<table class="attntut-evidence"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        table = f'<table class="attntut-evidence"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+        return {"text/plain": str(self), "text/html": table, MIME: [asdict(record) for record in self.records]}
 
 
 def _row(record: Evidence) -> str:

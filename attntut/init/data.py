@@ -16,7 +16,7 @@ from attntut._checks import check_int, check_number
 from attntut._restore import no_fast_path, restored_mode
 from attntut.anatomy.view import Entry, ModelView, call, owner_of
 from attntut.anatomy.weight import Weight
-from attntut.init.fan import xavier_uniform
+from attntut.init.fan import lecun_normal, xavier_uniform
 from attntut.init.laws import Law, Orthogonal
 from attntut.init.registry import law_outside_blocks, scheme
 from attntut.transformer import TransformerBlock
@@ -65,10 +65,6 @@ def _called(module: nn.Module, batch: Any, owners: Iterable[nn.Module]) -> list[
     return order
 
 
-def _seen_std(weight: Weight) -> float:
-    return law_outside_blocks(weight).std(*weight.shape) if weight.is_table else weight.fan_in**-0.5  # type: ignore[union-attr]
-
-
 @scheme(
     formula=r"W = Q \text{ orthogonal}, \qquad W \leftarrow \frac{W}{\operatorname{std}(W X)} \text{ until } "
     r"|\operatorname{std}(W X) - 1| \le 0.1",
@@ -77,7 +73,7 @@ def _seen_std(weight: Weight) -> float:
     why="Makes every layer write with variance 1 on your data, whatever the layers before it are.",
     requires=("batch",),
     finish=_scale_outputs,
-    predicts=_seen_std,
+    predicts=lambda weight: lecun_normal(weight).std(*weight.shape),
 )
 def lsuv(weight: Weight) -> Law:
     r"""Orthogonal matrices, each divided by the standard deviation of what it writes, first to last.
@@ -156,11 +152,7 @@ def admin(weight: Weight) -> Law:
 
 
 def run(module: nn.Module, batch: Any) -> Any:
-    """Call the model as for evaluation: no dropout, no gradients, and every part really called.
-
-    Raises:
-        ValueError: there is no batch.
-    """
+    """Call the model as for evaluation: no dropout, no gradients, and every part really called."""
     if batch is None:
         raise ValueError("batch must be what the model is called with, to measure its activations: got None.")
     with torch.no_grad(), restored_mode(module), no_fast_path():
@@ -169,11 +161,7 @@ def run(module: nn.Module, batch: Any) -> Any:
 
 
 def output_of(module: nn.Module, entry: Entry, batch: Any) -> Tensor:
-    """What one projection writes, all tokens and batches together.
-
-    Raises:
-        ValueError: the batch does not reach the projection, or there is none.
-    """
+    """What one projection writes, all tokens and batches together."""
     owner = owner_of(module, entry)
     parent = module.get_submodule(entry.parameter.rpartition(".")[0].rpartition(".")[0])
     caught: list[Tensor] = []

@@ -299,6 +299,7 @@ def rezero(weight: Weight) -> Law:
     its own. They drop the norms: x alone reaches the readout, at the scale of the embedding.
 
     Example:
+        >>> import torch
         >>> from attntut import Transformer, TransformerConfig
         >>> from attntut.init import initialize_, schemes
         >>> config = TransformerConfig(n_classes=2, d_input=4, **schemes()["rezero"].architecture())

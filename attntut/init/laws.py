@@ -47,14 +47,11 @@ class Law(abc.ABC):
 
     @torch.no_grad()
     def fill_(self, tensor: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Fill ``tensor`` in place, without recording it for autograd.
+        """Fill ``tensor`` in place, without recording it for autograd, and return it.
 
         Args:
             tensor: ``(fan_out, fan_in)``, a view of any strides; the laws of independent entries take any shape.
             generator: where the random numbers come from; torch's global generator by default.
-
-        Returns:
-            ``tensor``.
         """
         self._fill(tensor, generator)
         return tensor

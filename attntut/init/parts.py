@@ -22,10 +22,6 @@ def _set_query_gain(view: ModelView, generator: torch.Generator | None, *, gain:
             weight.fill_(gain - (f"{name}.weight" in view.zero_centred))
 
 
-def _bounded_logits(query: Weight, key: Weight, scale: float, *, gain: float = 1.44) -> float:
-    return abs(gain) * unit_logits(query, key, scale)
-
-
 @scheme(
     formula=r"s_{ij} = \frac{(g \odot \hat q_i)^\top \hat k_j}{\sqrt{d_h}}, \quad g = 1.44 \qquad "
     r"\Rightarrow \qquad \sigma_s = g, \quad |s_{ij}| \le g \sqrt{d_h}",
@@ -35,7 +31,7 @@ def _bounded_logits(query: Weight, key: Weight, scale: float, *, gain: float = 1
     why="With a norm on queries and keys the weights no longer set the logits: the gain does, and it is the only knob.",
     requires=("QK-norm",),
     finish=partial(_set_query_gain, gain=1.44),
-    predicts_logits=_bounded_logits,
+    predicts_logits=lambda query, key, scale, *, gain=1.44: abs(gain) * unit_logits(query, key, scale),
 )
 def qk_gain(weight: Weight, *, gain: float = 1.44) -> Law:
     r"""N(0, 0.02²), and the gain of the query's norm is the standard deviation of the logits.

@@ -47,11 +47,7 @@ class Entry:
         return keywords(self.function)
 
     def check_options(self, options: Mapping[str, Any]) -> None:
-        """Refuse an option that it does not have.
-
-        Raises:
-            ValueError: names the options that it has.
-        """
+        """Refuse an option that it does not have, and name those that it has."""
         check_options(f"The {self.kind} {self.name!r}", options, self.options)
 
 
@@ -91,9 +87,6 @@ def enter(
         year: by default the one in the key ``cite``.
         more: of the docstring, below what all entries say.
         cite, requires, about: as in ``kind``.
-
-    Raises:
-        ValueError: an unknown family or requirement, an empty text, no year, or a name that is taken.
     """
     name, family = function.__name__, family or function.__module__.rpartition(".")[2]
     for each in requires:

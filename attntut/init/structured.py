@@ -115,10 +115,6 @@ def _spectrum(share: float) -> tuple[float, float]:
     return float(chosen @ np.sqrt(square)) / share, math.sqrt(chosen @ square / share)
 
 
-def _fitted(weight: Weight) -> bool:
-    return weight.role in ATTENTION and not weight.is_cross
-
-
 def _fit_pairs(
     view: ModelView, generator: torch.Generator | None, *, query_key: float = 0.7, value_output: float = 0.4
 ) -> None:
@@ -193,7 +189,7 @@ def mimetic(weight: Weight, *, query_key: float = 0.7, value_output: float = 0.4
         >>> round(product.diagonal().mean().item(), 1)
         -0.4
     """
-    if not _fitted(weight):
+    if weight.role not in ATTENTION or weight.is_cross:
         return vit(weight)
     check_number("query_key", query_key, low=0), check_number("value_output", value_output, low=0)
     pair = query_key if weight.role in ("query", "key") else value_output

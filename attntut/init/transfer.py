@@ -247,7 +247,9 @@ def align_heads_(model: Transformer, n_kv_heads: int, roles: tuple[str, ...] = (
     for attention in (each for each in model.modules() if isinstance(each, MultiHeadAttention)):
         for role in roles:
             layer = getattr(attention, role)
-            heads = _by_head(layer, config.n_heads)
+            bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
+            whole = torch.cat([layer.weight, bias[:, None]], dim=1)
+            heads = whole.unflatten(0, (config.n_heads, -1))  # (heads, d_head, fan_in + 1)
             firsts = heads[:: config.n_heads // n_kv_heads].repeat_interleave(config.n_heads // n_kv_heads, dim=0)
             U, _, Vh = torch.linalg.svd(firsts @ heads.mT)
             turn = U @ Vh  # (heads, d_head, d_head)
@@ -259,12 +261,6 @@ def align_heads_(model: Transformer, n_kv_heads: int, roles: tuple[str, ...] = (
                 columns = attention.output.weight.unflatten(1, (config.n_heads, -1)).transpose(0, 1)
                 attention.output.weight.copy_((columns @ turn.mT).transpose(0, 1).flatten(1))
     return model
-
-
-def _by_head(layer: nn.Linear, n_heads: int) -> Tensor:
-    """Weight and bias of each head, ``(heads, d_head, fan_in + 1)``."""
-    bias = layer.weight.new_zeros(len(layer.weight)) if layer.bias is None else layer.bias
-    return torch.cat([layer.weight, bias[:, None]], dim=1).unflatten(0, (n_heads, -1))
 
 
 def _ungrouped(model: object, n_kv_heads: int) -> TransformerConfig:
