@@ -36,8 +36,7 @@ class Data:
         name: what it is called in tables and figures.
         train_inputs: real tokens ``(N, T, d_input)``, or integer tokens ``(N, T)``.
         train_targets: int64, one class an input, ``(N,)``, or a token, ``(N, T)``; ``-100`` where nothing is scored.
-        test_inputs: as ``train_inputs``, with its own N.
-        test_targets: as ``train_targets``.
+        test_inputs, test_targets: the same, with an N of their own.
         n_classes: targets lie in ``0 … n_classes − 1``.
         alphabet: the character of every integer token, if the tokens are characters.
 

@@ -40,12 +40,9 @@ class Evidence:
         n: number of measurements.
         tolerance: how near, or where, the measurement must lie, in words.
         at_least, at_most: the same as numbers; None where there is no end.
-        unit: the unit of both numbers.
         passed: whether it lies there.
         explained: why theory and measurement differ, where the text says so; such a record has not passed.
-        claim: id of the article's claim that this speaks to, or None.
-        supports: whether it speaks for the claim.
-        when: the condition under which it does.
+        unit, claim, supports, when: as in :func:`compare`.
     """
 
     name: str

@@ -91,7 +91,8 @@ class TransformerConfig:
     parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(by_slot(self.parts).values()))
+        of_slot = by_slot(self.parts)
+        object.__setattr__(self, "parts", tuple(of_slot.values()))
         if (self.d_input is None) == (self.vocab_size is None):
             raise ValueError(
                 "Exactly one of d_input (real-valued tokens) and vocab_size (integer tokens) must be given: "
@@ -103,10 +104,10 @@ class TransformerConfig:
         if self.d_ff is None:
             object.__setattr__(self, "d_ff", 4 * self.d_model)
         check_int("d_ff", self.d_ff, low=0)
-        if self.norm == "sub" and "feed_forward" in by_slot(self.parts):
+        if self.norm == "sub" and "feed_forward" in of_slot:
             raise ValueError(f"norm must not be 'sub' with a feed-forward network of its own: got parts={self.parts}.")
         plain_skip = self.residual and self.skip_scale == 1 and not self.skip_weights
-        if (sums := by_slot(self.parts).get("residual")) and not plain_skip:
+        if (sums := of_slot.get("residual")) and not plain_skip:
             raise ValueError(
                 f"residual, skip_scale and skip_weights must be left out with a sum of its own, {sums}: got "
                 f"{self.residual}, {self.skip_scale} and {self.skip_weights}."

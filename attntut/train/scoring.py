@@ -37,8 +37,7 @@ class History:
         evaluations: on the test set, the last one after the last update.
         diverged_at: the step whose loss or gradient was not finite, or whose loss was above the limit; the weights are
             those before that step. None if there was no such step.
-        lr: the learning rate.
-        seed: the seed of the batches.
+        lr, seed: the learning rate, and the seed of the batches.
 
     Example:
         >>> import torch
