@@ -23,7 +23,7 @@ from attntut.init import schemes, view
 from attntut.init.laws import MatrixLaw
 from attntut.measure import attention_entropy, logit_statistics, rms, token_cosine
 from attntut.parts import QKNorm
-from attntut.train.scoring import cross_entropy
+from attntut.train.scoring import objective
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_ext"))
@@ -181,7 +181,7 @@ def by_torch(task: str, model: Transformer, optimizer: dict, soft_cap: float | N
     with capped(soft_cap):
         for step, row in enumerate(rows):
             logits = model(data.train_inputs[row])
-            loss = cross_entropy(logits, data.train_targets[row], data.n_classes)
+            loss = objective(logits, data.train_targets[row], data.n_classes)
             update.zero_grad()
             loss.backward()
             if step == 0:
@@ -454,7 +454,7 @@ def test_the_words_are_those_of_diagnose(starts, name):
         for parameter_name, parameter in model.named_parameters():
             parameter.copy_(torch.tensor(found["weights"][parameter_name]).view_as(parameter))
     x, y = torch.tensor(found["x"]).view(32, 16, 4), torch.tensor(found["y"])
-    report = diagnose(model, x, lambda logits: cross_entropy(logits, y, data.n_classes))
+    report = diagnose(model, x, lambda logits: objective(logits, y, data.n_classes))
     theirs = [each for each in report.findings if each.fault in playground.JUDGED]
     assert [each["name"] for each in found["findings"]] == [each.name for each in theirs]
     if theirs:

@@ -339,7 +339,7 @@ def test_the_loss_is_torchs_with_and_without_unscored_targets():
     for share in (0, 0.4):
         targets = torch.randint(7, (4, 5)).masked_fill(torch.rand(4, 5) < share, UNSCORED)
         expected = nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=UNSCORED)
-        got = scoring.cross_entropy(logits, targets, 7)
+        got = scoring.objective(logits, targets, 7)
         assert torch.allclose(got, expected, rtol=1e-12)
         assert torch.allclose(*(torch.autograd.grad(loss, logits)[0] for loss in (got, expected)), atol=1e-12)
 

@@ -73,16 +73,11 @@ class History:
         return f"History(steps={len(self.losses)}, {result}, lr={self.lr:g}, seed={self.seed}{end})"
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, n_classes: int) -> Tensor:
-    """The mean loss of the scored targets, in nats."""
-    return _losses(logits, targets, n_classes).sum() / (targets != UNSCORED).sum()
-
-
 def objective(
     logits: Tensor, targets: Tensor, n_classes: int, penalty: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """What is minimized: the mean loss and, where there is one, the penalty of the logits."""
-    loss = cross_entropy(logits, targets, n_classes)
+    """What is minimized: the mean loss of the scored targets, in nats, and the penalty of the logits if any."""
+    loss = _losses(logits, targets, n_classes).sum() / (targets != UNSCORED).sum()
     return loss if penalty is None else loss + penalty(logits)
 
 
