@@ -37,6 +37,9 @@ def gpt2(weight: Weight, *, std: float = 0.02) -> Law:
     the factor in words; nanoGPT and Hugging Face have it, the released code of OpenAI has not. Positions are drawn with
     0.02 too, as in nanoGPT and Hugging Face.
 
+    Args:
+        std: the standard deviation of all other matrices, 0.02 in the formula.
+
     Example:
         >>> from attntut.init import schemes
         >>> std = schemes()["gpt2"].predict(d_model=768, n_heads=12, n_layers=12).std
@@ -325,6 +328,9 @@ def skip_init(weight: Weight, *, gain: float = 0.0) -> Law:
     Made for convolutional networks without norms, whose matrices keep the variance of what they read; here they are
     :func:`~attntut.init.fan.lecun_normal`. The idea is that of :func:`rezero`, found independently.
 
+    Args:
+        gain: α.
+
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["skip_init"].requires, schemes()["skip_init"].options
@@ -348,6 +354,9 @@ def layer_scale(weight: Weight, *, gain: float = 1e-4) -> Law:
     The rule of the paper, CaiT, is λ = 0.1 up to 18 blocks, 1e-5 at 24 and 1e-6 beyond. Its code has 1e-4 by default,
     1e-5 also in the narrow models of 36 blocks (XXS-36), and 1e-6 in S-36, M-36 and M-48. Unlike :func:`rezero` it
     keeps the norm, and no gradient is exactly 0. Its ``trunc_normal_`` cuts at ±2 and so does nothing at 0.02.
+
+    Args:
+        gain: λ.
 
     Example:
         >>> from attntut.init import schemes
@@ -395,6 +404,9 @@ def depth_index(weight: Weight, *, std: float = 0.02) -> Law:
     stream grows by a constant in all; here block l adds 1/l of a branch, and the variance grows like ln L. torchtitan
     divides both matrices that come second in its list, W₂ and W₃ of a SwiGLU, although only W₂ writes to the stream;
     it cuts at ±2, which at 0.02 cuts nothing; OLMo cuts at 3σ. Neither is done here. Tables are N(0, 1).
+
+    Args:
+        std: the standard deviation of all other matrices.
 
     Example:
         >>> from attntut.init import schemes
@@ -447,6 +459,9 @@ def completep(weight: Weight, *, zero_readout: bool = True) -> Law:
     1/√L keeps the stream's variance; 1/L keeps every layer learning features that are not linear in its weights, says
     the paper. Weights are those of :func:`~attntut.init.width.mup`, and so are the rates
     (:func:`~attntut.init.width.learning_rates`); the paper also scales Adam's ε and the weight decay.
+
+    Args:
+        zero_readout: as in :func:`~attntut.init.width.mup`.
 
     Example:
         >>> from attntut.init import schemes

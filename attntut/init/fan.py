@@ -58,6 +58,9 @@ def lecun_normal(weight: Weight, *, gain: float = 1.0) -> Law:
     are N(0, 0.02²): nothing is summed there. Keras's and timm's functions of this name draw a truncated Gaussian of
     the same standard deviation.
 
+    Args:
+        gain: multiplies the standard deviation.
+
     Example:
         >>> from attntut.init import schemes
         >>> std = schemes()["lecun_normal"].predict(d_model=64, n_heads=4).std
@@ -77,6 +80,9 @@ def lecun_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
     r"""The standard deviation of :func:`lecun_normal`, uniformly.
 
     The rule asks for the variance, here a²/3; the law is free. Without the √3 it is :func:`torch_default`.
+
+    Args:
+        gain: multiplies the standard deviation.
 
     Example:
         >>> from attntut.anatomy.weight import weights
@@ -99,6 +105,9 @@ def xavier_normal(weight: Weight, *, gain: float = 1.0) -> Law:
     factors average to 1. The fans are those of *one projection*: a packed query-key-value matrix of shape
     ``(3·d_model, d_model)`` has ``fan_out = d_model``, not three times that. See :func:`xavier_packed`.
 
+    Args:
+        gain: multiplies the standard deviation; 1 for a linear map.
+
     Example:
         >>> from attntut.init import schemes
         >>> prediction = schemes()["xavier_normal"].predict(d_model=512, n_heads=8)
@@ -120,6 +129,9 @@ def xavier_uniform(weight: Weight, *, gain: float = 1.0) -> Law:
     The Transformer of Vaswani et al. (2017) in tensor2tensor draws with it. But from its first public commit (3d9c62f2,
     15 June 2017) to 0ffe0e66 (28 November 2017) query, key and value of self-attention lay in one matrix, and each was
     √2 narrower, as in :func:`xavier_packed`.
+
+    Args:
+        gain: multiplies the standard deviation.
 
     Example:
         >>> from attntut.anatomy.weight import weights
@@ -173,6 +185,9 @@ def kaiming_normal(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
     Queries and keys pass no ReLU: their logits have standard deviation 2, and values and outputs together multiply the
     variance by 4 a layer.
 
+    Args:
+        gain: multiplies the standard deviation; √2 for a ReLU.
+
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["kaiming_normal"].predict(d_model=512, n_heads=8).logit_std
@@ -191,6 +206,9 @@ def kaiming_uniform(weight: Weight, *, gain: float = math.sqrt(2)) -> Law:
     r"""The standard deviation of :func:`kaiming_normal`, uniformly.
 
     torch's ``kaiming_uniform_(a=√5)`` is another thing: :func:`torch_default`.
+
+    Args:
+        gain: multiplies the standard deviation; √2 for a ReLU.
 
     Example:
         >>> from attntut.anatomy.weight import weights

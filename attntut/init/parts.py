@@ -40,6 +40,9 @@ def qk_gain(weight: Weight, *, gain: float = 1.44) -> Law:
     :math:`g\sqrt{d_h}` and :math:`\sqrt{d_h}` and the factor :math:`1/\sqrt{d_h}` leave g. Most models start at 1
     (Qwen3, OLMo 2); nanochat at 1.44.
 
+    Args:
+        gain: g.
+
     Example:
         >>> from attntut.init import schemes
         >>> schemes()["qk_gain"].predict(d_model=256, n_heads=4).logit_std
@@ -102,6 +105,9 @@ def output_gate(weight: Weight) -> Law:
 
     σ(z) of small z is ½ + z/4: the branch has half its size, as if the output matrix were drawn with half its standard
     deviation. A bias of 4 opens the gate to 0.98.
+
+    Args:
+        bias: of the gate.
 
     Example:
         >>> from attntut.init import schemes
@@ -184,6 +190,9 @@ def dyt(weight: Weight) -> Law:
     Branches read tanh(αx), which for a small stream is αx: of embeddings of size 0.02 a norm makes 1, and DyT 0.01. The
     paper takes 0.5 for most models; for language models 0.8 before attention and 0.2 elsewhere, less as they grow
     wider. γ is 1 and β is 0.
+
+    Args:
+        alpha: α.
 
     Example:
         >>> from attntut.init import schemes

@@ -45,6 +45,9 @@ def uniform(weight: Weight, *, bound: float = 0.1) -> Law:
     small. The bound ±0.1 is that of the initializer ``"uniform"`` in tensor2tensor; its Transformer uses
     :func:`~attntut.init.fan.xavier_uniform`.
 
+    Args:
+        bound: the a of the formula.
+
     Example:
         >>> from attntut.init import schemes
         >>> prediction = schemes()["uniform"].predict(d_model=512, n_heads=8)

@@ -31,6 +31,9 @@ def orthogonal(weight: Weight, *, gain: float = 1.0) -> Law:
     orthogonal: its blocks have variance 1/(3d), none is orthogonal, and the logits' variance is 1/9. Tables are
     N(0, 0.02²), and the readout is Gaussian too.
 
+    Args:
+        gain: the singular values.
+
     Example:
         >>> from attntut.anatomy.weight import weights
         >>> w = orthogonal(weights(64, 4)["query"]).fill_(torch.empty(64, 64))
@@ -177,6 +180,10 @@ def mimetic(weight: Weight, *, query_key: float = 0.7, value_output: float = 0.4
     full rank, with −I. Cross-attention, feed-forward network and the rest are :func:`~attntut.init.plain.vit`. The
     paper's vision models have sinusoidal positions. Implementations disagree on which pair has 0.7 and which 0.4, and
     some draw Z uniformly.
+
+    Args:
+        query_key: the factor of the query-key pair, 0.7 in the formula.
+        value_output: that of the value-output pair, 0.4 in the formula.
 
     Raises:
         ValueError: an attention whose four matrices are not all square, as with grouped queries.

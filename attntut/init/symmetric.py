@@ -44,6 +44,9 @@ def constant(weight: Weight, *, value: float = 0.02) -> Law:
     get the same gradient, and never part. Behind a LayerNorm even that number is gone: a normalized token sums to 0, so
     that every query, key and value is 0, whatever ``value`` is. Embeddings, positions and readout are drawn as usual.
 
+    Args:
+        value: the number c.
+
     Example:
         >>> import torch
         >>> from attntut.anatomy.weight import weights
