@@ -39,7 +39,7 @@ def _no_layer(view: ModelView, options: Any) -> str:
 @adjustment(
     formula=r"x \leftarrow x + \frac{1}{\sqrt L}\, f(x)",
     cite="noci2022signal",
-    source="Noci et al. (2022), section 3.2: α = 1/√L on each branch",
+    source="Noci et al. (2022): α = 1/√L on each branch",
     why="The branches together add as much as one: the stream stays bounded at any depth, and tokens stay apart.",
     treats=("stream growing", "rank collapsing", "rank collapsing (slowly)", "depth scaling absent"),
     clashes={

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from attntut._checks import nearest
 from attntut._restore import no_fast_path, untouched
 from attntut.adjust import attention
 from attntut.adjust.registry import ON_MODEL, Adjustment, adjustments, brought
@@ -287,8 +287,7 @@ def find_adjustment(name: object) -> Adjustment:
     """
     known = adjustments()
     if not isinstance(name, str) or name not in known:
-        near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
+        hint = nearest(str(name), known)
         raise ValueError(f"name must be a method of attntut.adjust.adjustments(): got {name!r}.{hint}")
     if not known[name].is_undoable:
         raise ValueError(

@@ -26,7 +26,7 @@ from attntut.diagnose.faults.facts import Facts as Measured
 from attntut.init import initialize_, schemes
 from attntut.init.requirements import unmet
 from attntut.init.width import unit_logits
-from attntut.recommend.rules import FACTS, Question, Rule, facts, parts, questions
+from attntut.recommend.rules import FACTS, STRENGTHS, Question, Rule, facts, parts, questions
 from attntut.recommend.runs import Found, look_up
 
 if TYPE_CHECKING:
@@ -34,14 +34,6 @@ if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
 
 RATES = "learning rates by role"
-STRENGTHS = {
-    "run": "a stored run, inside its range",
-    "near": "a stored run, outside its range",
-    "record": "a chapter's record",
-    "formula": "formula only, no evidence from training",
-    "none": "no evidence",
-}
-"""How sure an advice is, the surest first."""
 VERDICTS = {
     "take": "better, or not worse and made for it",
     "avoid": "worse here",

@@ -15,11 +15,10 @@ from rich.text import Text
 from attntut._checks import check_int
 from attntut.diagnose.render import NARROWEST, labelled, plain
 from attntut.evidence import number
-from attntut.recommend.advice import STRENGTHS, Advice
-from attntut.recommend.rules import described
+from attntut.recommend.rules import STRENGTHS, described
 
 if TYPE_CHECKING:
-    from attntut.recommend import Recommendation
+    from attntut.recommend.advice import Advice, Recommendation
 
 COLUMNS = ("", "start", "sure", "logit std", "measured", "stream", "gradient")
 MEANINGS = (

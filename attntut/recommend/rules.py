@@ -25,6 +25,14 @@ PATH = Path(__file__).with_name("rules.toml")
 RECORD = re.compile(r"\{record\}`([^`]+)`")
 BOUNDS = {">=": operator.ge, "<=": operator.le}
 LOGITS = {0.5: "over √d_head", 0.0: "not divided", 1.0: "over d_head"}  # by the power of d_head
+STRENGTHS = {
+    "run": "a stored run, inside its range",
+    "near": "a stored run, outside its range",
+    "record": "a chapter's record",
+    "formula": "formula only, no evidence from training",
+    "none": "no evidence",
+}
+"""How sure an advice is, the surest first."""
 
 Facts = Mapping[str, Any]
 """What is known of a model, as :func:`facts` gives it; None for what is not."""
