@@ -197,7 +197,7 @@ class Roles:
         """The first product that the heads' mix enters, and gates on the way there."""
         for product in self.products:
             sources = self.graph.sources(product.reads)
-            heard = [each for each in sources if isinstance(each, Heard)]
+            heard = [each for each in self.graph.attentions if each in sources]
             others = [each for each in sources if isinstance(each, Product)]
             if product in self.role or product in self.makes or product.is_table or not heard:
                 continue
