@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from attntut.anatomy.graph import Edge, Graph, Heard, Node, Product
+from attntut.anatomy.graph import OPERANDS, Edge, Graph, Heard, Node, Product, below
 from attntut.anatomy.roles import Roles
 
 NORMS = {
@@ -33,13 +33,15 @@ class Architecture:
 
     def __init__(self, graph: Graph, roles: Roles, in_norm: Callable[[Node], bool]) -> None:
         self.graph, self.roles, self.in_norm = graph, roles, in_norm
+        calls: list[Product | Heard] = [*roles.products, *graph.attentions]
+        self.calls = sorted(calls, key=lambda each: each.node._sequence_nr())  # in the order of the forward pass
 
     def traits(self, heard: Heard) -> dict[str, Any]:
         """What is known of one attention, by the names of :class:`~attntut.TransformerConfig` where it has one."""
         query, key = (self._maker(heard, role) for role in ("query", "key"))
         inside = [each for each, place in self.roles.place.items() if place is heard]
         found: dict[str, Any] = {
-            "qk_norm": any(self._between(edge, NORMS) for edge in (heard.query, heard.key)),
+            "qk_norm": any(self._is_normed(edge) for edge in (heard.query, heard.key)),
             "output_gate": any(self.roles.role.get(each) == "gate" for each in inside)
             or (query is not None and self.roles.gates(query)),
         }
@@ -61,25 +63,20 @@ class Architecture:
         count = dict.fromkeys(calls, 1)
         if not any(number > 1 for number in calls.values()):
             return count
-
-        def merged(sources: Iterable[Any]) -> Counter[str]:
-            total: Counter[str] = Counter()
-            for each in sources:
-                total |= so_far.get(each, Counter())
-            return total
-
-        calls_of: list[Product | Heard] = [*self.roles.products, *self.graph.attentions]
-        for each in sorted(calls_of, key=lambda each: each.node._sequence_nr()):
-            if isinstance(each, Heard):
-                edges = (each.query, each.key, each.value)
-                so_far[each] = merged(source for edge in edges for source in self.graph.sources(edge))
-                continue
-            so_far[each] = merged(self.graph.sources(each.reads))
-            for name in each.parameters:
+        for each in self.calls:
+            so_far[each] = Counter()
+            for source in self._sources(each, OPERANDS):
+                so_far[each] |= so_far.get(source, Counter())
+            for name in each.parameters if isinstance(each, Product) else ():
                 if calls[name] > 1:
                     so_far[each][name] += 1
                     count[name] = max(count[name], so_far[each][name])
         return count
+
+    def _sources(self, call: Product | Heard, roles: Iterable[str]) -> set[Any]:
+        """What a product reads is made of, or what these operands of an attention are."""
+        edges = [getattr(call, role) for role in roles] if isinstance(call, Heard) else [call.reads]
+        return {source for edge in edges for source in self.graph.sources(edge)}
 
     def layers(self) -> dict[str, tuple[int, int]]:
         """Which attention of its kind each parameter stands at on the way of the stream, and of how many."""
@@ -87,8 +84,8 @@ class Architecture:
         count: dict[Heard, int] = {}
         total: dict[Heard, int] = {}
         found: dict[str, tuple[int, int]] = {}
-        kind = {heard: self.is_cross(heard) is True for heard in self.graph.attentions}
-        for each in sorted(kind, key=lambda each: each.node._sequence_nr()):
+        kind = {each: self.is_cross(each) is True for each in self.calls if isinstance(each, Heard)}
+        for each in kind:
             before = [other for other in up[each] if kind[other] == kind[each]]
             count[each] = 1 + max((count[other] for other in before), default=0)
             for other in (*before, each):
@@ -104,17 +101,15 @@ class Architecture:
 
     def apart(self, stack: Mapping[Heard, str]) -> set[str]:
         """Stacks of two or more attentions none of which another follows on."""
-        up = self._upstream("query", "key", "value")
+        up = self._upstream(*OPERANDS)
         several = {name for name, times in Counter(stack.values()).items() if name and times > 1}
         return several - {stack[each] for each in stack if any(stack[other] == stack[each] for other in up[each])}
 
     def _upstream(self, *roles: str) -> dict[Any, frozenset[Heard]]:
         """The attentions that each product and attention comes after, on the way of these operands."""
         up: dict[Any, frozenset[Heard]] = {}
-        calls: list[Product | Heard] = [*self.roles.products, *self.graph.attentions]
-        for each in sorted(calls, key=lambda each: each.node._sequence_nr()):
-            edges = [getattr(each, role) for role in roles] if isinstance(each, Heard) else [each.reads]
-            sources = {source for edge in edges for source in self.graph.sources(edge)}
+        for each in self.calls:
+            sources = self._sources(each, roles)
             up[each] = frozenset(each for each in sources if isinstance(each, Heard)).union(
                 *(up.get(source, frozenset()) for source in sources)
             )
@@ -126,34 +121,23 @@ class Architecture:
 
     def _back(self, edges: Iterable[Edge]) -> set[Node]:
         """The nodes between tensors and the products or sums that they are made of."""
-        stack, seen = [edge.node for edge in edges], set[Node]()
-        while stack:
-            node = stack.pop()
-            if not (node is None or node in seen or node in self.graph.products or self._is_sum(node)):
-                seen.add(node)
-                stack += [each for each, _ in node.next_functions]
-        return seen
 
-    def _between(self, edge: Edge | None, kinds: Collection[str], but: Collection[Node] = ()) -> bool:
-        """Whether a node of one of these kinds, but for some, lies between a tensor and what :meth:`_back` ends at."""
-        return any(
-            node not in but and (node.name() in kinds or (kinds is NORMS and self.in_norm(node)))
-            for node in self._back([] if edge is None else [edge])
-        )
+        def ends(node: Node) -> bool:
+            return node in self.graph.products or self._is_sum(node)
+
+        return {node for edge in edges for node in below(edge.node, ends) if not ends(node)}
+
+    def _is_normed(self, edge: Edge | None, but: Collection[Node] = ()) -> bool:
+        """Whether a norm, but for some nodes, lies between a tensor and what :meth:`_back` ends at."""
+        return edge is not None and any(self._is_norm(node) for node in self._back([edge]).difference(but))
 
     def _cap(self, heard: Heard) -> float | None:
         """The number c of a soft-cap c·tanh(s/c); None where there is none, or it is not a number in the code."""
-        stack, seen = [heard.entry], {heard.scores}
-        while stack:
-            for node, _ in stack.pop().next_functions:
-                if node is None or node in seen or node in self.graph.products:
-                    continue
-                seen.add(node)
-                if node.name() == "TanhBackward0":
-                    factors = (getattr(user, "_saved_other", None) for user, _ in self.graph.users.get(node, ()))
-                    known = (torch.as_tensor(each) for each in factors if each is not None)
-                    return next((each.item() for each in known if each.numel() == 1), None)
-                stack.append(node)
+        for node in below(heard.entry, lambda each: each is heard.scores or each in self.graph.products):
+            if node.name() == "TanhBackward0":
+                factors = (getattr(user, "_saved_other", None) for user, _ in self.graph.users.get(node, ()))
+                known = (torch.as_tensor(each) for each in factors if each is not None)
+                return next((each.item() for each in known if each.numel() == 1), None)
         return None
 
     def _norm_place(self, output: Product, query: Product | None) -> dict[str, Any]:
@@ -168,27 +152,18 @@ class Architecture:
             return {"residual": True, "norm": "post"}
         is_inside = self._next_sum(output.node, through_norms=False) is None
         skip = [Edge(*each) for each in join.next_functions if output not in self.graph.sources(Edge(*each))]
-        is_before = query is not None and self._between(query.reads, NORMS, self._back(skip))
+        is_before = query is not None and self._is_normed(query.reads, self._back(skip))
         places = {(True, True): "sandwich", (True, False): "pre", (False, True): "res-post", (False, False): "none"}
         return {"residual": True, "norm": places[is_before, is_inside]}
 
     def _next_sum(self, node: Node, *, through_norms: bool) -> Node | None:
         """The first sum of a branch and the stream that a result goes into, without another product."""
-        stack, seen = [node], {node}
-        while stack:
-            for user, index in self.graph.users.get(stack.pop(0), ()):
-                if user in seen or user in self.graph.products or (user, index) in self.graph.by_operand:
-                    continue
-                seen.add(user)
-                if self._is_sum(user):
-                    return user
-                if through_norms or not (user.name() in NORMS or self.in_norm(user)):
-                    stack.append(user)
-        return None
+        users = self.graph.ahead(node, lambda user: not through_norms and self._is_norm(user))
+        return next((user for user, _ in users if self._is_sum(user)), None)
+
+    def _is_norm(self, node: Node) -> bool:
+        return node.name() in NORMS or self.in_norm(node)
 
     def _is_sum(self, node: Node) -> bool:
         """Whether two tensors of different origin are added here: a branch and the stream."""
-        if node is None or node.name() != "AddBackward0" or self.in_norm(node):
-            return False
-        made = [self.graph.sources(Edge(each, 0)) for each, _ in node.next_functions if each is not None]
-        return len(made) == 2 and all(made) and made[0] != made[1]
+        return node.name() == "AddBackward0" and not self.in_norm(node) and self.graph.joins(node)

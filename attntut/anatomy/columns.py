@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attntut.anatomy.graph import Edge, Graph, Node, Product, gradients, is_leaf
+from attntut.anatomy.graph import Edge, Graph, Product, below, gradients, is_leaf
 from attntut.anatomy.layout import Matrix, find_matrix
 
 Heads = list[list[int]]
@@ -194,16 +194,6 @@ class Columns:
         except RuntimeError:
             return None
 
-    def _dtypes(self, node: Node, parameter: nn.Parameter) -> set[torch.dtype]:
-        """Through which types a factor came from its parameter."""
-        found, stack = {parameter.dtype}, [node]
-        while stack:
-            each = stack.pop()
-            if not is_leaf(each):
-                found.add(each._input_metadata[0].dtype)
-                stack += [child for child, _ in each.next_functions if child is not None]
-        return found
-
     def _by_numbers(self, product: Product, parameter: nn.Parameter) -> Matrix | None:
         """Number the entries of the factor, and see where autograd carries the numbers."""
         shape = product.weight.shape
@@ -211,12 +201,15 @@ class Columns:
         batch = self.batch(product)
         size = batch * first * second
         base, codes = 1, torch.zeros(parameter.shape, dtype=torch.int64)
+        made_of = [*below(product.weight.node)]
+        leaves = [Edge(each, 0) for each in made_of if is_leaf(each) and each.variable is parameter]
+        dtypes = {parameter.dtype} | {each._input_metadata[0].dtype for each in made_of if not is_leaf(each)}
         numbers = torch.arange(1, size + 1).view(batch, first, second)
-        step = 2 ** min(DIGITS.get(each, 8) for each in self._dtypes(product.weight.node, parameter))
+        step = 2 ** min(DIGITS.get(each, 8) for each in dtypes)
         while base <= size:
             weights = torch.zeros(shape, dtype=torch.float64)
             weights.view(-1, first, second)[:batch] = (numbers // base % step).double()
-            (gradient,) = gradients([product.weight], [_leaf_below(product.weight.node, parameter)], [weights])
+            (gradient,) = gradients([product.weight], leaves, [weights])
             if gradient is None:
                 return None
             codes += gradient.detach().cpu().double().round().long() * base
@@ -228,13 +221,3 @@ class Columns:
 
 def _read_by(source: object) -> Edge | None:
     return source.reads if isinstance(source, Product) else None
-
-
-def _leaf_below(node: Node, parameter: nn.Parameter) -> Edge:
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if is_leaf(node) and node.variable is parameter:
-            return Edge(node, 0)
-        stack += [each for each, _ in node.next_functions if each is not None]
-    raise RuntimeError("The parameter is not among what this was made of.")

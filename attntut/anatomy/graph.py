@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ PRODUCTS = {
     "GroupedMmBackward0": (0, 1),
     "GeneratedBackwardFor_transformers_grouped_mm_fallback_defaultBackward": (0, 1),  # the same before torch 2.8
 }
+OPERANDS = ("query", "key", "value")
 LOOKUPS = {"EmbeddingBackward0", "IndexSelectBackward0", "IndexBackward0", "GatherBackward0"}
 SOFTMAX = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
 FUSED = re.compile(r"ScaledDotProduct\w*Backward\d|FlexAttention\w*Backward")
@@ -110,6 +112,18 @@ def is_leaf(node: Node) -> bool:
     return hasattr(node, "variable")
 
 
+def below(node: Node, ends: Callable[[Node], Any] = is_leaf) -> Iterator[Node]:
+    """A node and those that it is made of, each once, down to where ``ends`` holds, and with that."""
+    stack, seen = [node], {None}
+    while stack:
+        each = stack.pop()
+        if each not in seen:
+            seen.add(each)
+            yield each
+            if not ends(each):
+                stack += [child for child, _ in each.next_functions]
+
+
 class Graph:
     """Everything that led to some tensors.
 
@@ -158,28 +172,41 @@ class Graph:
         """The parameters that a tensor is made of, if it is made of nothing else."""
         return (self._weights.get(node) or ()) if node is not None else ()
 
+    def ahead(self, node: Node, ends: Callable[[Node], Any]) -> Iterator[tuple[Node, int]]:
+        """What uses a tensor before products and attentions do, the nearest first, until ``ends`` holds.
+
+        Nodes, each with the input that the tensor is of it.
+        """
+        queue, seen = [node], {node}
+        for each in queue:
+            for user, index in self.users.get(each, ()):
+                if not (user in seen or user in self.products or (user, index) in self.by_operand):
+                    seen.add(user)
+                    yield user, index
+                    if not ends(user):
+                        queue.append(user)
+
+    def joins(self, node: Node) -> bool:
+        """Whether two tensors of different origin meet in a node, both made by products or attentions."""
+        made = [self._sources[each] for each, _ in node.next_functions if each is not None]
+        return len(made) == 2 and all(made) and made[0] != made[1]
+
     # ---- how it is made
 
     def _sort(self) -> None:
-        done: set[Node] = set()
-        stack: list[tuple[Node, Iterator[Any]]] = []
-        for root in self.roots:
-            if root not in done:
-                done.add(root)
-                stack.append((root, iter(root.next_functions)))
-            while stack:
-                node, rest = stack[-1]
-                for child, _ in rest:
-                    if child is not None and child not in done:
-                        done.add(child)
-                        stack.append((child, iter(child.next_functions)))
-                        break
-                else:
-                    stack.pop()
-                    self.order.append(node)
-                    for index, (child, _) in enumerate(node.next_functions):
-                        if child is not None:
-                            self.users.setdefault(child, []).append((node, index))
+        seen: set[Node] = set()
+        stack = [(root, False) for root in reversed(self.roots)]
+        while stack:
+            node, is_complete = stack.pop()
+            if is_complete:
+                self.order.append(node)
+                for index, (child, _) in enumerate(node.next_functions):
+                    if child is not None:
+                        self.users.setdefault(child, []).append((node, index))
+            elif node not in seen:
+                seen.add(node)
+                stack.append((node, True))
+                stack += [(child, False) for child, _ in reversed(node.next_functions) if child is not None]
 
     def _classify(self, node: Node) -> None:
         """Find out whether a node is a product with a parameter, or makes one out of parameters."""
@@ -254,18 +281,9 @@ class Graph:
         if kind == "ConvolutionBackward0" or "grouped" in kind.lower():
             return 1 if made_of[1] else None
         if made_of[0] and made_of[1]:
-            moved = [self._only_moved(each) for each, _ in factors]
+            moved = [is_leaf(self._origin(each)) for each, _ in factors]
             return 0 if moved[0] and not moved[1] else 1
         return next((index for index in (1, 0) if made_of[index]), None)
-
-    def _only_moved(self, node: Node) -> bool:
-        while not is_leaf(node):
-            if not LAYOUT.fullmatch(node.name()):
-                return False
-            node = node.next_functions[0][0]
-            if node is None:
-                return False
-        return True
 
     def _find_attentions(self) -> None:
         for node in self.order:
@@ -279,10 +297,8 @@ class Graph:
                     scale = getattr(node, "_saved_scale", None)
                     heard = Heard(node, node, None, query, key, value, scale=scale)
                     self.attentions.append(heard)
-                    for index, role in enumerate(("query", "key", "value")):
-                        self.by_operand[node, index] = (role, heard)
-                    for index in range(3, len(edges)):
-                        self.by_operand[node, index] = ("logits", heard)
+                    for index in range(len(edges)):
+                        self.by_operand[node, index] = (OPERANDS[index] if index < 3 else "logits", heard)
             elif kind in SOFTMAX:
                 self._written_out(node)
 
@@ -320,22 +336,14 @@ class Graph:
 
     def _back_to_products(self, softmax: Node) -> list[Node]:
         """The products of queries and keys that the logits add up: one, or two where places have one of their own."""
-        found, seen, stack = [], {softmax}, [softmax]
-        while stack:
-            for node, _ in stack.pop().next_functions:
-                if node is None or node in seen or is_leaf(node):
-                    continue
-                seen.add(node)
-                if node in self.products:
-                    if self._mixes_heads(node, softmax):
-                        stack.append(node)
-                    continue
-                if node.name() in SOFTMAX or FUSED.match(node.name()):
-                    continue
-                if node.name() in PRODUCTS and "Convolution" not in node.name():
-                    found.append(node)
-                else:
-                    stack.append(node)
+
+        def ends(node: Node) -> bool:
+            if node in self.products:
+                return not self._mixes_heads(node, softmax)
+            is_attention = node.name() in SOFTMAX or FUSED.match(node.name())
+            return _is_of_data(node) or bool(is_attention and node is not softmax)
+
+        found = [node for node in below(softmax, ends) if node not in self.products and _is_of_data(node)]
         both = [node for node in found if all(node.next_functions[i][0] is not None for i in PRODUCTS[node.name()])]
         both = [node for node in both if node not in self._scored] or both  # logits of an earlier layer may be added
         if (mix := self._forward_to_product(softmax)) is not None and len(both) > 1:
@@ -359,17 +367,7 @@ class Graph:
 
     def _behind(self, node: Node) -> set[Node]:
         """The nearest products behind a tensor."""
-        found, seen, stack = set[Node](), {node}, [node]
-        while stack:
-            each = stack.pop()
-            if each in self.products:
-                found.add(each)
-                continue
-            for child, _ in each.next_functions if each is not None else ():
-                if child is not None and child not in seen:
-                    seen.add(child)
-                    stack.append(child)
-        return found
+        return {each for each in below(node, self.products.__contains__) if each in self.products}
 
     def _asks_the_stream(self, query: Edge | None, key: Edge | None, value: Edge | None) -> bool:
         """Whether parameters alone choose among what several layers wrote: no projection is in there."""
@@ -433,15 +431,10 @@ class Graph:
         """What counts as the source of this node's output."""
         if node in self.products:
             return frozenset([self.products[node]])
-        heard = next((sink for (each, _), (role, sink) in self._attention_nodes(node) if role == "value"), None)
-        if heard is not None:
-            return frozenset([heard])
+        roles = dict(self.by_operand[node, i] for i in range(len(node.next_functions)) if (node, i) in self.by_operand)
+        if "value" in roles:
+            return frozenset([roles["value"]])
         return frozenset().union(*(self._sources[each] for each, _ in node.next_functions if each is not None))
-
-    def _attention_nodes(self, node: Node) -> Iterator[tuple[tuple[Node, int], Sink]]:
-        for index in range(len(node.next_functions)):
-            if (node, index) in self.by_operand:
-                yield (node, index), self.by_operand[node, index]
 
     def _gather_sinks(self, node: Node) -> frozenset[Sink]:
         found: set[Sink] = {("end", None)} if node in self.roots else set()
@@ -469,8 +462,9 @@ def gradients(
     """
     like = [_metadata(edge) for edge in outputs]
     given = [each.to(dtype=dtype, device=device) for each, (dtype, device) in zip(weights, like, strict=True)]
-    handles = [each.node.register_prehook(_silence) for each in silent]
-    try:
+    with ExitStack() as hooks:
+        for each in silent:
+            hooks.enter_context(each.node.register_prehook(_silence))
         return torch.autograd.grad(
             [_gradient_edge(edge) for edge in outputs],  # type: ignore[arg-type]
             [_gradient_edge(edge) for edge in inputs],  # type: ignore[arg-type]
@@ -478,9 +472,11 @@ def gradients(
             allow_unused=True,
             retain_graph=True,
         )
-    finally:
-        for handle in handles:
-            handle.remove()
+
+
+def _is_of_data(node: Node) -> bool:
+    """Whether a node multiplies matrices; of those that hold no parameter, these are queries with keys, or values."""
+    return node.name() in PRODUCTS and "Convolution" not in node.name()
 
 
 def _silence(gradients: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:

@@ -11,13 +11,12 @@ from torch import Tensor
 
 from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
-from attntut.anatomy.graph import LAYOUT, Edge, Graph, Heard, Node, Product, gradients, is_leaf
+from attntut.anatomy.graph import LAYOUT, OPERANDS, Edge, Graph, Heard, Node, Product, below, gradients, is_leaf
 
 # Nodes that multiply with a matrix in a way that is not read.
 STRANGE = re.compile("^(IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
 ACTIVATION = re.compile("Sigmoid|Tanh|Silu|Softplus|Relu|Gelu|Hard|Elu|Softmax|LogSigmoid")
 NORM = re.compile("Native.*Norm|FusedRmsNorm|Rsqrt|Sqrt|LinalgVectorNorm|NormBackward|Std|Var")
-OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
 
@@ -119,21 +118,14 @@ class Roles:
                 continue
             others = self.graph.sources(sides[1]) & self.makes.keys()
             is_narrow = any(self.columns.fan_out(product) < self.columns.fan_out(each) for each in others)
-            if is_narrow or (others and self._is_bent(sides[0], product) and not self._is_bent(sides[1])):
+            if is_narrow or (others and self._is_bent(sides[0]) and not self._is_bent(sides[1])):
                 del self.makes[product]
                 self.role[product] = "gate"
 
-    def _is_bent(self, edge: Edge, end: Product | None = None, kinds: re.Pattern[str] = ACTIVATION) -> bool:
-        """Whether a function of some kind lies between a tensor and what it is made of."""
-        stack, seen = [edge.node], {None if end is None else end.node}
-        while stack:
-            node = stack.pop()
-            if node not in seen and node not in self.graph.products:
-                seen.add(node)
-                if kinds.match(node.name()):
-                    return True
-                stack += [each for each, _ in node.next_functions if each is not None]
-        return False
+    def _is_bent(self, edge: Edge, kinds: re.Pattern[str] = ACTIVATION) -> bool:
+        """Whether a function of some kind lies between a tensor and the products that it is made of."""
+        products = self.graph.products
+        return any(kinds.match(each.name()) for each in below(edge.node, products.__contains__) if each not in products)
 
     def _find_latents(self) -> None:
         """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
@@ -216,11 +208,7 @@ class Roles:
     # ---- everything else
 
     def find_rest(self, blocks: dict[str, Block]) -> None:
-        """Feed-forward matrices, embeddings and readouts.
-
-        Args:
-            blocks: of the model.
-        """
+        """Feed-forward matrices, embeddings and readouts, by the blocks of the model."""
         self.block = {each: block_of(blocks, each.parameters[0]).name for each in self.products}
         rest = [each for each in self.products if each not in self.role and each not in self.makes]
         before, after = self._around_attention()
@@ -347,7 +335,7 @@ class Roles:
     def _modulates(self, product: Product, inner: set[Product]) -> bool:
         """Whether each feature of a result multiplies one of the stream."""
         sides = None if self.graph.sources(product.reads) & inner else self._multiplied(product.node)
-        return sides is not None and not self._is_narrow(sides, product) and not self._is_bent(sides[0], product, NORM)
+        return sides is not None and not self._is_narrow(sides, product) and not self._is_bent(sides[0], NORM)
 
     def _is_narrow(self, sides: tuple[Edge, Edge] | None, product: Product) -> bool:
         """Whether one number of a result multiplies all features of something."""
@@ -355,19 +343,10 @@ class Roles:
 
     def _multiplied(self, node: Node) -> tuple[Edge, Edge] | None:
         """Where a result is multiplied, entry by entry, before it is added to anything else: itself, and with what."""
-        stack, seen = [node], {node}
-        while stack:
-            for user, index in self.graph.users.get(stack.pop(), ()):
-                if user in seen or user in self.graph.products or (user, index) in self.graph.by_operand:
-                    continue
-                seen.add(user)
-                sides = [Edge(*each) for each in user.next_functions if each[0] is not None]
-                made = [self.graph.sources(each) for each in sides]
-                if len(made) == 2 and all(made) and made[0] != made[1]:
-                    if user.name().startswith("Mul"):
-                        return sides[index], sides[1 - index]
-                    continue
-                stack.append(user)
+        for user, index in self.graph.ahead(node, self.graph.joins):
+            if user.name().startswith("Mul") and self.graph.joins(user):
+                sides = [Edge(*each) for each in user.next_functions]
+                return sides[index], sides[1 - index]
         return None
 
     def _around_attention(self) -> tuple[set[Product], set[Product]]:
