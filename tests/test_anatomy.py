@@ -453,6 +453,31 @@ def test_cross_attention_is_heard():
     assert kinds == {("self_attn", False), ("multihead_attn", True)}
 
 
+class Fewer(nn.Module):
+    """Keys and values from tokens that a strided convolution has made fewer, in a stream."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.fewer, self.norm = nn.Embedding(11, D), nn.Conv1d(D, D, 2, 2), nn.LayerNorm(D)
+        self.q, self.k, self.v, self.o, self.last = (nn.Linear(D, D, bias=False) for _ in range(5))
+
+    def forward(self, ids):
+        x = self.words(ids)
+        few = self.norm(self.fewer(x.mT).mT)
+        q, k, v = by_heads(self.q(x), H), by_heads(self.k(few), H), by_heads(self.v(few), H)
+        return self.last(x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize(
+    "model, x",
+    [(Latent(), None), (nn.Sequential(nn.Embedding(11, D), Latent()), IDS), (Fewer(), IDS)],
+    ids=["latent, raw inputs", "latent", "fewer"],
+)
+def test_what_is_made_for_one_attention_alone_is_no_other_sequence(model, x):
+    """Queries from one narrow vector and keys from another come from the same tokens."""
+    assert not any(entry.weight.is_cross for entry in found(model, x).entries)
+
+
 def test_talking_heads_are_heard_through():
     class Talking(Odd):
         def __init__(self):

@@ -38,7 +38,7 @@ class Architecture:
 
     def traits(self, heard: Heard) -> dict[str, Any]:
         """What is known of one attention, by the names of :class:`~attntut.TransformerConfig` where it has one."""
-        query, key = (self._maker(heard, role) for role in ("query", "key"))
+        query = next(iter(self._makers(heard, "query")), None)
         inside = [each for each, place in self.roles.place.items() if place is heard]
         found: dict[str, Any] = {
             "qk_norm": any(self._is_normed(edge) for edge in (heard.query, heard.key)),
@@ -52,9 +52,20 @@ class Architecture:
 
     def is_cross(self, heard: Heard) -> bool | None:
         """Whether queries and keys are made from different things; None where both are made from raw inputs."""
-        query, key = (self._maker(heard, role) for role in ("query", "key"))
-        asks, tells = (self.graph.sources(each.reads) if each else frozenset() for each in (query, key))
+        query, key = (self._makers(heard, role) for role in ("query", "key"))
+        asks, tells = (self._read_by(heard, each) for each in (query, key))
         return asks.isdisjoint(tells) if query and key and (asks or tells) else None
+
+    def _read_by(self, heard: Heard, products: Iterable[Product]) -> set[Any]:
+        """What products read; of what is made for this attention alone (latents, fewer tokens), what that reads."""
+        sources = set[Any]().union(*(self.graph.sources(each.reads) for each in products))
+        own = [
+            source
+            for source in sources
+            if isinstance(source, Product)
+            and all(heard in (each, self.roles.place.get(each)) for _, each in self.graph.sinks(source.node))
+        ]
+        return sources.difference(own) | (self._read_by(heard, own) if own else set())
 
     def passes(self) -> dict[str, int]:
         """How often the stream comes through each parameter: how many calls follow on each other."""
@@ -115,9 +126,9 @@ class Architecture:
             )
         return up
 
-    def _maker(self, heard: Heard, role: str) -> Product | None:
+    def _makers(self, heard: Heard, role: str) -> list[Product]:
         sources = self.graph.sources(getattr(heard, role))
-        return next((each for each in sources if role in self.roles.makes.get(each, ())), None)
+        return [each for each in self.roles.products if each in sources and role in self.roles.makes.get(each, ())]
 
     def _back(self, edges: Iterable[Edge]) -> set[Node]:
         """The nodes between tensors and the products or sums that they are made of."""
