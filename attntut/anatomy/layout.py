@@ -139,31 +139,16 @@ def find_matrix(parameter: Tensor, codes: Tensor, shape: tuple[int, int, int], *
     Returns:
         The matrix; the outputs of a batch stand below each other. None if the factor is no mere rearrangement.
     """
-    used = codes.nonzero()
-    batch, first, second = shape
-    if len(used) != batch * first * second:
+    size, flat = math.prod(shape), codes.flatten()
+    order = flat.argsort()[-size:]  # the entries of the parameter in the order of the factor's
+    if flat.count_nonzero() != size or not torch.equal(flat[order], torch.arange(1, size + 1).to(flat)):
         return None
-    low, high = used.amin(0), used.amax(0)
-    box = tuple(slice(a, b + 1) for a, b in zip(low.tolist(), high.tolist(), strict=True))
-    inside = codes[box]
-    if inside.numel() != len(used):
+    indices = torch.stack(torch.unravel_index(order, codes.shape), -1)
+    offsets = (indices * torch.tensor(parameter.stride()).to(indices)).sum(-1).view(shape)
+    offsets = (offsets if weight_first else offsets.mT).flatten(0, 1)  # (fan_out, fan_in)
+    rows, columns = nested(offsets[:, 0].tolist()), nested(offsets[0].tolist())
+    if not rows or not columns or not torch.equal(offsets, offsets[:, :1] + offsets[:1] - offsets[0, 0]):
         return None
-    numbers = inside - 1
-    steps = [
-        int((numbers.select(dim, 1) - numbers.select(dim, 0)).flatten()[0]) if size > 1 else 0
-        for dim, size in enumerate(inside.shape)
-    ]
-    expected = numbers.flatten()[0] + sum(
-        step * torch.arange(size, device=codes.device).view(-1, *[1] * (inside.ndim - 1 - dim))
-        for dim, (step, size) in enumerate(zip(steps, inside.shape, strict=True))
-    )
-    if not torch.equal(expected.expand_as(numbers).to(numbers.dtype), numbers):
-        return None
-    view = parameter.detach()[box]
-    # A step of a whole row of the factor changes the row; a step of a whole matrix, the batch.
-    is_sum = {
-        dim: (step < second) == weight_first if 0 < step < first * second else False for dim, step in enumerate(steps)
-    }
-    out = sorted((d for d in range(view.ndim) if not is_sum[d]), key=lambda d: -steps[d])
-    into = sorted((d for d in range(view.ndim) if is_sum[d]), key=lambda d: -steps[d])
-    return Matrix(view.permute(*out, *into), len(out))
+    sizes, strides = zip(*rows, *columns, strict=True)
+    start = parameter.storage_offset() + int(offsets[0, 0])
+    return Matrix(parameter.detach().as_strided(sizes, strides, start), len(rows))
