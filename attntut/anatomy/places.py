@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from attntut._checks import check_int
-from attntut.anatomy.blocks import block_of, find_blocks
+from attntut.anatomy.blocks import block_of, find_blocks, prefixes
 from attntut.anatomy.listen import Anatomy, Part
 from attntut.anatomy.parameters import ancestors
-from attntut.anatomy.weight import BRANCH, FEED_FORWARD, Weight
+from attntut.anatomy.weight import BRANCH, FEED_FORWARD, PARTS, Weight
 
 HEADS = ("n_heads", "num_heads", "num_attention_heads", "n_head")
 CROSS = ("cross", "encdec", "encoder_attn")
@@ -65,11 +65,10 @@ class Places:
         self._whole = stacks if fed else {each.stack for each in self.blocks.values()}
         self.passes = {name: self._passes(name, parts) for name in names}
         self.stack = {name: self._stack(name) for name in names}
-        depth: dict[str, int] = {"encoder": 0, "decoder": 0}
+        self.depth = {"encoder": 0, "decoder": 0}
         for name, stack in self.stack.items():
-            depth[stack] = max(depth[stack], self._depth(name, parts))
-        self.depth = depth
-        self.has_both = all(depth.values())
+            self.depth[stack] = max(self.depth[stack], self._depth(name, parts))
+        self.has_both = all(self.depth.values())
 
     def _passes(self, name: str, parts: Sequence[Part]) -> int:
         """How often the stream comes through an attention: blocks that share their weights count each time."""
@@ -85,10 +84,11 @@ class Places:
         ]
         return chain[0] if chain and block.stack not in self._whole else block.n_layers * self.passes[name]
 
-    def weight(
-        self, parameter: str, role: str, shape: tuple[int, int], attention: str | None, is_table: bool
-    ) -> Weight:
-        """The description of one projection."""
+    def weight(self, part: Part) -> Weight:
+        """The description of one projection; what a branch has beside its six matrices is drawn like its first."""
+        assert part.matrix is not None
+        parameter, attention, (fan_out, fan_in) = part.parameter, part.attention, part.matrix.shape
+        role = "feed_forward_in" if part.role in PARTS else part.role
         if attention is None or attention not in self.heads:  # the attention module next to it
             attention = max(self.heads, key=lambda name: shared(name, parameter))
         inside = role in BRANCH
@@ -101,9 +101,7 @@ class Places:
             ran = [
                 times
                 for name, times in self.heard.attention.items()
-                if block.name
-                and f"{name}.".startswith(f"{block.name}.")
-                and self._is_cross(name) == self._is_cross(attention)
+                if block.name in prefixes(name) and self._is_cross(name) == self._is_cross(attention)
             ]
             chain = self.heard.layers[parameter][1]
             if chain > n_layers * max(sum(ran), 1) or block.stack not in self._whole:
@@ -111,8 +109,8 @@ class Places:
         stack = self.stack[attention] if inside or not self.has_both else self._outer_stack(parameter)
         return Weight(
             role,
-            fan_in=shape[1],
-            fan_out=shape[0],
+            fan_in=fan_in,
+            fan_out=fan_out,
             d_model=self.width[attention],
             n_heads=around[1] if around else self.heads[attention],
             d_head=around[2] if around else self.d_head[attention],
@@ -123,19 +121,16 @@ class Places:
             n_decoder=self.depth["decoder"] if self.has_both else 0,
             is_cross=role in BRANCH[:4]
             and (self._is_cross(attention) if around is None or around[0] is None else around[0]),
-            is_table=is_table,
+            is_table=part.is_table,
         )
 
     def traits(self) -> dict[str, Any]:
         """What is known of the architecture, by the names of :class:`~attntut.TransformerConfig`."""
-        found = [self._traits(name) for name in self.heads]
+        found = [self.heard.traits.get(name, {}) | self._declared(name) for name in self.heads]
         return {
             field: found[0].get(field) if all(each.get(field) == found[0].get(field) for each in found) else None
             for field in {field: None for each in found for field in each}
         }
-
-    def _traits(self, name: str) -> dict[str, Any]:
-        return self.heard.traits.get(name, {}) | self._declared(name)
 
     def _declared(self, name: str) -> dict[str, Any]:
         """What the modules around an attention say of themselves."""
@@ -183,10 +178,8 @@ class Places:
         attention = self.module.get_submodule(name)
         if self._is_cross(name) or any(getattr(attention, each, False) is True for each in ("is_causal", "is_decoder")):
             return "decoder"
-        path = name.split(".")
-        for depth in range(len(path), -1, -1):
-            module = self.module.get_submodule(".".join(path[:depth]))
-            label = f"{type(module).__name__} {path[depth - 1] if depth else ''}".lower()
+        for each in (*prefixes(name), ""):
+            label = f"{type(self.module.get_submodule(each)).__name__} {each.rpartition('.')[2]}".lower()
             if ("decoder" in label) != ("encoder" in label):
                 return "decoder" if "decoder" in label else "encoder"
         return "encoder"
@@ -195,12 +188,12 @@ class Places:
         return "decoder" if "decoder" in parameter.split(".") else "encoder"
 
     def _is_cross(self, name: str) -> bool:
+        if name in self.heard.cross:
+            return self.heard.cross[name]
         attention = self.module.get_submodule(name)
         parent_name, _, own = name.rpartition(".")
         in_torch = own == "multihead_attn" and _is_a(self.module.get_submodule(parent_name), "TransformerDecoderLayer")
         labels = f"{type(attention).__name__} {own} {parent_name.rpartition('.')[2]}".lower()
-        if name in self.heard.cross:
-            return self.heard.cross[name]
         flag = getattr(attention, "is_cross_attention", False) is True
         return flag or in_torch or any(word in labels for word in CROSS)
 

@@ -18,7 +18,7 @@ from attntut.anatomy.listen import Anatomy, Ears, Part
 from attntut.anatomy.names import CallerPatterns, RolePatterns
 from attntut.anatomy.parameters import Drawers, foreign, is_wave, listing
 from attntut.anatomy.places import Places, shared
-from attntut.anatomy.weight import ATTENTION, PARTS, Weight
+from attntut.anatomy.weight import ATTENTION, Weight
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,7 +219,7 @@ def look(
     places = Places(module, parts, heard, n_heads)
     entries = tuple(
         Entry(
-            places.weight(part.parameter, _drawn_as(part.role), part.matrix.shape, part.attention, part.is_table),  # type: ignore[union-attr]
+            places.weight(part),
             part.matrix,  # type: ignore[arg-type]
             part.parameter,
             None if part.bias is None else part.bias.view[..., 0],
@@ -338,11 +338,6 @@ def call(module: Callable[..., Any], inputs: Any) -> Any:
     return module(*inputs) if isinstance(inputs, tuple | list) else module(inputs)
 
 
-def _drawn_as(role: str) -> str:
-    """The role by whose law a matrix is drawn: what a branch has beside its six is drawn like its first."""
-    return "feed_forward_in" if role in PARTS else role
-
-
 def _at_home(parts: list[Part]) -> list[Part]:
     """Each part with its attention; what is kept beside the module (BERT's output) goes to the nearest without one."""
     asking = [part.attention for part in parts if part.role == "query"]
@@ -361,10 +356,8 @@ def _gather(module: nn.Module, entries: tuple[Entry, ...], names: list[str]) -> 
     found: dict[str, dict[str, Entry]] = {name: {} for name in names}
     for entry in entries:
         if entry.role in ATTENTION and entry.attention in found:
-            have = found[entry.attention].get(entry.role)
-            if (
-                have is None or have.matrix.view.numel() < entry.matrix.view.numel()
-            ):  # a rotary key stands beside the key
+            have = found[entry.attention].get(entry.role)  # a rotary key stands beside the key
+            if have is None or have.matrix.view.numel() < entry.matrix.view.numel():
                 found[entry.attention][entry.role] = entry
     for name, each in found.items():
         yield Attention(name, module.get_submodule(name), **each)
