@@ -43,11 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def table(seen: ModelView) -> Table:
-    """The projections of a model, one row each; alike ones of several blocks are one row.
-
-    Args:
-        seen: the model by role.
-    """
+    """The projections of a model, one row each; alike ones of several blocks are one row."""
     shown = Table(box=None, pad_edge=False)
     for name in ("role", "parameter", "fan_out", "fan_in", "heads", "rows", "parameters"):
         shown.add_column(name, overflow="fold")

@@ -12,6 +12,7 @@ import bisect
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -67,7 +68,6 @@ class Anatomy:
     Attributes:
         parts: the roles of each parameter that was heard, by its name.
         attention: modules that attention ran in, in the order of the forward pass, and how often it ran.
-        times: how often each parameter was multiplied with.
         cross: whether queries and keys come from different sequences, by module; not where both read raw inputs.
         scale: of the logits, by module, where a fused kernel said it.
         biases: parameters of two or more dimensions that are added to a projection.
@@ -84,7 +84,6 @@ class Anatomy:
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
     attention: dict[str, int] = field(default_factory=dict)
-    times: dict[str, int] = field(default_factory=dict)
     cross: dict[str, bool] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
     biases: set[str] = field(default_factory=set)
@@ -102,9 +101,6 @@ class Anatomy:
 class Ears:
     """Notes which module makes which part of the autograd graph; a context around a forward pass with gradients.
 
-    Args:
-        module: the model.
-
     Example:
         >>> layer, x = nn.MultiheadAttention(8, num_heads=2), torch.randn(5, 3, 8)
         >>> with Ears(layer) as ears:
@@ -118,25 +114,21 @@ class Ears:
         self.calls: list[list[Any]] = []  # name, first and last number of the graph's nodes
         self._open: list[list[Any]] = []
         self._outputs: list[torch.Tensor] = []  # the last; a model may return none of them: a dataclass, an argmax
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         self._frozen: list[nn.Parameter] = []
 
     def __enter__(self) -> Ears:
         self.thaw()
         for name, each in self.module.named_modules():
             if not isinstance(each, torch.jit.ScriptModule):
-                self._handles += [
-                    each.register_forward_pre_hook(lambda module, args, name=name: self.entered(name, module)),
-                    each.register_forward_hook(
-                        lambda module, args, output: self.left(module, output), always_call=True
-                    ),
-                ]
+                before = each.register_forward_pre_hook(lambda module, args, name=name: self.entered(name, module))
+                after = each.register_forward_hook(lambda module, args, out: self.left(module, out), always_call=True)
+                for hook in (before, after):
+                    self._hooks.enter_context(hook)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self.freeze()
 
     def thaw(self) -> None:
@@ -167,11 +159,7 @@ class Ears:
             self._open.pop()[2] = _now()
 
     def hear(self, output: Any) -> Anatomy:
-        """What the graph behind an output tells; call it before the graph is freed by a backward pass.
-
-        Args:
-            output: what the model returned.
-        """
+        """What the graph behind a model's output tells; call it before the graph is freed by a backward pass."""
         parameters = dict(self.module.named_parameters())
         kinds = siblings(self.module, parameters)
         outputs = [each for each in tensors_in(output) if each.grad_fn is not None] or self._outputs
@@ -235,8 +223,6 @@ class _Writer:
                 self.anatomy.left |= dict.fromkeys(product.parameters, self.roles.left[product])
                 continue
             self._tell(product)
-            for name in product.parameters:
-                self.anatomy.times[name] = self.anatomy.times.get(name, 0) + 1
         self.anatomy.zero_centred.update(self.roles.zero_centred())
         for name, role in self.roles.leaves():
             if role in ("gain", "bias"):
@@ -312,15 +298,10 @@ class _Writer:
         for user in self.roles.beyond_layout(product.node):
             if user.name() == "AddBackward0":  # there may be several: Transformer-XL's u and v
                 added += [each for each, _ in user.next_functions]
-        found = None
-        for each in added:
-            names = self.graph.made_of(each)
+        found, size = None, self.columns.fan_out(product)
+        for names in map(self.graph.made_of, added):
             parameter = self.columns.parameters[names[0]] if len(names) == 1 else None
-            if (
-                parameter is not None
-                and parameter.numel() == self.columns.fan_out(product)
-                and parameter.is_contiguous()
-            ):
+            if parameter is not None and parameter.numel() == size and parameter.is_contiguous():
                 if parameter.ndim > 1:
                     self.anatomy.biases.add(names[0])
                 found = found or Matrix(parameter.detach().view(-1, 1))

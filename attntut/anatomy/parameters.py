@@ -30,15 +30,11 @@ class Drawers:
 
     Attributes:
         parts: the projections.
-        norms, biases, gains, kept: as in :class:`~attntut.anatomy.view.ModelView`.
-        matrices: names of all parameters with two or more dimensions.
-        foreign: parameters that are no plain tensors (sharded, quantized), with their classes.
-        left: parameters that no scheme speaks of, each with a description and why.
-        unknown: matrices without a role, or whose place in memory is not known, each with a description.
+        norms, biases, gains, kept, foreign, left, unknown: as in :class:`~attntut.anatomy.view.ModelView`.
     """
 
     def __init__(self, module: nn.Module, patterns: CallerPatterns, heard: Anatomy | None = None) -> None:
-        self.module, self.patterns, self.heard = module, patterns, heard or Anatomy()
+        self.module, self.heard = module, heard or Anatomy()
         self.parts: list[Part] = []
         self.norms: dict[str, tuple[Tensor | None, Tensor | None]] = {}
         self.biases: dict[str, Tensor] = {}
@@ -228,16 +224,8 @@ class Drawers:
                     column = Matrix(bias.view(-1, 1))
                     start = slots.index(role) * width
                     shift = column.rows(range(start, start + width) if separate else rows)
-                yield Part(
-                    role,
-                    name,
-                    part,
-                    shift,
-                    attention if role in ATTENTION else None,
-                    0,
-                    is_table,
-                    padding=getattr(owner, "padding_idx", None),
-                )
+                where, padding = attention if role in ATTENTION else None, getattr(owner, "padding_idx", None)
+                yield Part(role, name, part, shift, where, is_table=is_table, padding=padding)
 
     def _owner(self, name: str) -> nn.Module:
         return self._modules[name.rpartition(".")[0]]
