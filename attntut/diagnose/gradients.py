@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -11,46 +12,35 @@ from torch import Tensor
 
 from attntut.anatomy.layout import at
 from attntut.anatomy.view import Entry, ModelView
+from attntut.anatomy.weight import ATTENTION
 from attntut.diagnose.layers import ROOT, Uncopied
 from attntut.diagnose.statistics import norm
 
-ROLES = ("query", "key", "value", "output")
-
 
 class Gradients:
-    """Listens to the gradients of a model's attention projections.
-
-    Args:
-        seen: the model by role.
-        is_listening: whether gradients are of interest now.
-    """
+    """Listens to the gradients of a model's attention projections, as long as ``is_listening()``."""
 
     def __init__(self, seen: ModelView, is_listening: Callable[[], bool]) -> None:
         self.is_listening = is_listening
         self.norms: dict[tuple[str, str], list[float]] = {}  # (layer, role): a norm a backward pass
         self.layers = [group.name or ROOT for group in seen.attention]
-        self._handles: list[Any] = []
+        self._hooks = ExitStack()
         entries: dict[str, list[tuple[str, str, Entry]]] = {}
         for layer, group in zip(self.layers, seen.attention, strict=True):
-            for role in ROLES:
+            for role in ATTENTION:
                 if (entry := getattr(group, role)) is not None:
                     entries.setdefault(entry.parameter, []).append((layer, role, entry))
         for name, parts in entries.items():
             parameter = seen.module.get_parameter(name)
             if parameter.requires_grad:
-                self._handles.append(parameter.register_hook(_Norms(self, parameter, parts)))
-
-    def close(self) -> None:
-        """Take the hooks away."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+                self._hooks.enter_context(parameter.register_hook(_Norms(self, parameter, parts)))
+        self.close = self._hooks.close
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary a layer, as in :class:`~attntut.diagnose.Report`; the mean over the backward passes."""
         rows = []
         for layer in self.layers if self.norms else ():
-            found = {role: self.norms.get((layer, role)) for role in ROLES}
+            found = {role: self.norms.get((layer, role)) for role in ATTENTION}
             norms = {role: sum(each) / len(each) if each else None for role, each in found.items()}
             ratios = {f"ratio_{role}": _ratio(norms[role], norms["value"]) for role in ("query", "key")}
             rows.append({"layer": layer, **norms, **ratios})

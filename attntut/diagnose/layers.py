@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
@@ -57,7 +58,7 @@ class Layers:
     attentions: int = 0
     containers: dict[str, str] = field(default_factory=dict)  # of each element of a list of modules: the list
     compiled: list[str] = field(default_factory=list)
-    _handles: list[Any] = field(default_factory=list)
+    _hooks: ExitStack = field(default_factory=ExitStack)
 
     def hook(self) -> None:
         """Begin: a hook before and one after every module."""
@@ -70,14 +71,12 @@ class Layers:
                 self.containers |= dict.fromkeys(children, name)
             if not isinstance(module, torch.jit.ScriptModule):
                 before, after = Hook(self._enter, name, module), Hook(self._leave, name, module)
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+                self._hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._hooks.enter_context(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def unhook(self) -> None:
         """End."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        self._hooks.close()
         self.frames.clear()
 
     def _enter(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

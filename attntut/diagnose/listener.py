@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -156,13 +156,9 @@ def _has_graph(module: nn.Module | None, inputs: Any) -> bool:
     return not any(each.is_inference() for each in (*tensors_in(inputs), *own))
 
 
-@contextmanager
-def _uncompiled() -> Iterator[None]:
-    if "torch._dynamo" not in sys.modules:  # nothing is compiled, and importing it takes a second
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+def _uncompiled() -> AbstractContextManager[Any]:
+    is_imported = "torch._dynamo" in sys.modules  # else nothing is compiled, and importing it takes a second
+    return torch.compiler.set_stance("force_eager") if is_imported else nullcontext()
 
 
 def _scalar(value: Any) -> Tensor:
