@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -109,9 +109,7 @@ class Laid:
 
     def moved(self, gone: dict[int, int]) -> Laid:
         """The same after the scores have moved to other memory; −1 stands for what is lost."""
-        return Laid(
-            self.tensor, tuple(gone.get(each, -1) for each in self.strides), self.below, self.factor, self.value
-        )
+        return replace(self, strides=tuple(gone.get(each, -1) for each in self.strides))
 
     def on(self, scores: Tensor, keys: int) -> Tensor | None:
         """The tensor in the shape of a view of the scores, 1 where it does not vary; None if it does not fit.

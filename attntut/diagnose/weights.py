@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from attntut.anatomy.parameters import listing
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import ATTENTION, BRANCH
+from attntut.diagnose.faults.facts import SIDE
 from attntut.diagnose.report import Report
 from attntut.init import schemes
 from attntut.init.laws import Constant, Identity, Law, Orthogonal, TruncNormal
@@ -25,8 +26,6 @@ from attntut.init.scheme import Scheme
 
 SIGMAS = 4.0
 """How many standard errors a measured standard deviation may lie from a predicted one."""
-SIDE = 256
-"""Of larger matrices, only so many rows and columns are counted."""
 TRAITS = "norm residual residual_scale skip_scale branch_gain scale qk_norm soft_cap output_gate readout_scale".split()
 """What a report keeps of the architecture."""
 TRACY_WIDOM = 4.6
@@ -153,7 +152,7 @@ def law(matrices: Sequence[Statistics]) -> str | None:
     mean, kurtosis = pooled(each.mean / each.std for each in matrices), pooled(each.kurtosis for each in matrices)
     largest = max(each.largest / each.std for each in matrices)
     inside = math.erf(largest / math.sqrt(2))  # of a Gaussian's mass
-    whole = inside == 1 or entries * math.log(inside) > -10  # one Gaussian in 20 000 has so small a largest entry
+    whole = entries * math.log(inside) > -10  # one Gaussian in 20 000 has so small a largest entry
     laws = {"normal": (0.0, 3.0)} if whole else _LIGHT
     name = min(laws, key=lambda name: abs(laws[name][0] - largest))
     off = max(abs(mean), abs(kurtosis - laws[name][1]) / math.sqrt(24))
@@ -338,7 +337,7 @@ def _is_possible(measured: Statistics, law: Law) -> bool:
     if law.support is not None:
         return measured.largest <= law.support * (1 + 1e-6)
     inside = math.erf(measured.largest / (measured.std * math.sqrt(2)))  # of a Gaussian's mass
-    return inside == 1 or measured.entries * math.log(inside) > -20
+    return measured.entries * math.log(inside) > -20
 
 
 def _is_orthogonal(matrix: Tensor) -> bool:

@@ -28,8 +28,8 @@ class Measured(Protocol):
     model: Record
 
 
-COUNTED = 256
-"""Of larger matrices, only so many rows and columns are counted, or half as many (see ``diagnose.weights``)."""
+SIDE = 256
+"""Of larger matrices, only so many rows and columns are counted, or half as many."""
 
 
 def relative_error(record: Record) -> float:
@@ -38,7 +38,7 @@ def relative_error(record: Record) -> float:
     >>> round(relative_error(dict(fan_in=64, fan_out=128)), 4), round(relative_error(dict(fan_in=512, fan_out=4096)), 4)
     (0.0078, 0.0028)
     """
-    sides = (math.ceil(n / math.ceil(n / COUNTED)) for n in (record["fan_in"], record["fan_out"]))
+    sides = (math.ceil(n / math.ceil(n / SIDE)) for n in (record["fan_in"], record["fan_out"]))
     return (2 * math.prod(sides)) ** -0.5
 
 
