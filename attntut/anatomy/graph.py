@@ -91,6 +91,9 @@ class Heard:
         query, key, value: operands; None for what needs no gradient.
         scale: of a fused kernel, where it is known.
         more: pairs of query and key of other products that the logits add up (places apart from contents).
+        values: what else is mixed by the same weights (values of places, those of a later layer that has no weights of
+            its own).
+        is_one: whether one query meets one key, so that the logits do not tell which of them is which.
     """
 
     node: Node = field(repr=False)
@@ -101,6 +104,8 @@ class Heard:
     value: Edge | None = field(repr=False)
     scale: float | None = None
     more: list[tuple[Edge | None, Edge | None]] = field(default_factory=list, repr=False)
+    values: list[Edge | None] = field(default_factory=list, repr=False)
+    is_one: bool = False
 
 
 Sink = tuple[str, Any]
@@ -304,20 +309,19 @@ class Graph:
 
     def _written_out(self, softmax: Node) -> None:
         """An attention of separate operations around a softmax, if this is one."""
-        every = self._back_to_products(softmax)
-        mix = self._forward_to_product(softmax)
-        if not every or mix is None:
+        mixes = self._forward_to_products(softmax)
+        every = self._back_to_products(softmax, _edge(*mixes[0]) if mixes else None)
+        if not every or not mixes:
             return
         scores, *others = every
-        node, operand = mix
-        first, second = PRODUCTS[node.name()]
-        value_operand = second if operand == first else first
+        (node, value), *later = mixes
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
         query, key = (left, right) if self._rows_are_queries(softmax, scores) else (right, left)
-        if self._asks_the_stream(query, key, _edge(node, value_operand)):
+        if self._asks_the_stream(query, key, _edge(node, value)):
             return
         self._scored.add(scores)
-        heard = Heard(node, softmax, scores, query, key, _edge(node, value_operand))
+        logits = Edge(softmax, 0).shape
+        heard = Heard(node, softmax, scores, query, key, _edge(node, value), is_one=set(logits[-2:]) == {1})
         self.attentions.append(heard)
         swapped = query is right and left is not right
         for position, role in zip(
@@ -331,10 +335,12 @@ class Graph:
             for position, role in zip(ways, ("query", "key"), strict=True):
                 self.by_operand.setdefault((other, position), (role, heard))
         self.by_operand[softmax, 0] = ("logits", heard)
-        self.by_operand[node, value_operand] = ("value", heard)
-        self.by_operand[node, operand] = ("logits", heard)
+        for mix, operand in mixes:
+            for position in PRODUCTS[mix.name()]:
+                self.by_operand[mix, position] = "value" if position == operand else "logits", heard
+        heard.values += [_edge(*each) for each in later]
 
-    def _back_to_products(self, softmax: Node) -> list[Node]:
+    def _back_to_products(self, softmax: Node, value: Edge | None) -> list[Node]:
         """The products of queries and keys that the logits add up: one, or two where places have one of their own."""
 
         def ends(node: Node) -> bool:
@@ -346,28 +352,33 @@ class Graph:
         found = [node for node in below(softmax, ends) if node not in self.products and _is_of_data(node)]
         both = [node for node in found if all(node.next_functions[i][0] is not None for i in PRODUCTS[node.name()])]
         both = [node for node in both if node not in self._scored] or both  # logits of an earlier layer may be added
-        if (mix := self._forward_to_product(softmax)) is not None and len(both) > 1:
-            value = mix[0].next_functions[next(i for i in PRODUCTS[mix[0].name()] if i != mix[1])][0]
-            reads = self._read_behind(value)
-            alike = {
-                n: sum(self._read_behind(n.next_functions[i][0]) == reads for i in PRODUCTS[n.name()]) for n in both
-            }
-            both = [
-                each for each in both if alike[each] == max(alike.values())
-            ]  # keys read what values read, places do not
+        if value is not None and len(both) > 1:
+            reads = self._read_behind(value.node)
+            pairs = {each: [self._read_behind(each.next_functions[i][0]) for i in PRODUCTS[each.name()]] for each in both}
+            alike = {each: sum(read == reads for read in pair) for each, pair in pairs.items()}
+            both = [  # keys read what values read, places do not
+                each
+                for each, pair in pairs.items()
+                if alike[each] == max(alike.values())
+                or (alike[each] and all(read == reads or not read <= {"table", "data"} for read in pair))
+            ]
         return sorted(both or found[:1], key=lambda node: node._sequence_nr())
 
-    def _read_behind(self, node: Node) -> frozenset[Node]:
-        """What the nearest products behind a tensor read."""
+    def _read_behind(self, node: Node) -> frozenset[Node | str]:
+        """What the nearest products behind a tensor read: nodes, or ``"table"``, or ``"data"``."""
         products = [self.products[each] for each in self._behind(node)]
         return frozenset(
             "table" if each.is_table else "data" if each.reads is None else self._origin(each.reads.node)
             for each in products
         )
 
-    def _behind(self, node: Node) -> set[Node]:
-        """The nearest products behind a tensor."""
-        return {each for each in below(node, self.products.__contains__) if each in self.products}
+    def _behind(self, node: Node, or_at: Node = None) -> set[Node]:
+        """The nearest products behind a tensor, and a certain node if that is met before one."""
+
+        def ends(each: Node) -> bool:
+            return each in self.products or (or_at is not None and each is or_at)
+
+        return {each for each in below(node, ends) if ends(each)}
 
     def _asks_the_stream(self, query: Edge | None, key: Edge | None, value: Edge | None) -> bool:
         """Whether parameters alone choose among what several layers wrote: no projection is in there."""
@@ -384,9 +395,9 @@ class Graph:
             node = node.next_functions[0][0]
         return node
 
-    def _forward_to_product(self, softmax: Node) -> tuple[Node, int] | None:
-        """The product of the weights with the values, and which of its inputs the weights are."""
-        seen, stack = {softmax}, [softmax]
+    def _forward_to_products(self, softmax: Node) -> list[tuple[Node, int]]:
+        """The products of the weights with values, and which of their inputs the values are; tables come last."""
+        seen, stack, found = {softmax}, [softmax], list[tuple[Node, int]]()
         while stack:
             for user, index in self.users.get(stack.pop(), ()):
                 if user in seen or user.name() in SOFTMAX:
@@ -397,10 +408,15 @@ class Graph:
                         stack.append(user)
                     continue
                 if user.name() in PRODUCTS and "Convolution" not in user.name():
-                    return user, index
-                if len(seen) < 256:
+                    found.append((user, next(each for each in PRODUCTS[user.name()] if each != index)))
+                elif len(seen) < 256:
                     stack.append(user)
-        return None
+        found.sort(key=lambda each: each[0]._sequence_nr())
+        made = {mix: self._behind(mix.next_functions[value][0], or_at=softmax) for mix, value in found}
+        found[1:] = [(mix, value) for mix, value in found[1:] if made[mix] and softmax not in made[mix]]
+        if len(found) == 1:
+            return found
+        return sorted(found, key=lambda each: all(one in self.products and self.products[one].is_table for one in made[each[0]]))
 
     def _mixes_heads(self, node: Node, softmax: Node) -> bool:
         """Whether a product adds up the maps of different heads (talking heads), before the softmax or after."""

@@ -62,6 +62,7 @@ class Roles:
         mine: dict[tuple[Product, str], list[list[int]]] = {}
         edges = [*((role, getattr(heard, role)) for role in OPERANDS)]
         edges += [each for pair in heard.more for each in zip(OPERANDS, pair, strict=False)]
+        edges += [("value", edge) for edge in heard.values]
         for role, edge in edges:
             for product in self.graph.sources(edge):
                 if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
@@ -82,8 +83,13 @@ class Roles:
         same = [each for each, role in mine if role == "key" and self._is_shared(self.makes[each])]
         for product in [each for each, role in mine if role == "query" and same]:
             reads = self.graph.sources(product.reads)
-            if all(isinstance(each, Product) and self._readers(each) == [product] for each in reads):
+            if reads and all(isinstance(each, Product) and self._asks_through(each, product) for each in reads):
                 self.absorbed.add(product)
+
+    def _asks_through(self, product: Product, other: Product) -> bool:
+        """Whether a result goes to another product, and beside it only to queries (of places)."""
+        sinks = self.graph.sinks(product.node)
+        return {each for kind, each in sinks if kind != "query"} == {other}
 
     def _is_shared(self, made: dict[str, list[list[int]]]) -> bool:
         """Whether some columns are both key and value."""
