@@ -64,7 +64,7 @@ class Columns:
         key = (role, number, edge.shape, product.result.shape, *(self.siblings[name] for name in product.parameters))
         known = self._known.get(key)
         try:
-            if known is None or self._feed(edge, product) not in ([], sorted(c for head in known for c in head)):
+            if known is None or self.feed(edge, product) not in ([], sorted(c for head in known for c in head)):
                 self._known[key] = self._find_heads(edge, product)
         except RuntimeError as error:
             raise ValueError(
@@ -95,11 +95,11 @@ class Columns:
         return self._known[key]
 
     def _find_heads(self, edge: Edge, product: Product) -> Heads:
-        every = self._feed(edge, product)
+        every = self.feed(edge, product)
         if len(edge.shape) < 3 or not every:
             return [every] if every else []
-        first = self._feed(edge, product, 0)
-        row = self._feed(edge, product, 0, dim=-2) if first == every and edge.shape[-1] < len(every) else []
+        first = self.feed(edge, product, 0)
+        row = self.feed(edge, product, 0, dim=-2) if first == every and edge.shape[-1] < len(every) else []
         if (
             1 < len(row) == edge.shape[-1] and len(every) % len(row) == 0
         ):  # one key for all heads: they are folded into the rows
@@ -109,13 +109,13 @@ class Columns:
                 return evenly
         behind = self._behind(edge, product, every) if first == every and edge.shape[-1] < len(every) else None
         if behind is not None:  # a norm over all heads mixes their columns (OLMo 2)
-            first = [every[column] for column in self._feed(edge, product, 0, behind=behind)]
+            first = [every[column] for column in self.feed(edge, product, 0, behind=behind)]
         if not first or len(every) % len(first) or len(first) == len(every):
             return [every]
         count, leading = len(every) // len(first), edge.shape[-3]
         heads, done = {0: first}, set(first)
         for index in dict.fromkeys([1, leading // count, *range(2, leading)]):  # heads may vary fastest, or slowest
-            columns = self._feed(edge, product, index, behind=behind)
+            columns = self.feed(edge, product, index, behind=behind)
             columns = columns if behind is None else [every[column] for column in columns]
             if not columns or not done.isdisjoint(columns):
                 continue
@@ -140,10 +140,10 @@ class Columns:
                 found[here.node._sequence_nr()] = here
             stack += [Edge(*each) for each in here.node.next_functions]
         first = found[min(found)] if found else edge
-        in_order = all(self._feed(first, product, i, dim=-1) == [every[i]] for i in (0, 1, -1))
+        in_order = all(self.feed(first, product, i, dim=-1) == [every[i]] for i in (0, 1, -1))
         return found[max(found)] if found and in_order else None
 
-    def _feed(
+    def feed(
         self, edge: Edge, product: Product, index: int | None = None, dim: int = -3, behind: Edge | None = None
     ) -> list[int]:
         """The columns that feed an operand, or what stands at one index of its third last dimension.

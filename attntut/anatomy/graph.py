@@ -368,7 +368,7 @@ class Graph:
         """What the nearest products behind a tensor read: nodes, or ``"table"``, or ``"data"``."""
         products = [self.products[each] for each in self._behind(node)]
         return frozenset(
-            "table" if each.is_table else "data" if each.reads is None else self._origin(each.reads.node)
+            "table" if each.is_table else "data" if each.reads is None else self.origin(each.reads.node)
             for each in products
         )
 
@@ -390,7 +390,8 @@ class Graph:
         self.mixers.update(names)
         return True
 
-    def _origin(self, node: Node) -> Node:
+    def origin(self, node: Node) -> Node:
+        """What made a tensor, before it was moved about."""
         while LAYOUT.fullmatch(node.name()) and node.next_functions[0][0] is not None:
             node = node.next_functions[0][0]
         return node

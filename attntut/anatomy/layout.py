@@ -52,6 +52,10 @@ class Matrix:
         """
         if self.view.numel() == parameter.numel():
             return "all"
+        own = parameter if self.view.stride() == parameter.stride() else parameter.mT
+        if self.view.ndim == own.ndim == 2 and self.row_dims == 1 and len(self.view) == len(own):
+            start = (self.view.storage_offset() - parameter.storage_offset()) // own.stride(1)
+            return f"all, columns {start} … {start + self.view.shape[1] - 1}"
         (*outer, (size, step)) = zip(self.view.shape[: self.row_dims], self.view.stride(), strict=False)
         start = (self.view.storage_offset() - parameter.storage_offset()) // step
         return f"{start} … {start + size - 1}" + "".join(f" of every {stride // step}" for _, stride in outer)
@@ -73,6 +77,11 @@ class Matrix:
     def is_matrix(self) -> bool:
         """Whether the memory itself is one strided matrix, so that :meth:`read` can be written to."""
         return self.read().data_ptr() == self.view.data_ptr()
+
+    def columns(self, numbers: range) -> Matrix | None:
+        """Some of the columns; None where they do not stand in one dimension."""
+        one = self.view.ndim == self.row_dims + 1
+        return Matrix(self.view[..., numbers.start : numbers.stop], self.row_dims) if one else None
 
     def rows(self, numbers: Sequence[int]) -> Matrix | None:
         """Some of the rows, in this order; None where they do not lie evenly in memory."""

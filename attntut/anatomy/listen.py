@@ -28,6 +28,8 @@ from attntut.anatomy.graph import Graph, Heard, Node, Product
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.roles import Roles
 
+UNEVEN = "it does not lie evenly"
+
 
 class Part(NamedTuple):
     """Rows of a parameter that play one role.
@@ -80,6 +82,7 @@ class Anatomy:
         passes: how often the stream came through each parameter, where blocks share it.
         left: parameters that no scheme speaks of, and why.
         apart: lists of modules with attention that do not follow on each other.
+        single: modules with an attention in which one query meets one key.
     """
 
     parts: dict[str, list[Part]] = field(default_factory=dict)
@@ -96,6 +99,7 @@ class Anatomy:
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     apart: set[str] = field(default_factory=set)
+    single: set[str] = field(default_factory=set)
 
 
 class Ears:
@@ -181,6 +185,8 @@ class Ears:
         for heard in sorted(graph.attentions, key=lambda each: each.entry._sequence_nr()):
             name = where[heard]
             anatomy.attention[name] = anatomy.attention.get(name, 0) + 1
+            if heard.is_one:
+                anatomy.single.add(name)
             if isinstance(heard.scale, float):
                 anatomy.scale[name] = heard.scale
         architecture = Architecture(graph, roles, in_norm)
@@ -242,6 +248,10 @@ class _Writer:
                 self._add(Part(role, name, None, attention=where, why=why))
             return
         name, matrix, bias = product.parameters[0], self.columns.matrix(product), self._bias(product)
+        if self.columns.parameters[name].ndim == 1 and min(self.columns.fan_in(product), self.columns.fan_out(product)) > 1:
+            role = self.roles.role.get(product) or next(iter(self.roles.makes.get(product, {})), "left")
+            self._add(Part(role, name, None, attention=where, why="it is stored in one dimension"))
+            return
         if product in self.roles.absorbed:
             self._add(Part("key", name, None, attention=where, why="it was absorbed into the queries"))
             return
@@ -253,14 +263,27 @@ class _Writer:
                     used.update(columns)
                     self._add(_part(role, name, matrix, bias, columns, where, n_heads=len(heads)))
             used |= self._made_elsewhere(product)
+            if gate := sorted(self.roles.gating.get(product, set()) - used):
+                used.update(gate)
+                self._add(_part("gate", name, matrix, bias, gate, where))
             rest = [column for column in range(self.columns.fan_out(product)) if column not in used]
             if rest:
                 goes_to = {self.roles.role.get(each) for _, each in self.graph.sinks(product.node)}
                 kinds = {"feed_forward_out": "feed_forward_in", "output": "gate"}
                 role = next((kinds[each] for each in kinds if each in goes_to), "latent")
+                if any(each in self.roles.fused for _, each in self.graph.sinks(product.node)):
+                    role = "feed_forward_in"
                 self._add(_part(role, name, matrix, bias, rest, where))
             return
         role = self.roles.role[product]
+        if product in self.roles.fused and matrix is not None:
+            start = 0
+            for part, width in self.roles.fused[product]:
+                place = where if part == "output" else None
+                columns = matrix.columns(range(start, start + width))
+                self._add(Part(part, name, columns, None if start else bias, place, why="" if columns else UNEVEN))
+                start += width
+            return
         pieces = self.columns.pieces(product) if role == "feed_forward_in" else None
         if role.startswith("feed_forward") and product.channels == -1 and matrix is not None:
             data = self.columns.parameters[name].detach()
@@ -268,9 +291,10 @@ class _Writer:
                 if name in self.anatomy.parts:
                     return
                 is_turned = matrix.view.stride(-1) != data.stride(-1)
+                is_one_product = self.columns.batch(product) == 1 and self.columns.fan_out(product) > max(data.shape[1:])
                 for expert in data:
                     one = Matrix(expert.mT if is_turned else expert)
-                    for columns in pieces or [list(range(one.shape[0]))]:
+                    for columns in (None if is_one_product else pieces) or [list(range(one.shape[0]))]:
                         self._add(_part(role, name, one, None, columns, None))
                 return
         for columns in pieces or [list(range(self.columns.fan_out(product)))]:
@@ -323,7 +347,7 @@ def _part(
     is_all = matrix is not None and columns == list(range(matrix.shape[0]))
     rows = matrix if matrix is None or is_all else matrix.rows(columns)
     shift = bias if bias is None or is_all else bias.rows(columns)
-    why = "what is multiplied with is no rearrangement of it" if matrix is None else "its rows are scattered"
+    why = "what is multiplied with is no rearrangement of it" if matrix is None else UNEVEN
     return Part(role, name, rows, shift, where, n_heads, is_table, "" if rows else why)
 
 

@@ -59,11 +59,11 @@ class Drawers:
             elif kind := _foreign(parameter):
                 self._take(parameter)
                 self.foreign[name] = kind
-            if parameter.ndim > 1:
+            if parameter.ndim > 1 or name in self.heard.parts:
                 self.matrices.append(name)
         patterns.check_used(self.matrices)
         for name, parameter in parameters.items():  # a matrix takes its bias along
-            if id(parameter) not in self._done and (is_norm(self._owner(name)) or parameter.ndim > 1):
+            if id(parameter) not in self._done and (is_norm(self._owner(name)) or name in self.matrices):
                 self._sort(names[parameter], given[name], parameter)
         self._learn_from_siblings(parameters)
         for name in [*self.unknown] if self.heard.attention else ():
@@ -95,6 +95,9 @@ class Drawers:
             self.biases[name] = parameter.detach()
             return
         heard = next((self.heard.parts[each] for each in names if each in self.heard.parts), [])
+        if given is None and isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+            self._leave(name, "it is recurrent")
+            return
         if given is not None and not (heard and _is_plain(given[1]) and {part.role for part in heard} == set(given[0])):
             self.parts += self._split(name, parameter, *given)
             return
@@ -112,8 +115,6 @@ class Drawers:
             self.unknown[name] = f"{name} {tuple(parameter.shape)}: {heard[0].role}, but {heard[0].why}"
         elif roles:
             self.parts += self._split(name, parameter, roles, Layout(name))
-        elif isinstance(owner, nn.Linear) and self._only_chooses(name):
-            self.parts += self._split(name, parameter, ("gate",), Layout(name))
         elif isinstance(owner, nn.Embedding) and (is_wave(parameter) or not parameter.requires_grad):
             self.kept.append(name)  # positions that were computed, and looked up where no graph is recorded
         else:
@@ -135,23 +136,33 @@ class Drawers:
 
     def _learn_from_siblings(self, parameters: dict[str, nn.Parameter]) -> None:
         """What was not used, an expert that no token chose, plays the part of its like in another block."""
+        silent = [name for name, each in parameters.items() if self.unknown.get(name) == f"{name} {tuple(each.shape)}"]
+        kinds = siblings(self.module, parameters) if silent else {}
         known: dict[tuple[str, torch.Size], list[Part]] = {}
-        kinds = siblings(self.module, parameters) if self.unknown else {}
-        for part in self.parts if self.unknown else ():
-            if part.attention is None and part.parameter in self.heard.parts:
+        for part in self.parts if silent else ():
+            if part.parameter in self.heard.parts:
                 key = kinds[part.parameter], parameters[part.parameter].shape
                 if all(each.parameter == part.parameter for each in known.get(key, [])):
                     known.setdefault(key, []).append(part)
-        for name in list(self.unknown):
-            parameter = parameters[name]
+        why = {(kinds[name], parameters[name].shape): each for name, each in self.heard.left.items() if silent}
+        for name in silent:
+            parameter, owner = parameters[name], self._owner(name)
             like = known.get((kinds[name], parameter.shape), [])
-            if like and self.unknown[name] == f"{name} {tuple(parameter.shape)}":
-                del self.unknown[name]
+            here = {each.attention: each.attention and _beneath(name, each.attention) for each in like}
+            if like and self.heard.attention.keys() >= {each for each in here.values() if each}:
                 for part in like:
-                    here = at(parameter.detach(), part.matrix.within(parameters[part.parameter]))  # type: ignore[union-attr]
+                    own = at(parameter.detach(), part.matrix.within(parameters[part.parameter]))  # type: ignore[union-attr]
+                    matrix = Matrix(own, part.matrix.row_dims)  # type: ignore[union-attr]
                     self.parts.append(
-                        part._replace(parameter=name, matrix=Matrix(here, part.matrix.row_dims), bias=None)  # type: ignore[union-attr]
+                        part._replace(parameter=name, matrix=matrix, bias=None, attention=here[part.attention])
                     )
+            elif (kinds[name], parameter.shape) in why:
+                self._leave(name, why[kinds[name], parameter.shape])
+            elif isinstance(owner, nn.Linear) and self._only_chooses(name):
+                self.parts += self._split(name, parameter, ("gate",), Layout(name))
+            else:
+                continue
+            del self.unknown[name]
 
     def _excuse_unheard(self, name: str) -> None:
         """Leave what did not run, and what no gradient came from, unless it looks like attention: that is unknown."""
@@ -322,6 +333,15 @@ def listing(items: Collection[str], limit: int = 8) -> str:
     """
     more = f" and {len(items) - limit} more" if len(items) > limit else ""
     return (", ".join([*items][:limit]) or "none") + more
+
+
+def _beneath(name: str, other: str) -> str:
+    """As many components of a name as another has.
+
+    >>> _beneath("deep.2.att.out.weight", "deep.0.att")
+    'deep.2.att'
+    """
+    return ".".join(name.split(".")[: other.count(".") + 1])
 
 
 def _is_plain(layout: Layout) -> bool:

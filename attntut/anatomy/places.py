@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from attntut._checks import check_int
-from attntut.anatomy.blocks import block_of, find_blocks, prefixes
+from attntut.anatomy.blocks import Block, block_of, find_blocks, prefixes
 from attntut.anatomy.listen import Anatomy, Part
 from attntut.anatomy.parameters import ancestors
 from attntut.anatomy.weight import BRANCH, FEED_FORWARD, PARTS, Weight
@@ -40,7 +40,11 @@ class Places:
 
     def __init__(self, module: nn.Module, parts: Sequence[Part], heard: Anatomy, n_heads: int | None) -> None:
         self.module, self.heard = module, heard
-        self.unsure: list[str] = []
+        self.unsure = [
+            f"One query meets one key in {name or type(module).__name__}, so that it cannot be heard which of two "
+            "matrices makes which: give inputs of two tokens or more."
+            for name in sorted(heard.single)
+        ]
         queries = {
             part.attention: part for part in reversed(parts) if part.role == "query" and part.attention is not None
         }
@@ -64,6 +68,10 @@ class Places:
         stacks = {self.blocks[each].stack for each in both if each}  # some of whose blocks hold both branches
         self._whole = stacks if fed else {each.stack for each in self.blocks.values()}
         self.passes = {name: self._passes(name, parts) for name in names}
+        self._times: dict[str, int] = {}  # of each block
+        for part in parts:
+            block = block_of(self.blocks, part.parameter).name
+            self._times[block] = max(self._times.get(block, 1), heard.passes.get(part.parameter, 1))
         self.stack = {name: self._stack(name) for name in names}
         self.depth = {"encoder": 0, "decoder": 0}
         for name, stack in self.stack.items():
@@ -82,7 +90,17 @@ class Places:
             for part in parts
             if part.attention == name and part.parameter in self.heard.layers
         ]
-        return chain[0] if chain and block.stack not in self._whole else block.n_layers * self.passes[name]
+        return chain[0] if chain and block.stack not in self._whole else self._length(block, self.passes[name])
+
+    def _length(self, block: Block, passes: int) -> int:
+        """How often the stream comes through the blocks of a stack, all together."""
+        kind = type(self.module.get_submodule(block.name))
+        alike = [
+            name
+            for name, other in self.blocks.items()
+            if other.stack == block.stack and type(self.module.get_submodule(name)) is kind
+        ]
+        return sum(self._times.get(each, 1) for each in alike) if block.name else passes
 
     def weight(self, part: Part) -> Weight:
         """The description of one projection; what a branch has beside its six matrices is drawn like its first."""
@@ -94,7 +112,7 @@ class Places:
         inside = role in BRANCH
         block = block_of(self.blocks, parameter)
         around = self.heard.around.get(parameter)
-        layer, n_layers = block.layer, block.n_layers * self.passes[attention]
+        layer, n_layers = block.layer, self._length(block, self.passes[attention])
         if inside and parameter in self.heard.layers:
             # Where lists of modules say otherwise than the way of the stream (branches or heads in a list, blocks of
             # several classes, no list at all), that way is right.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,13 +12,26 @@ from torch import Tensor
 
 from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
-from attntut.anatomy.graph import LAYOUT, OPERANDS, Edge, Graph, Heard, Node, Product, below, gradients, is_leaf
+from attntut.anatomy.graph import (
+    LAYOUT,
+    OPERANDS,
+    PRODUCTS,
+    Edge,
+    Graph,
+    Heard,
+    Node,
+    Product,
+    below,
+    gradients,
+    is_leaf,
+)
 
 # Nodes that multiply with a matrix in a way that is not read.
 STRANGE = re.compile("^(IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
 ACTIVATION = re.compile("Sigmoid|Tanh|Silu|Softplus|Relu|Gelu|Hard|Elu|Softmax|LogSigmoid")
 NORM = re.compile("Native.*Norm|FusedRmsNorm|Rsqrt|Sqrt|LinalgVectorNorm|NormBackward|Std|Var")
 INSIDE = (*OPERANDS, "logits")
+OTHERWISE = "it mixes tokens otherwise than by softmax attention"
 
 
 class Roles:
@@ -34,6 +48,9 @@ class Roles:
         place: of products that belong to an attention: the attention.
         left: products that no scheme speaks of, and why.
         absorbed: products that turn queries into what latents are compared with: keys' matrices, transposed.
+        gating: of products that make operands: the columns that only multiply others of their own.
+        fused: of output matrices that read heads beside something else: the pieces of what they read, in order, each
+            with its role and width.
     """
 
     def __init__(self, graph: Graph, columns: Columns, is_inside: Callable[[str, Heard], bool]) -> None:
@@ -45,6 +62,8 @@ class Roles:
         self.place: dict[Product, Heard] = {}
         self.left: dict[Product, str] = {}
         self.absorbed: set[Product] = set()
+        self.gating: dict[Product, set[int]] = {}
+        self.fused: dict[Product, list[tuple[str, int]]] = {}
         self._asked: dict[tuple[Product, str], int] = {}  # how often an operand has been made of a product
         self._reading: dict[frozenset[Any], list[Product]] = {}  # products, by what they read
         for product in self.products:
@@ -68,7 +87,7 @@ class Roles:
                 if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
                     continue
                 asked = self._asked[product, role] = self._asked.get((product, role), -1) + 1
-                heads = self.columns.by_head(edge, product, role, asked)
+                heads = self._without_gate(edge, product, self.columns.by_head(edge, product, role, asked))
                 known = self.makes.get(product, {}).get(role, [])
                 taken = {column for head in known for column in head}
                 if not heads or not all(taken.isdisjoint(head) for head in heads):
@@ -86,6 +105,27 @@ class Roles:
             if reads and all(isinstance(each, Product) and self._asks_through(each, product) for each in reads):
                 self.absorbed.add(product)
 
+    def _without_gate(self, edge: Edge | None, product: Product, heads: list[list[int]]) -> list[list[int]]:
+        """The columns of an operand, but for those that are bent and multiply others of the same product."""
+        stack, seen = [] if edge is None else [edge.node], {product.node}
+        while stack:
+            node = stack.pop()
+            if node in seen or node in self.graph.products:
+                continue
+            seen.add(node)
+            sides = [Edge(*each) for each in node.next_functions if each[0] is not None]
+            stack += [each for each, _ in sides]
+            if not node.name().startswith("Mul") or len(sides) != 2:
+                continue
+            bent = [self.graph.sources(each) == {product} and self._is_bent(each, product) for each in sides]
+            if bent[0] == bent[1] or self.graph.sources(sides[bent[0]]) != {product}:
+                continue
+            gate, gated = (set(self.columns.feed(each, product)) for each in (sides[bent[1]], sides[bent[0]]))
+            if gate and gated and gate.isdisjoint(gated):
+                self.gating.setdefault(product, set()).update(gate)
+                heads = [left for head in heads if (left := [column for column in head if column not in gate])]
+        return heads
+
     def _asks_through(self, product: Product, other: Product) -> bool:
         """Whether a result goes to another product, and beside it only to queries (of places)."""
         sinks = self.graph.sinks(product.node)
@@ -100,12 +140,13 @@ class Roles:
         """Whether a product makes something for attention alone: what goes elsewhere too is the stream."""
         sinks = self.graph.sinks(product.node)
         others = [each for kind, each in sinks if kind == "product"]
-        return any(kind in INSIDE for kind, _ in sinks) and all(self._is_in_attention(each, heard) for each in others)
+        return any(kind in INSIDE for kind, _ in sinks) and (
+            self.is_inside(product.parameters[0], heard)
+            or all(self.is_inside(each.parameters[0], heard) or self._is_in_attention(each) for each in others)
+        )
 
-    def _is_in_attention(self, product: Product, heard: Heard) -> bool:
+    def _is_in_attention(self, product: Product) -> bool:
         """Whether a product makes operands or logits, or reads heads and what only multiplies them."""
-        if self.is_inside(product.parameters[0], heard):
-            return True
         reads = self.graph.sources(product.reads)
         if any(isinstance(each, Heard) for each in reads):
             return all(isinstance(each, Heard) or self._goes_only_to(each, product) for each in reads)
@@ -160,10 +201,11 @@ class Roles:
             if second.is_table or not isinstance(first, Product) or first.is_table:
                 continue
             narrow = self.columns.fan_out(first) < min(self.columns.fan_out(second), self.columns.fan_in(first))
-            if not narrow or self._readers(first) != [second]:
+            ends = self._readers(first)
+            if not narrow or second not in ends:
                 continue
             for wide in self._reading[self.graph.sources(first.reads)]:
-                if wide is not first and wide is not second and self._are_added(second, wide):
+                if wide is not first and all(each is not wide and self._are_added(each, wide) for each in ends):
                     self.makes.pop(second, None)
                     self.role[first], self.role[second] = "adapter_in", "adapter_out"
                     if wide in self.place:
@@ -171,8 +213,8 @@ class Roles:
                     break
 
     def _are_added(self, a: Product, b: Product) -> bool:
-        """Whether two results of one width meet in a sum before anything but scaling is done to them."""
-        if self.columns.fan_out(a) != self.columns.fan_out(b):
+        """Whether a result and one as wide, or a part of one, meet in a sum before anything but scaling is done."""
+        if self.columns.fan_out(a) > self.columns.fan_out(b):
             return False
         sums = [set(self.beyond_layout(each.node, "MulBackward", "NativeDropout")) for each in (a, b)]
         return any(node.name() == "AddBackward0" for node in sums[0] & sums[1])
@@ -199,11 +241,33 @@ class Roles:
             others = [each for each in sources if isinstance(each, Product)]
             if product in self.role or product in self.makes or product.is_table or not heard:
                 continue
+            if any(self.role.get(each) == "output" for each in others):  # it has entered one already
+                continue
             if all(each in self.makes or self._goes_only_to(each, product) for each in others):
                 self.role[product], self.place[product] = "output", heard[0]
-                for gate in others:
-                    if gate not in self.makes and gate not in self.role:
-                        self.role[gate], self.place[gate] = "gate", heard[0]
+                beside = self._find_pieces(product) if others else set()
+                for each in others:
+                    if each not in self.makes and each not in self.role:
+                        if each in beside:
+                            self.role[each] = "feed_forward_in"
+                        else:
+                            self.role[each], self.place[each] = "gate", heard[0]
+
+    def _find_pieces(self, product: Product) -> set[Any]:
+        """What an output matrix reads beside the heads, not mixed with them: the other branch of a parallel block."""
+        node = None if product.reads is None else self.graph.origin(product.reads.node)
+        if node is None or node.name() != "CatBackward0" or product.channels != -1:
+            return set()
+        edges = [Edge(*each) for each in node.next_functions if each[0] is not None]
+        sources = [self.graph.sources(each) for each in edges]
+        of_heads = [any(isinstance(one, Heard) for one in each) for each in sources]
+        widths = [each.shape[-1] for each in edges]
+        if all(of_heads) or sum(widths) != self.columns.fan_in(product):
+            return set()
+        self.fused[product] = [
+            ("output" if is_head else "feed_forward_out", n) for is_head, n in zip(of_heads, widths, strict=True)
+        ]
+        return {one for each, is_head in zip(sources, of_heads, strict=True) if not is_head for one in each}
 
     def gates(self, product: Product) -> bool:
         """Whether a part of a result goes to the output matrix: it multiplies the heads."""
@@ -218,9 +282,10 @@ class Roles:
         self.block = {each: block_of(blocks, each.parameters[0]).name for each in self.products}
         rest = [each for each in self.products if each not in self.role and each not in self.makes]
         before, after = self._around_attention()
-        inner = {each for each in rest if not each.is_table and self._stays_inside(each)}
+        self._find_recurrent(rest)
+        inner = {each for each in rest if not (each.is_table or each in self.left) and self._stays_inside(each)}
         self._find_mixers(inner)
-        of_tokens = self._logits_of_tokens(rest)
+        for_logits = self._for_logits(rest)
         for product in rest:
             if product in self.left or (
                 not product.is_table and product not in inner and self._modulates(product, inner)
@@ -228,14 +293,22 @@ class Roles:
                 self.left.setdefault(product, "it modulates the stream")
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(product.node)}
-            if product in of_tokens:
+            if for_logits.get(product):
                 self.left[product] = "it adds to the logits"
-            elif product.is_table or (kinds and kinds <= {"logits"}):
-                self.role[product] = "position" if self._is_by_place(product, kinds) else "embedding"
-            elif self.block[product] or (
-                product in after and (product in before or not blocks or self._is_branch(product, inner))
+            elif product in for_logits:
+                self.role[product] = "position"
+            elif product.is_table:
+                self.role[product] = "position" if self._is_by_place(product) else "embedding"
+            elif (readers := self._readers(product)) and all(self.role.get(each) == "gate" for each in readers):
+                self.role[product] = "gate"
+            elif (
+                self.block[product]
+                or (product in after and (product in before or not blocks))
+                or self._is_branch(product, inner)
             ):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
+            elif self._mixes_by_data(product):
+                self.left[product] = OTHERWISE
             else:
                 self.role[product] = "readout" if product in after - before else "embedding"
 
@@ -244,7 +317,7 @@ class Roles:
         if product in inner:
             return any(self._is_branch(each, inner) for each in self._readers(product))
         first = self.graph.sources(product.reads) & inner
-        reads = {self.graph.sources(each.reads) for each in first}
+        reads = {self.graph.sources(each.reads) for each in (product, *first)} - {frozenset()}
         return any(
             user.name() == "AddBackward0" and self.graph.sources(Edge(side, 0)) in reads
             for user in self.beyond_layout(product.node, "Mul", "NativeDropout")
@@ -276,12 +349,12 @@ class Roles:
     def _in_branch(self, product: Product, inner: set[Product], *, may_be_last: bool) -> str:
         reads, sinks = self.graph.sources(product.reads), self.graph.sinks(product.node)
         if product in inner:
-            return "feed_forward_in"
+            return "gate" if self._is_narrow(self._multiplied(product.node), product) else "feed_forward_in"
         if reads & inner or reads & self.makes.keys():  # a parallel block packs its first matrix with the queries
             return "feed_forward_out"
         if self._multiplied(product.node):
             return "gate"
-        if may_be_last and all(kind == "end" for kind, _ in sinks):
+        if all(kind == "end" for kind, _ in sinks) and (may_be_last or not self._is_branch(product, inner)):
             return "readout"
         for kind, each in sinks:
             if kind == "product" and each.reads and each.reads.shape[-1] == product.result.shape[product.channels]:
@@ -289,16 +362,42 @@ class Roles:
                 return "feed_forward_out" if reads & self.graph.sources(each.reads) else "embedding"
         return "gate"
 
-    def _logits_of_tokens(self, rest: list[Product]) -> set[Product]:
-        """Products whose results go to logits alone, though they read tokens, not places."""
-        alone: dict[Product, bool] = {}  # and whether they read tokens
+    def _for_logits(self, rest: list[Product]) -> dict[Product, bool]:
+        """Products whose results go to logits alone, and whether they read tokens there, not places."""
+        alone: dict[Product, bool] = {}
         for product in reversed(rest):
-            if all(kind == "logits" or each in alone for kind, each in self.graph.sinks(product.node)):
+            sinks = self.graph.sinks(product.node)
+            if sinks and all(kind == "logits" or each in alone for kind, each in sinks):
                 alone[product] = False
         for product in rest:
             if product in alone and not product.is_table:
                 alone[product] = any(alone.get(each, True) for each in self.graph.sources(product.reads))
-        return {product for product, reads_tokens in alone.items() if reads_tokens}
+        return alone
+
+    def _find_recurrent(self, rest: list[Product]) -> None:
+        """Matrices that read what they have written themselves, with no attention between, and what is added to it."""
+        calls = Counter(each.parameters for each in rest)
+        before: dict[Product, tuple[frozenset[Heard], frozenset[Product]]] = {}
+        found: dict[tuple[str, ...], Product] = {}
+        for product in self.products if any(number > 1 for number in calls.values()) else ():
+            sources = self.graph.sources(product.reads)
+            heard = {each for each in sources if isinstance(each, Heard)}
+            again = {each for each in sources if isinstance(each, Product) and calls[each.parameters] > 1}
+            for each in sources:
+                heard_before, again_before = before.get(each, (frozenset(), frozenset()))
+                heard |= heard_before
+                again |= again_before
+            before[product] = frozenset(heard), frozenset(again)
+            if any(
+                each.parameters == product.parameters
+                and each.weight.shape == product.weight.shape
+                and before[each][0] == heard
+                for each in again
+            ):
+                found[product.parameters] = product
+        for product in rest if found else ():
+            if product.parameters in found or any(self._are_added(product, each) for each in found.values()):
+                self.left[product] = "it is recurrent"
 
     def _find_mixers(self, inner: set[Product]) -> None:
         """Branches that mix tokens otherwise than by softmax attention; a feed-forward network mixes none."""
@@ -307,36 +406,56 @@ class Roles:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
                 self.left |= dict.fromkeys(
-                    [product, *(sources & inner)], "it mixes tokens otherwise than by softmax attention"
+                    [product, *(sources & inner)], OTHERWISE
                 )
         for product in reversed(self.products):
-            if product in inner and all(each in self.left for each in self._readers(product)):
-                self.left.setdefault(product, "it mixes tokens otherwise than by softmax attention")
+            reads = self.graph.sources(product.reads)
+            if product in inner and reads and all(each in self.left for each in self._readers(product)):
+                self.left.setdefault(product, OTHERWISE)
 
     def _mixes_tokens(self, product: Product) -> bool:
         """Whether what one token of a next product reads is made of several tokens, a short filter aside."""
         handles = [node.register_hook(_as_identity) for node in self.graph.filters]
         try:
-            return any(self._touches(product, each) > 1 for each in self._readers(product))
+            return any(self._spreads(product, each) for each in self._readers(product))
         except RuntimeError:  # it cannot be asked: something was changed in place
             return False
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _touches(self, product: Product, reader: Product) -> int:
-        """How many tokens of a result go into the last token that another product reads."""
+    def _mixes_by_data(self, product: Product) -> bool:
+        """Whether a result mixes tokens where data are multiplied with data, as an attention that was not heard does."""
+        stack, seen, found = [product.node], {product.node}, False
+        while stack and not found:
+            for user, index in self.graph.users.get(stack.pop(), ()):
+                if not (user in seen or user in self.graph.products or (user, index) in self.graph.by_operand):
+                    seen.add(user)
+                    stack.append(user)
+                    found = found or user.name() in PRODUCTS
+        readers = [each for kind, each in self.graph.sinks(product.node) if kind == "product"]
+        return found and any(
+            self._spreads(each, reader)
+            for reader in readers
+            for each in self.graph.sources(reader.reads)
+            if isinstance(each, Product)
+        )
+
+    def _spreads(self, product: Product, reader: Product) -> bool:
+        """Whether more tokens of a result go into the last token, or every second one, that another product reads."""
         assert reader.reads is not None
         if 0 in reader.reads.shape:  # an expert to whom no token was sent
-            return 0
-        weights = torch.zeros(reader.reads.shape)
-        weights.movedim(reader.summed, 0).flatten(1)[:, -1] = 1.0
+            return False
         between = self.graph.sources(reader.reads) - {product}
-        (gradient,) = gradients([reader.reads], [product.result], [weights], silent=between)
-        if gradient is None:
-            return 0
-        touched = (gradient != 0).any(product.channels)
-        return int((touched.any(0) if self.columns.batch(product) > 1 else touched).sum())
+        for some in (slice(-1, None), slice(None, None, 2)):
+            weights = torch.zeros(reader.reads.shape)
+            tokens = weights.movedim(reader.summed, 0).flatten(1)[:, some]
+            tokens.fill_(1.0)
+            (gradient,) = gradients([reader.reads], [product.result], [weights], silent=between)
+            touched = torch.zeros(1) if gradient is None else (gradient != 0).any(product.channels)
+            if (touched.any(0) if self.columns.batch(product) > 1 else touched).sum() > tokens.shape[1]:
+                return True
+        return False
 
     def _modulates(self, product: Product, inner: set[Product]) -> bool:
         """Whether each feature of a result multiplies one of the stream."""
@@ -366,10 +485,8 @@ class Roles:
                 before.add(product)
         return before, after
 
-    def _is_by_place(self, product: Product, kinds: set[str]) -> bool:
-        """Whether a table is looked up by place: for the logits, or with the same rising numbers in every sequence."""
-        if kinds and kinds <= {"logits"}:
-            return True
+    def _is_by_place(self, product: Product) -> bool:
+        """Whether a table is looked up with the same rising numbers in every sequence."""
         indices = getattr(product.node, "_saved_indices", None)
         if isinstance(indices, tuple | list) and len(indices) == 1:  # ``table[places]``
             (indices,) = indices
@@ -406,18 +523,40 @@ class Roles:
             users = set(self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh"))
             names = {user.name() for user in users}
             only_logits = bool(kinds) and kinds <= {"logits"}
-            is_added = any(name.startswith(("Add", "Sub")) for name in names) and node.variable.shape[-2] > 1
+            beside = [self._beside(node, user) for user in users if user.name().startswith(("Add", "Sub"))]
+            is_added = node.variable.shape[-2] > 1 and not all(is_made for _, is_made in beside)
             is_vector = max(node.variable.shape) == node.variable.numel()
             if (
                 self._is_no_token(node)
                 or any(user.name() == "MulBackward0" and self._is_computed(user) for user in users)
                 or (is_vector and only_logits)
+                or any(made and made <= self.left.keys() for made, _ in beside)
             ):
                 yield name, "gain"
             elif self._is_bias(node, users):
                 yield name, "bias"
             elif all(_is_known(each) for each in names):
                 yield name, "position" if is_added or only_logits else "embedding"
+
+    def _beside(self, node: Node, total: Node) -> tuple[frozenset[Any], bool]:
+        """What the rest of a sum is made of, and whether a matrix that is added is in there already: it holds tokens."""
+        made, stack, seen = frozenset[Any](), list[Node](), set[Node]()
+        for each, _ in total.next_functions:
+            if each is not None and not self._is_only(each, node):
+                made |= self.graph.sources(Edge(each, 0))
+                stack.append(each)
+        while stack:
+            each = stack.pop()
+            if each is node:
+                return made, True
+            if each not in seen:
+                seen.add(each)
+                stack += [below for below, _ in each.next_functions if below is not None]
+        return made, False
+
+    def _is_only(self, node: Node, leaf: Node) -> bool:
+        """Whether a tensor is a parameter, moved about or scaled."""
+        return (not is_leaf(node) and self.graph.made_of(node) == self.graph.made_of(leaf)) or node is leaf
 
     def _is_bias(self, node: Node, users: set[Node]) -> bool:
         """Whether it is added to an operand and has a number for each of its features, in all heads."""
