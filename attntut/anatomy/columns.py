@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attntut.anatomy.graph import Edge, Graph, Product, below, gradients, is_leaf
+from attntut.anatomy.graph import LAYOUT, Edge, Graph, Node, Product, below, gradients, is_leaf
 from attntut.anatomy.layout import Matrix, find_matrix
 
 Heads = list[list[int]]
 """Columns of a product, a list a head."""
+TURNS = re.compile("^(T|Transpose|Permute|Movedim)Backward")
 DIGITS = {torch.float64: 52, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 """Integers up to two to this power are exact."""
 
@@ -174,6 +176,38 @@ class Columns:
             touched = touched.movedim(product.channels, 0).flatten(1).any(1)
         return touched.nonzero()[:, 0].tolist()
 
+    def sums_over_tokens(self, product: Product) -> bool:
+        """Whether one number of a result is a sum over tokens, of one channel (Linformer, the mixers of MLPs).
+
+        What lies between two products and keeps a shape is passed as if it changed nothing: a norm, an activation.
+        """
+        if product.reads is None or product.is_table or product.channels == 1 or self.batch(product) > 1:
+            return False
+        between, stack = set[Node](), [product.reads.node]
+        while stack:
+            node = stack.pop()
+            if not (node is None or node in between or node in self.graph.products or is_leaf(node)):
+                between.add(node)
+                stack += [each for each, _ in node.next_functions]
+        if not product.weight_first and not any(TURNS.match(node.name()) for node in between):
+            return False
+        handles = [node.register_hook(_unchanged) for node in between if not LAYOUT.fullmatch(node.name())]
+        weights = torch.zeros(product.reads.shape)
+        weights.movedim(product.summed, 0).flatten(1)[:, 0] = 1.0
+        try:
+            for source in self.graph.sources(product.reads):
+                if isinstance(source, Product) and self.fan_out(source) > 1:
+                    (gradient,) = gradients([product.reads], [source.result], [weights])
+                    if gradient is not None and gradient.any():
+                        touched = (gradient != 0).movedim(source.channels, 0).flatten(1)
+                        return bool(touched.any(1).sum() == 1 < touched.any(0).sum())
+        except RuntimeError:  # it cannot be asked: something was changed in place
+            pass
+        finally:
+            for handle in handles:
+                handle.remove()
+        return False
+
     # ---- the matrix in memory
 
     def matrix(self, product: Product) -> Matrix | None:
@@ -217,6 +251,14 @@ class Columns:
         if not 0 <= int(codes.min()) <= int(codes.max()) <= size:
             return None
         return find_matrix(parameter, codes, (batch, first, second), weight_first=product.weight_first)
+
+
+def _unchanged(inputs: tuple[Tensor | None, ...], outputs: tuple[Tensor | None, ...]) -> Any:
+    """As if a function of one tensor changed nothing, in a backward pass."""
+    after = outputs[0]
+    if after is None or all(each is None or each.shape != after.shape for each in inputs):
+        return None
+    return tuple(after if each is not None and each.shape == after.shape else None for each in inputs)
 
 
 def _read_by(source: object) -> Edge | None:

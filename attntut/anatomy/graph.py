@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 Node = Any  # torch.autograd.graph.Node: what made a tensor
+OPERANDS = ("query", "key", "value")
+INSIDE = (*OPERANDS, "logits")
 
 # Nodes that multiply: the positions of the two factors among their inputs.
 PRODUCTS = {
@@ -24,7 +26,6 @@ PRODUCTS = {
     "GroupedMmBackward0": (0, 1),
     "GeneratedBackwardFor_transformers_grouped_mm_fallback_defaultBackward": (0, 1),  # the same before torch 2.8
 }
-OPERANDS = ("query", "key", "value")
 LOOKUPS = {"EmbeddingBackward0", "IndexSelectBackward0", "IndexBackward0", "GatherBackward0"}
 SOFTMAX = {"SoftmaxBackward0", "SafeSoftmaxBackward0"}
 FUSED = re.compile(r"ScaledDotProduct\w*Backward\d|FlexAttention\w*Backward")
@@ -153,15 +154,32 @@ class Graph:
             self._classify(node)
         self.attentions: list[Heard] = []
         self._scored: set[Node] = set()
-        self.mixers: set[str] = set()
+        self.over_tokens: list[Product] = []  # that sum over tokens
+        self.mixers: dict[str, str] = {}  # parameters that are heard through, and why they have no role
         self.by_operand: dict[tuple[Node, int], Sink] = {}
         self._find_attentions()
+        self._trace()
+
+    def _trace(self) -> None:
         self._sources: dict[Node, frozenset[Any]] = {}
         for node in self.order:
             self._sources[node] = self._gather_sources(node)
         self._sinks: dict[Node, frozenset[Sink]] = {}
         for node in reversed(self.order):
             self._sinks[node] = self._gather_sinks(node)
+
+    def is_inside(self, product: Product) -> bool:
+        """Whether a result goes to operands or logits only."""
+        sinks = self.sinks(product.node)
+        return bool(sinks) and all(kind in INSIDE for kind, _ in sinks)
+
+    def hear_through(self, products: Collection[Product], why: str) -> None:
+        """Take products for steps on the way between others: they have no role, because of ``why``."""
+        for product in products:
+            del self.products[product.node]
+            self.mixers |= dict.fromkeys(product.parameters, why)
+        if products:
+            self._trace()
 
     # ---- what is asked
 
@@ -387,7 +405,7 @@ class Graph:
         made = self._behind(key.node)
         if len(made) < 2 or made != self._behind(value.node):
             return False
-        self.mixers.update(names)
+        self.mixers |= dict.fromkeys(names, "it mixes layers")
         return True
 
     def origin(self, node: Node) -> Node:
@@ -424,7 +442,7 @@ class Graph:
         logits, weight = Edge(*softmax.next_functions[0]).shape, [n for n in self.products[node].weight.shape if n > 1]
         if len(logits) < 4 or weight != [logits[-3]] * 2:
             return False
-        self.mixers.update(self.products[node].parameters)
+        self.mixers |= dict.fromkeys(self.products[node].parameters, "it mixes heads")
         return True
 
     def _rows_are_queries(self, softmax: Node, scores: Node) -> bool:

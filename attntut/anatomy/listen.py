@@ -24,7 +24,7 @@ from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
 from attntut.anatomy.blocks import LISTS, block_of, find_blocks, is_norm
 from attntut.anatomy.columns import Columns
-from attntut.anatomy.graph import Graph, Heard, Node, Product
+from attntut.anatomy.graph import Graph, Heard, Node, Product, is_leaf
 from attntut.anatomy.layout import Matrix
 from attntut.anatomy.roles import Roles
 
@@ -82,6 +82,7 @@ class Anatomy:
         passes: how often the stream came through each parameter, where blocks share it.
         left: parameters that no scheme speaks of, and why.
         apart: lists of modules with attention that do not follow on each other.
+        met: parameters in the graph, whatever is done with them.
         single: modules with an attention in which one query meets one key.
     """
 
@@ -99,6 +100,7 @@ class Anatomy:
     layers: dict[str, tuple[int, int]] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     apart: set[str] = field(default_factory=set)
+    met: set[str] = field(default_factory=set)
     single: set[str] = field(default_factory=set)
 
 
@@ -170,6 +172,8 @@ class Ears:
         self._outputs = []  # as large as anything that the model makes
         graph = Graph(outputs, {id(parameter): name for name, parameter in parameters.items()})
         columns = Columns(graph, parameters, kinds)
+        graph.over_tokens = [each for each in graph.products.values() if columns.sums_over_tokens(each)]
+        graph.hear_through([each for each in graph.over_tokens if graph.is_inside(each)], "it mixes tokens")
         where = {heard: self._module_of(heard.entry) for heard in graph.attentions}
         roles = Roles(graph, columns, lambda name, heard: bool(where[heard]) and name.startswith(f"{where[heard]}."))
         norms = {name for name, each in self.module.named_modules() if is_norm(each)}
@@ -182,6 +186,7 @@ class Ears:
             return last >= 0 and number < spans[last][1]
 
         anatomy = Anatomy(called={name for name, _, _ in self.calls} if graph.order else set())
+        anatomy.met = {graph.names.get(id(node.variable), "") for node in graph.order if is_leaf(node)}
         for heard in sorted(graph.attentions, key=lambda each: each.entry._sequence_nr()):
             name = where[heard]
             anatomy.attention[name] = anatomy.attention.get(name, 0) + 1
@@ -221,7 +226,7 @@ class _Writer:
 
     def write(self) -> None:
         """Fill the anatomy."""
-        self.anatomy.left |= dict.fromkeys(self.graph.mixers, "it mixes heads, or layers")
+        self.anatomy.left |= self.graph.mixers
         for names in self.graph.filters.values():
             self.anatomy.left |= dict.fromkeys(names, "it filters each channel by itself")
         for product in self.roles.products:

@@ -174,7 +174,8 @@ class Drawers:
             self._leave_tower(idle)
         elif not is_skipped and self._is_no_attention(name, path):
             del self.unknown[name]
-            self._leave(name, "the inputs do not reach it" if idle else "no gradient leads to it")
+            met = "what is done with it is not read" if name in self.heard.met else "no gradient leads to it"
+            self._leave(name, "the inputs do not reach it" if idle else met)
 
     def _leave_tower(self, tower: str) -> None:
         """Leave a whole module, what is known of it by name too."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from attntut.anatomy.blocks import Block, block_of
 from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import (
+    INSIDE,
     LAYOUT,
     OPERANDS,
     PRODUCTS,
@@ -27,10 +28,10 @@ from attntut.anatomy.graph import (
 )
 
 # Nodes that multiply with a matrix in a way that is not read.
-STRANGE = re.compile("^(IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
+STRANGE = re.compile("^(Fft|IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
 ACTIVATION = re.compile("Sigmoid|Tanh|Silu|Softplus|Relu|Gelu|Hard|Elu|Softmax|LogSigmoid")
+SQUASH = re.compile("Sigmoid|Tanh|HardSigmoid")
 NORM = re.compile("Native.*Norm|FusedRmsNorm|Rsqrt|Sqrt|LinalgVectorNorm|NormBackward|Std|Var")
-INSIDE = (*OPERANDS, "logits")
 OTHERWISE = "it mixes tokens otherwise than by softmax attention"
 
 
@@ -55,7 +56,7 @@ class Roles:
 
     def __init__(self, graph: Graph, columns: Columns, is_inside: Callable[[str, Heard], bool]) -> None:
         self.graph, self.columns, self.is_inside = graph, columns, is_inside
-        self.products = [each for each in graph.products.values() if graph.mixers.isdisjoint(each.parameters)]
+        self.products = [each for each in graph.products.values() if graph.mixers.keys().isdisjoint(each.parameters)]
         self.products.sort(key=lambda product: product.node._sequence_nr())
         self.makes: dict[Product, dict[str, list[list[int]]]] = {}
         self.role: dict[Product, str] = {}
@@ -150,8 +151,7 @@ class Roles:
         reads = self.graph.sources(product.reads)
         if any(isinstance(each, Heard) for each in reads):
             return all(isinstance(each, Heard) or self._goes_only_to(each, product) for each in reads)
-        sinks = self.graph.sinks(product.node)
-        return bool(sinks) and all(kind in INSIDE for kind, _ in sinks)
+        return self.graph.is_inside(product)
 
     def _goes_only_to(self, product: Product, other: Product) -> bool:
         """Whether, of all products, a result goes to one alone: a gate, if that reads heads."""
@@ -173,6 +173,21 @@ class Roles:
         """Whether a function of some kind lies between a tensor and the products that it is made of."""
         products = self.graph.products
         return any(kinds.match(each.name()) for each in below(edge.node, products.__contains__) if each not in products)
+
+    def _is_bent_on(self, node: Node, kinds: re.Pattern[str]) -> bool:
+        """Whether a result goes nowhere but through a function of some kind: the stream is a sum of what is not bent."""
+        stack, seen = [node], {node}
+        while stack:
+            here = stack.pop()
+            if here in self.graph.roots:
+                return False
+            for user, index in self.graph.users.get(here, ()):
+                if user in self.graph.products or (user, index) in self.graph.by_operand:
+                    return False
+                if user not in seen and not kinds.match(user.name()):
+                    seen.add(user)
+                    stack.append(user)
+        return True
 
     def _find_latents(self) -> None:
         """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
@@ -350,12 +365,16 @@ class Roles:
         reads, sinks = self.graph.sources(product.reads), self.graph.sinks(product.node)
         if product in inner:
             return "gate" if self._is_narrow(self._multiplied(product.node), product) else "feed_forward_in"
+        if self._is_bent_on(product.node, SQUASH):
+            return "gate"
         if reads & inner or reads & self.makes.keys():  # a parallel block packs its first matrix with the queries
             return "feed_forward_out"
         if self._multiplied(product.node):
             return "gate"
         if all(kind == "end" for kind, _ in sinks) and (may_be_last or not self._is_branch(product, inner)):
             return "readout"
+        if self._is_bent_on(product.node, ACTIVATION):
+            return "gate"
         for kind, each in sinks:
             if kind == "product" and each.reads and each.reads.shape[-1] == product.result.shape[product.channels]:
                 # A result as wide as the stream is added to it, or is the stream from here on.
@@ -401,7 +420,9 @@ class Roles:
 
     def _find_mixers(self, inner: set[Product]) -> None:
         """Branches that mix tokens otherwise than by softmax attention; a feed-forward network mixes none."""
-        mixing = {each for each in inner if self._mixes_tokens(each)}
+        over = [each for each in self.graph.over_tokens if each not in self.makes and each not in self.role]
+        self.left |= dict.fromkeys(over, OTHERWISE)
+        mixing = {each for each in inner if each in over or self._mixes_tokens(each)}
         for product in self.products:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
@@ -517,10 +538,10 @@ class Roles:
         multiplied = {name for product in self.graph.products.values() for name in product.parameters}
         for node in self.graph.order:
             name = self.graph.names.get(id(node.variable)) if is_leaf(node) else None
-            if name is None or name in multiplied or node.variable.ndim < 2:
+            if name is None or name in multiplied or name in self.graph.mixers or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
-            users = set(self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh"))
+            users = set(self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh", "Neg"))
             names = {user.name() for user in users}
             only_logits = bool(kinds) and kinds <= {"logits"}
             beside = [self._beside(node, user) for user in users if user.name().startswith(("Add", "Sub"))]
@@ -535,7 +556,7 @@ class Roles:
                 yield name, "gain"
             elif self._is_bias(node, users):
                 yield name, "bias"
-            elif all(_is_known(each) for each in names):
+            elif all(_is_known(each) for each in names) and not self._is_factor(node):
                 yield name, "position" if is_added or only_logits else "embedding"
 
     def _beside(self, node: Node, total: Node) -> tuple[frozenset[Any], bool]:
@@ -557,6 +578,20 @@ class Roles:
     def _is_only(self, node: Node, leaf: Node) -> bool:
         """Whether a tensor is a parameter, moved about or scaled."""
         return (not is_leaf(node) and self.graph.made_of(node) == self.graph.made_of(leaf)) or node is leaf
+
+    def _is_factor(self, node: Node) -> bool:
+        """Whether a parameter is scaled, or is a scale, and then multiplied with data: a matrix that is not read."""
+        stack, seen = [node], {node}
+        while stack:
+            for user, index in self.graph.users.get(stack.pop(), ()):
+                if user in self.graph.products or (user, index) in self.graph.by_operand or user in seen:
+                    continue
+                if user.name() in PRODUCTS or STRANGE.match(user.name()):
+                    return True
+                seen.add(user)
+                if LAYOUT.fullmatch(user.name()) or user.name().startswith(("Mul", "Div", "ConstantPad")):
+                    stack.append(user)
+        return False
 
     def _is_bias(self, node: Node, users: set[Node]) -> bool:
         """Whether it is added to an operand and has a number for each of its features, in all heads."""

@@ -167,6 +167,8 @@ def _check_parameters(seen: ModelView, generator: torch.Generator | None) -> Non
                 f"generator must be on the device of the parameters: it is on {generator.device}, and {name} is on "
                 f"{parameter.device}. Write torch.Generator(device={parameter.device.type!r})."
             )
+        if any(step == 0 and size > 1 for step, size in zip(parameter.stride(), parameter.shape, strict=True)):
+            raise ValueError(f"{name} must have a place in memory for each number: it is expanded. Call .contiguous().")
         own = parameter.untyped_storage().data_ptr()
         if any(view.untyped_storage().data_ptr() != own for view in written.get(name, ())):
             raise ValueError(
