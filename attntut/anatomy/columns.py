@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -176,13 +176,24 @@ class Columns:
             touched = touched.movedim(product.channels, 0).flatten(1).any(1)
         return touched.nonzero()[:, 0].tolist()
 
-    def sums_over_tokens(self, product: Product) -> bool:
-        """Whether one number of a result is a sum over tokens, of one channel (Linformer, the mixers of MLPs).
+    def over_tokens(self) -> list[Product]:
+        """The products each of whose results is a sum over tokens, of one channel (Linformer, the mixers of MLPs).
 
         What lies between two products and keeps a shape is passed as if it changed nothing: a norm, an activation.
         """
-        if product.reads is None or product.is_table or product.channels == 1 or self.batch(product) > 1:
-            return False
+        found: list[Product] = []
+        for product in sorted(self.graph.products.values(), key=lambda each: each.node._sequence_nr()):
+            sources = self.graph.sources(product.reads)
+            known = [each for each in sources if isinstance(each, Product) and each not in found]
+            known = [each for each in known if self.fan_out(each) > 1]
+            if known and not product.is_table and product.channels != 1 and self.batch(product) == 1:
+                first = min(known, key=lambda each: each.node._sequence_nr())
+                if self._sums_over_tokens(product, first, sources - {first}):
+                    found.append(product)
+        return found
+
+    def _sums_over_tokens(self, product: Product, source: Product, others: Collection[Any]) -> bool:
+        assert product.reads is not None
         between, stack = set[Node](), [product.reads.node]
         while stack:
             node = stack.pop()
@@ -195,18 +206,14 @@ class Columns:
         weights = torch.zeros(product.reads.shape)
         weights.movedim(product.summed, 0).flatten(1)[:, 0] = 1.0
         try:
-            for source in self.graph.sources(product.reads):
-                if isinstance(source, Product) and self.fan_out(source) > 1:
-                    (gradient,) = gradients([product.reads], [source.result], [weights])
-                    if gradient is not None and gradient.any():
-                        touched = (gradient != 0).movedim(source.channels, 0).flatten(1)
-                        return bool(touched.any(1).sum() == 1 < touched.any(0).sum())
+            (gradient,) = gradients([product.reads], [source.result], [weights], silent=others)
         except RuntimeError:  # it cannot be asked: something was changed in place
-            pass
+            return False
         finally:
             for handle in handles:
                 handle.remove()
-        return False
+        touched = torch.zeros(1, 1) if gradient is None else (gradient != 0).movedim(source.channels, 0).flatten(1)
+        return bool(touched.any(1).sum() == 1 < touched.any(0).sum())
 
     # ---- the matrix in memory
 

@@ -172,7 +172,7 @@ class Ears:
         self._outputs = []  # as large as anything that the model makes
         graph = Graph(outputs, {id(parameter): name for name, parameter in parameters.items()})
         columns = Columns(graph, parameters, kinds)
-        graph.over_tokens = [each for each in graph.products.values() if columns.sums_over_tokens(each)]
+        graph.over_tokens = columns.over_tokens()
         graph.hear_through([each for each in graph.over_tokens if graph.is_inside(each)], "it mixes tokens")
         where = {heard: self._module_of(heard.entry) for heard in graph.attentions}
         roles = Roles(graph, columns, lambda name, heard: bool(where[heard]) and name.startswith(f"{where[heard]}."))
