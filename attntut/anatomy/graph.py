@@ -372,7 +372,9 @@ class Graph:
         both = [node for node in both if node not in self._scored] or both  # logits of an earlier layer may be added
         if value is not None and len(both) > 1:
             reads = self._read_behind(value.node)
-            pairs = {each: [self._read_behind(each.next_functions[i][0]) for i in PRODUCTS[each.name()]] for each in both}
+            pairs = {
+                each: [self._read_behind(each.next_functions[i][0]) for i in PRODUCTS[each.name()]] for each in both
+            }
             alike = {each: sum(read == reads for read in pair) for each, pair in pairs.items()}
             both = [  # keys read what values read, places do not
                 each
@@ -433,9 +435,8 @@ class Graph:
         found.sort(key=lambda each: each[0]._sequence_nr())
         made = {mix: self._behind(mix.next_functions[value][0], or_at=softmax) for mix, value in found}
         found[1:] = [(mix, value) for mix, value in found[1:] if made[mix] and softmax not in made[mix]]
-        if len(found) == 1:
-            return found
-        return sorted(found, key=lambda each: all(one in self.products and self.products[one].is_table for one in made[each[0]]))
+        tables = {mix for mix in made if all(getattr(self.products.get(each), "is_table", False) for each in made[mix])}
+        return sorted(found, key=lambda each: each[0] in tables)
 
     def _mixes_heads(self, node: Node, softmax: Node) -> bool:
         """Whether a product adds up the maps of different heads (talking heads), before the softmax or after."""

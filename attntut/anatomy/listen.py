@@ -253,7 +253,10 @@ class _Writer:
                 self._add(Part(role, name, None, attention=where, why=why))
             return
         name, matrix, bias = product.parameters[0], self.columns.matrix(product), self._bias(product)
-        if self.columns.parameters[name].ndim == 1 and min(self.columns.fan_in(product), self.columns.fan_out(product)) > 1:
+        if (
+            self.columns.parameters[name].ndim == 1
+            and min(self.columns.fan_in(product), self.columns.fan_out(product)) > 1
+        ):
             role = self.roles.role.get(product) or next(iter(self.roles.makes.get(product, {})), "left")
             self._add(Part(role, name, None, attention=where, why="it is stored in one dimension"))
             return
@@ -285,8 +288,8 @@ class _Writer:
             start = 0
             for part, width in self.roles.fused[product]:
                 place = where if part == "output" else None
-                columns = matrix.columns(range(start, start + width))
-                self._add(Part(part, name, columns, None if start else bias, place, why="" if columns else UNEVEN))
+                piece = matrix.columns(range(start, start + width))
+                self._add(Part(part, name, piece, None if start else bias, place, why="" if piece else UNEVEN))
                 start += width
             return
         pieces = self.columns.pieces(product) if role == "feed_forward_in" else None
@@ -296,7 +299,9 @@ class _Writer:
                 if name in self.anatomy.parts:
                     return
                 is_turned = matrix.view.stride(-1) != data.stride(-1)
-                is_one_product = self.columns.batch(product) == 1 and self.columns.fan_out(product) > max(data.shape[1:])
+                is_one_product = self.columns.batch(product) == 1 and self.columns.fan_out(product) > max(
+                    data.shape[1:]
+                )
                 for expert in data:
                     one = Matrix(expert.mT if is_turned else expert)
                     for columns in (None if is_one_product else pieces) or [list(range(one.shape[0]))]:

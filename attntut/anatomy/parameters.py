@@ -84,6 +84,10 @@ class Drawers:
                 scale, shift = (self._take(getattr(owner, each, None)) for each in ("weight", "bias"))
                 self.norms[name.rpartition(".")[0]] = scale, shift
             return
+        if given is None and isinstance(owner, nn.RNNBase | nn.RNNCellBase):
+            self._take(parameter)
+            self._leave(name, "it is recurrent")
+            return
         if any(each in self.heard.biases or each in self.heard.gains for each in names):
             return
         self._take(parameter)
@@ -95,9 +99,6 @@ class Drawers:
             self.biases[name] = parameter.detach()
             return
         heard = next((self.heard.parts[each] for each in names if each in self.heard.parts), [])
-        if given is None and isinstance(owner, nn.RNNBase | nn.RNNCellBase):
-            self._leave(name, "it is recurrent")
-            return
         if given is not None and not (heard and _is_plain(given[1]) and {part.role for part in heard} == set(given[0])):
             self.parts += self._split(name, parameter, *given)
             return

@@ -174,20 +174,30 @@ class Roles:
         products = self.graph.products
         return any(kinds.match(each.name()) for each in below(edge.node, products.__contains__) if each not in products)
 
-    def _is_bent_on(self, node: Node, kinds: re.Pattern[str]) -> bool:
-        """Whether a result goes nowhere but through a function of some kind: the stream is a sum of what is not bent."""
+    def _onward(self, node: Node, through: Callable[[Node], object]) -> Iterator[tuple[Node, bool]]:
+        """What a result goes to up to the next products and operands, and whether it is read or returned there."""
         stack, seen = [node], {node}
         while stack:
             here = stack.pop()
             if here in self.graph.roots:
-                return False
+                yield here, True
             for user, index in self.graph.users.get(here, ()):
-                if user in self.graph.products or (user, index) in self.graph.by_operand:
-                    return False
-                if user not in seen and not kinds.match(user.name()):
+                is_read = user in self.graph.products or (user, index) in self.graph.by_operand
+                if is_read or user not in seen:
+                    yield user, is_read
+                if not is_read and user not in seen:
                     seen.add(user)
-                    stack.append(user)
-        return True
+                    stack += [user] if through(user) else []
+
+    def _is_bent_on(self, node: Node, kinds: re.Pattern[str]) -> bool:
+        """Whether a result goes nowhere but through some kind of function: what is not bent makes the stream."""
+        return not any(is_read for _, is_read in self._onward(node, lambda user: not kinds.match(user.name())))
+
+    def _is_alone(self, product: Product) -> bool:
+        """Whether a result meets nothing else up to the next products."""
+        mine = {frozenset(), frozenset([product])}
+        users = [user for user, is_read in self._onward(product.node, lambda user: True) if not is_read]
+        return all(self.graph.sources(Edge(each, 0)) in mine for user in users for each, _ in user.next_functions if each)
 
     def _find_latents(self) -> None:
         """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
@@ -231,7 +241,7 @@ class Roles:
         """Whether a result and one as wide, or a part of one, meet in a sum before anything but scaling is done."""
         if self.columns.fan_out(a) > self.columns.fan_out(b):
             return False
-        sums = [set(self.beyond_layout(each.node, "MulBackward", "NativeDropout")) for each in (a, b)]
+        sums = [set(self.beyond_layout(each.node, "MulBackward", "NativeDropout", "Cat")) for each in (a, b)]
         return any(node.name() == "AddBackward0" for node in sums[0] & sums[1])
 
     def beyond_layout(self, node: Node, *also: str) -> Iterator[Node]:
@@ -307,13 +317,14 @@ class Roles:
             ):
                 self.left.setdefault(product, "it modulates the stream")
                 continue
-            kinds = {kind for kind, _ in self.graph.sinks(product.node)}
             if for_logits.get(product):
                 self.left[product] = "it adds to the logits"
             elif product in for_logits:
                 self.role[product] = "position"
             elif product.is_table:
                 self.role[product] = "position" if self._is_by_place(product) else "embedding"
+            elif product not in inner and self._mixes_by_data(product):
+                self.left[product] = OTHERWISE
             elif (readers := self._readers(product)) and all(self.role.get(each) == "gate" for each in readers):
                 self.role[product] = "gate"
             elif (
@@ -322,8 +333,6 @@ class Roles:
                 or self._is_branch(product, inner)
             ):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
-            elif self._mixes_by_data(product):
-                self.left[product] = OTHERWISE
             else:
                 self.role[product] = "readout" if product in after - before else "embedding"
 
@@ -365,13 +374,14 @@ class Roles:
         reads, sinks = self.graph.sources(product.reads), self.graph.sinks(product.node)
         if product in inner:
             return "gate" if self._is_narrow(self._multiplied(product.node), product) else "feed_forward_in"
-        if self._is_bent_on(product.node, SQUASH):
+        is_last = all(kind == "end" for kind, _ in sinks)
+        if self._is_bent_on(product.node, SQUASH) and not (is_last and self._is_alone(product)):
             return "gate"
         if reads & inner or reads & self.makes.keys():  # a parallel block packs its first matrix with the queries
             return "feed_forward_out"
         if self._multiplied(product.node):
             return "gate"
-        if all(kind == "end" for kind, _ in sinks) and (may_be_last or not self._is_branch(product, inner)):
+        if is_last and (may_be_last or not self._is_branch(product, inner)):
             return "readout"
         if self._is_bent_on(product.node, ACTIVATION):
             return "gate"
@@ -426,9 +436,7 @@ class Roles:
         for product in self.products:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
-                self.left |= dict.fromkeys(
-                    [product, *(sources & inner)], OTHERWISE
-                )
+                self.left |= dict.fromkeys([product, *(sources & inner)], OTHERWISE)
         for product in reversed(self.products):
             reads = self.graph.sources(product.reads)
             if product in inner and reads and all(each in self.left for each in self._readers(product)):
@@ -446,18 +454,12 @@ class Roles:
                 handle.remove()
 
     def _mixes_by_data(self, product: Product) -> bool:
-        """Whether a result mixes tokens where data are multiplied with data, as an attention that was not heard does."""
-        stack, seen, found = [product.node], {product.node}, False
-        while stack and not found:
-            for user, index in self.graph.users.get(stack.pop(), ()):
-                if not (user in seen or user in self.graph.products or (user, index) in self.graph.by_operand):
-                    seen.add(user)
-                    stack.append(user)
-                    found = found or user.name() in PRODUCTS
-        readers = [each for kind, each in self.graph.sinks(product.node) if kind == "product"]
-        return found and any(
+        """Whether a result mixes tokens by a product of data and data, as an attention does that was not heard."""
+        ways = self._onward(product.node, lambda user: True)
+        return any(user.name() in PRODUCTS and not is_read for user, is_read in ways) and any(
             self._spreads(each, reader)
-            for reader in readers
+            for kind, reader in self.graph.sinks(product.node)
+            if kind == "product"
             for each in self.graph.sources(reader.reads)
             if isinstance(each, Product)
         )
@@ -560,7 +562,7 @@ class Roles:
                 yield name, "position" if is_added or only_logits else "embedding"
 
     def _beside(self, node: Node, total: Node) -> tuple[frozenset[Any], bool]:
-        """What the rest of a sum is made of, and whether a matrix that is added is in there already: it holds tokens."""
+        """What the rest of a sum is made of, and whether what is added is in there, too: it holds tokens."""
         made, stack, seen = frozenset[Any](), list[Node](), set[Node]()
         for each, _ in total.next_functions:
             if each is not None and not self._is_only(each, node):
@@ -577,21 +579,13 @@ class Roles:
 
     def _is_only(self, node: Node, leaf: Node) -> bool:
         """Whether a tensor is a parameter, moved about or scaled."""
-        return (not is_leaf(node) and self.graph.made_of(node) == self.graph.made_of(leaf)) or node is leaf
+        return node is leaf or (not is_leaf(node) and self.graph.made_of(node) == self.graph.made_of(leaf))
 
     def _is_factor(self, node: Node) -> bool:
-        """Whether a parameter is scaled, or is a scale, and then multiplied with data: a matrix that is not read."""
-        stack, seen = [node], {node}
-        while stack:
-            for user, index in self.graph.users.get(stack.pop(), ()):
-                if user in self.graph.products or (user, index) in self.graph.by_operand or user in seen:
-                    continue
-                if user.name() in PRODUCTS or STRANGE.match(user.name()):
-                    return True
-                seen.add(user)
-                if LAYOUT.fullmatch(user.name()) or user.name().startswith(("Mul", "Div", "ConstantPad")):
-                    stack.append(user)
-        return False
+        """Whether a parameter, or what it scales, multiplies data as a matrix that is not read."""
+        scaled = re.compile("Mul|Div|ConstantPad")
+        ways = self._onward(node, lambda user: LAYOUT.fullmatch(user.name()) or scaled.match(user.name()))
+        return any(not is_read and (user.name() in PRODUCTS or STRANGE.match(user.name())) for user, is_read in ways)
 
     def _is_bias(self, node: Node, users: set[Node]) -> bool:
         """Whether it is added to an operand and has a number for each of its features, in all heads."""
