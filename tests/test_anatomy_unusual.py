@@ -354,7 +354,8 @@ def test_neighbours_that_are_weighed_without_a_product_of_queries_and_keys():
         logits = F.leaky_relu(h @ m.l[..., None] + (h @ m.r[..., None]).mT)
         return (logits.softmax(-1) @ h).transpose(1, 2).flatten(2)
 
-    before = [Wired(run, w=linear(), l=normal(H, DH), r=normal(H, DH)) for _ in range(2)]
+    kind = type("Neighbours", (Wired,), {})  # of the class of the attention, they would be its blocks
+    before = [kind(run, w=linear(), l=normal(H, DH), r=normal(H, DH)) for _ in range(2)]
     model = nn.Sequential(linear(), *before, plain(), linear(3))
     seen = found(model)
     assert seen.left.keys() == {f"{i}.{name}" for i in (1, 2) for name in ("w.weight", "l", "r")}

@@ -188,8 +188,11 @@ class Columns:
             known = [each for each in known if self.fan_out(each) > 1]
             if known and not product.is_table and product.channels != 1 and self.batch(product) == 1:
                 first = min(known, key=lambda each: each.node._sequence_nr())
-                if self._sums_over_tokens(product, first, sources - {first}):
-                    found.append(product)
+                names = (self.siblings[name] for name in product.parameters)
+                key = ("over tokens", product.reads and product.reads.shape, product.weight.shape, *names)
+                if key not in self._known:
+                    self._known[key] = self._sums_over_tokens(product, first, sources - {first})
+                found += [product] if self._known[key] else []
         return found
 
     def _sums_over_tokens(self, product: Product, source: Product, others: Collection[Any]) -> bool:

@@ -197,7 +197,9 @@ class Roles:
         """Whether a result meets nothing else up to the next products."""
         mine = {frozenset(), frozenset([product])}
         users = [user for user, is_read in self._onward(product.node, lambda user: True) if not is_read]
-        return all(self.graph.sources(Edge(each, 0)) in mine for user in users for each, _ in user.next_functions if each)
+        return all(
+            self.graph.sources(Edge(each, 0)) in mine for user in users for each, _ in user.next_functions if each
+        )
 
     def _find_latents(self) -> None:
         """Narrow matrices that queries, or keys and values, are made from (multi-head latent attention)."""
@@ -323,8 +325,6 @@ class Roles:
                 self.role[product] = "position"
             elif product.is_table:
                 self.role[product] = "position" if self._is_by_place(product) else "embedding"
-            elif product not in inner and self._mixes_by_data(product):
-                self.left[product] = OTHERWISE
             elif (readers := self._readers(product)) and all(self.role.get(each) == "gate" for each in readers):
                 self.role[product] = "gate"
             elif (
@@ -333,6 +333,8 @@ class Roles:
                 or self._is_branch(product, inner)
             ):
                 self.role[product] = self._in_branch(product, inner, may_be_last=not blocks and product not in before)
+            elif self._mixes_by_data(product):
+                self.left[product] = OTHERWISE
             else:
                 self.role[product] = "readout" if product in after - before else "embedding"
 
