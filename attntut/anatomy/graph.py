@@ -304,7 +304,7 @@ class Graph:
         if kind == "ConvolutionBackward0" or "grouped" in kind.lower():
             return 1 if made_of[1] else None
         if made_of[0] and made_of[1]:
-            moved = [is_leaf(self._origin(each)) for each, _ in factors]
+            moved = [is_leaf(self.origin(each)) for each, _ in factors]
             return 0 if moved[0] and not moved[1] else 1
         return next((index for index in (1, 0) if made_of[index]), None)
 

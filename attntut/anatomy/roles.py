@@ -118,7 +118,7 @@ class Roles:
             stack += [each for each, _ in sides]
             if not node.name().startswith("Mul") or len(sides) != 2:
                 continue
-            bent = [self.graph.sources(each) == {product} and self._is_bent(each, product) for each in sides]
+            bent = [self.graph.sources(each) == {product} and self._is_bent(each) for each in sides]
             if bent[0] == bent[1] or self.graph.sources(sides[bent[0]]) != {product}:
                 continue
             gate, gated = (set(self.columns.feed(each, product)) for each in (sides[bent[1]], sides[bent[0]]))
