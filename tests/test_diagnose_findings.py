@@ -1190,3 +1190,119 @@ def test_the_math_of_a_rule_can_be_set():
     for row in table():
         for formula in re.findall(r"\$([^$]+)\$", row["rule"]):
             assert not re.search(r"\\text\{[^}]*(?<!\\)_", formula), f"{row['finding']}: an underscore in text is \\_."
+
+
+def test_both_matrices_zero_are_dead_also_where_a_bias_sets_the_logits_apart():
+    """The attention is not uniform then, as positions make it."""
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=99, d_model=64, d_kv=16, d_ff=128, num_layers=3, num_heads=4)
+    model = transformers.T5EncoderModel(config).eval()
+    place = "encoder.block.1.layer.0.SelfAttention"
+    zeroed(model, f"{place}.q.weight")
+    assert findings(model) == [], "One alone is freed by a step."
+    (found,) = findings(zeroed(model, f"{place}.k.weight"))
+    assert (found.name, found.severity, found.layers) == ("gradients vanishing", "error", (place,))
+    assert "for ever" in found.text and "detached" not in found.text
+
+
+def test_heads_that_hand_on_nothing_need_not_have_zero_values():
+    """Weights that were rounded after the softmax are zero."""
+
+    class Rounded(Attention):
+        def forward(self, x, hidden=None):
+            q, k, v = (each(x) for each in (self.q_proj, self.k_proj, self.v_proj))
+            return self.out_proj((q @ k.mT / 64**0.5).softmax(-1).mul(0).add(0) @ v)
+
+    (found,) = findings(Rounded(), hidden(None))
+    assert found.fault == "no gradient (zero values)" and "or the weights have become so" in found.text
+
+
+def test_logits_that_training_has_made_are_not_taken_for_a_draw():
+    """No singular value tells yet that W_q and W_k were trained, but the gains of norms do."""
+    weights = [record(role=role) for role in ("query", "key")]  # of std 0.125: logits of std 1
+    for moved, large, expected in (
+        (0.0, {}, ["logits too large"]),
+        (0.01, {}, ["logits too large"]),
+        (0.02, {}, []),
+        (math.nan, {}, ["logits too large"]),
+        (0.02, dict(logit_max=300.0), ["logits too large"]),
+    ):
+        sharp = row(logit_std=4.0, saturated=0.2, max_weight=0.6) | large
+        assert names(find(Report(rows=[sharp], weights=weights, model=dict(gain_std=moved)))) == expected
+    weights[0]["std"] *= 10
+    found = find(Report(rows=[row(logit_std=10.0, max_weight=0.9)], weights=weights, model=dict(gain_std=0.02)))
+    assert names(found) == ["logits too large"], "Their size makes them so."
+
+
+def test_a_small_model_that_learned_has_no_finding():
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=20, d_model=48, d_kv=12, d_ff=96, num_layers=2, num_heads=4)
+    model = transformers.T5EncoderModel(config).eval()
+    read, tokens = nn.Linear(48, 20), torch.randint(20, (16, 12))
+    optimizer = torch.optim.AdamW([*model.parameters(), *read.parameters()], lr=1e-2)
+
+    def reversal(output):
+        return nn.functional.cross_entropy(read(output.last_hidden_state).flatten(0, 1), tokens.flip(1).flatten())
+
+    fresh = diagnose(model, tokens).model["gain_std"]
+    for _ in range(60):
+        optimizer.zero_grad()
+        value = reversal(model(tokens))
+        value.backward()
+        optimizer.step()
+    report = diagnose(model, tokens, reversal)
+    assert value < 0.5 and fresh == 0 < report.model["gain_std"]
+    assert max(each["logit_std"] for each in report.rows) > math.sqrt(2 * math.log(12))
+    assert report.findings == []
+
+
+class Rooted(nn.Module):
+    """A projection that is multiplied with the root of its width instead of divided, in several ways."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way, self.num_heads = way, 2
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(32, 32, bias=False) for _ in range(3))
+        for each in (self.q_proj, self.k_proj, self.v_proj):
+            nn.init.orthogonal_(each.weight)
+
+    def forward(self, x):
+        q, k, v = (each(x).unflatten(-1, (2, 16)).transpose(1, 2) for each in (self.q_proj, self.k_proj, self.v_proj))
+        if self.way == "fused":
+            return nn.functional.scaled_dot_product_attention(q * 4, k, v, scale=1.0)
+        if self.way == "queries":
+            return ((q / torch.tensor(0.25)) @ k.mT).softmax(-1) @ v
+        if self.way == "in place":
+            return (q @ k.mT).mul_(16).div_(4).softmax(-1) @ v
+        if self.way == "vector":
+            return ((q * torch.full((16,), 4.0)) @ k.mT).softmax(-1) @ v
+        return (q @ k.mT * 4).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("way", ["fused", "queries", "in place", "logits", "vector"])
+def test_what_the_logits_are_multiplied_with_is_seen_or_said_to_be_unknown(way):
+    torch.manual_seed(0)
+    report = diagnose(Rooted(way), torch.randn(4, 24, 32), loss)
+    (found,) = report.findings
+    scales = {row["scale"] for row in report.rows}
+    if way == "vector":
+        assert all(map(math.isnan, scales)) and "it is unknown" in found.text
+    else:
+        assert scales == {4.0} and "The logits are multiplied by 4:" in found.text
+
+
+def test_attention_that_the_graph_does_not_hold_is_known_by_names_and_said():
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = bert().bert.encoder.layer[0].attention
+
+        def forward(self, x):
+            with torch.no_grad():
+                y = self.attention(x)[0]
+            return x * 2 + y
+
+    model = Detached()
+    report = diagnose(model, hidden(None))
+    assert {each["role"] for each in report.weights} >= {"query", "key", "value"}
+    assert any("No attention is in the graph" in note for note in report.notes)

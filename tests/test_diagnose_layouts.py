@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 
 import pytest
@@ -599,3 +600,76 @@ def test_rows_without_a_key_in_a_layer_that_stands_alone(mended):
 
     kinds = [each.name for each in diagnose(Alone(), torch.randn(3, 9, 24)).findings]
     assert ("mask hides some rows" in kinds) is not mended
+
+
+@pytest.mark.parametrize("way", ["added, visible", "added, hidden", "multiplied", "fused", "causal"])
+def test_a_mask_of_two_values_that_hides_nothing_is_named(way):
+    """Zeros and ones are added to the logits, or multiplied with them, or nearly nothing is taken."""
+    visible = torch.ones(2, 1, 1, 7)
+    visible[0, ..., 5:] = 0
+    if way == "causal":
+        visible = torch.ones(7, 7).tril()
+
+    def attend(q, k, v):
+        if way == "fused":
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+        scores = q @ k.mT / 2
+        if way == "multiplied" or way == "causal":
+            scores = scores * visible
+        else:
+            scores = scores + (visible if way == "added, visible" else (1 - visible) * -1e-9)
+        return scores.softmax(-1) @ v
+
+    def with_bias(q, k, v):  # of many values, one that learns, and what a real mask covers: no mask that hides nothing
+        distance = -(torch.arange(7.0)[:, None] - torch.arange(7.0)).abs()
+        learned = nn.Parameter(torch.ones(7)) * visible
+        scores = (q @ k.mT / 2 + distance + learned) * visible
+        return scores.masked_fill(visible == 0, -torch.inf).softmax(-1) @ v
+
+    q, k, v = torch.randn(3, 2, 3, 7, 4).unbind()
+    value = {"added, hidden": -1e-9, "multiplied": 0.0, "causal": 0.0}.get(way, -1.0)
+    report = diagnose(attend, (q, k, v))
+    assert [each.name for each in report.findings] == ["mask hides nothing"]
+    assert report.findings[0].value == pytest.approx(value)
+    assert diagnose(with_bias, (q, k, v)).findings == []
+
+
+def test_infinity_that_is_filled_in_hides_no_key_and_is_said_to_be_nan():
+    q, k, v = torch.randn(3, 2, 3, 7, 4).unbind()
+    hidden = torch.ones(7, 7, dtype=torch.bool).triu(1)
+    report = diagnose(lambda q, k, v: (q @ k.mT).masked_fill(hidden, torch.inf).softmax(-1) @ v, (q, k, v))
+    assert [each.name for each in report.findings] == ["not finite"]
+
+
+def test_a_second_softmax_is_named():
+    q, k, v = torch.randn(3, 2, 3, 7, 4).unbind()
+    report = diagnose(lambda q, k, v: (q @ k.mT).softmax(-1).softmax(-1) @ v, (q, k, v))
+    assert [each.name for each in report.findings] == ["softmax applied twice"]
+    assert report.notes == []
+
+
+def test_jagged_tensors_end_no_process():
+    class Jagged(nn.Linear):
+        def forward(self, x):
+            x = torch.nested.nested_tensor_from_jagged(super().forward(x.flatten(0, 1)), torch.tensor([0, 5, 14]))
+            q = x.unflatten(-1, (2, 4)).transpose(1, 2)
+            return F.scaled_dot_product_attention(q, q, q).transpose(1, 2).flatten(2).to_padded_tensor(0.0)
+
+    report = diagnose(Jagged(8, 8), torch.randn(2, 7, 8), lambda output: output.sum())
+    assert any("Nested tensors hide the rows" in note for note in report.notes)
+
+
+def test_modules_that_run_in_other_threads_are_named():
+    class Threaded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            found = []
+            thread = threading.Thread(target=lambda: found.append(self.attention(x, x, x)[0]))
+            thread.start()
+            thread.join()
+            return found[0]
+
+    assert any("other threads" in note for note in diagnose(Threaded(), torch.randn(2, 5, 8)).notes)

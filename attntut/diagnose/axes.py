@@ -169,6 +169,25 @@ def far_below(mask: Tensor, factor: float = 1.0) -> float | None:
     return high - 2 ** (empty + 1) if octaves and max(octaves) > empty else None
 
 
+def two_levels(mask: Tensor) -> tuple[float, float] | None:
+    """The two values of a mask one of which is 0, the lower first; None if it holds others.
+
+    A tensor that learns, or one of fewer than 3 keys, is no mask: a bias may look so by chance.
+
+    Example:
+        >>> two_levels(torch.tensor([1.0, 0.0, 1.0])), two_levels(torch.tensor([0.0, -1e-9, 0.0]))
+        ((0.0, 1.0), (-1e-09..., 0.0))
+        >>> two_levels(-torch.arange(3.0)), two_levels(torch.zeros(3))
+        (None, None)
+    """
+    if not mask.ndim or mask.shape[-1] < 3 or not mask.numel() or mask.is_complex() or mask.requires_grad:
+        return None
+    once = mask.detach()[tuple(slice(None) if stride else slice(1) for stride in mask.stride())]
+    low, high = (each.item() for each in torch.aminmax(once))
+    is_mask = low < high and 0 in (low, high) and bool(((once == low) | (once == high)).all())
+    return (float(low), float(high)) if is_mask else None
+
+
 ORDER = ("batch", "heads", "queries", "attended")
 
 

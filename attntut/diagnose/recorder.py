@@ -134,7 +134,7 @@ class Recorder:
         kind = "cross" if self.layers.is_cross(n, keys) else "self"
         logits.diagonal = before + keys - n if kind == "self" and keys >= n else None
         layer, site = self.layers.name, _site()
-        tally, picture = Tally(H, input_axis=self.layers.input_axis(n, keys)), None
+        tally, picture = Tally(H, input_axis=self.layers.input_axis(n, keys), scale=logits.scale), None
         with _quiet(logits.device):
             tally.add_weights(logits)
             if self.maps and B and n and m:
@@ -169,7 +169,10 @@ class Recorder:
     # ---- what the hooks tell
 
     def _follows(self) -> bool:
-        return self.is_on and threading.get_ident() == self.thread and not getattr(_measuring, "now", False)
+        is_here = threading.get_ident() == self.thread
+        if self.is_on and not is_here and not _in_backward():
+            self.note("Modules ran in other threads (as in nn.DataParallel): attention in there is not seen.")
+        return self.is_on and is_here and not getattr(_measuring, "now", False)
 
     def _hears_gradients(self) -> bool:
         return self.is_on and self.is_open
@@ -221,6 +224,12 @@ class Recorder:
             heard = self.ears.hear(output)
         with plain(self.model) as is_computed:  # the graph tells what computed matrices are made of, not what they do
             self.seen = look(self.model, heard=None if is_computed else heard, roles=self.roles)
+            if heard is not None and not heard.attention and self.layers.attentions:
+                self.seen = look(self.model, roles=self.roles)
+                self.note(
+                    "No attention is in the graph that autograd records (it is detached, run under no_grad or in a "
+                    "function of its own, or its softmax is written out): roles are those of known names, if any."
+                )
             if self.wants_gradients:
                 self.gradients = Gradients(self.seen, self._hears_gradients)
 
@@ -324,7 +333,7 @@ class Recorder:
         for layer, times in self.skipped.items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
-                "product of two computed tensors (a router or a classifier, say; additive attention is not seen)."
+                "matrix product of two computed tensors (a router or classifier, say; additive attention is not seen)."
             )
         inside = {layer for layer, *_ in self.total} - {ROOT, FUNCTION}  # an older torch runs them uncompiled
         for name in self.layers.compiled if self.runs_compiled else ():

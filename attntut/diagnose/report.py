@@ -23,7 +23,7 @@ FORMAT = 1
 #: What is kept of each head at each step: a largest logit that grows comes before a loss that bursts.
 BY_STEP = ("logit_max", "logit_std", "entropy")
 COUNTS = ("non_finite", "masked_rows", "output_non_finite")
-PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls")
+PLACE = ("layer", "kind", "head", "n_query", "n_key", "calls", "scale")
 
 
 @dataclass
@@ -44,7 +44,8 @@ class Report:
             for cross) and ``sink`` (on columns that belong to no key; NaN where there are none); of the head's output,
             before the output projection, ``rank_residual`` (relative, Frobenius), ``token_cosine`` and ``output_rms``;
             ``axis`` (what the softmax runs over: ``"keys"``, or by mistake ``"queries"``, ``"heads"``, ``"batch"`` or
-            ``"features"``),
+            ``"features"``; ``"weights"`` of another softmax),
+            ``scale`` (what the products of queries and keys are multiplied with; NaN where it is not one number),
             ``visible_fill`` (a value that a mask writes and that hides nothing, or None) and ``masked_at`` (up to 8
             pairs of sequence and query that see nothing); and the counts ``non_finite`` (logits that are NaN or +∞;
             their rows count nowhere else), ``masked_rows`` (queries that may see nothing) and ``output_non_finite``

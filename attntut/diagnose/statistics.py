@@ -59,6 +59,7 @@ class Logits:
     extra: tuple[int, int] = (0, 0)  # how many of the first and of the last columns belong to no token
     covers: Sequence[tuple[Piece, Laid]] = ()  # masks that were laid on, boolean or added
     product: tuple[int, int, int] | None = None  # heads, queries, keys; whatever the softmax takes them for
+    scale: float = math.nan  # what the products of queries and keys are multiplied with, where that is known
 
     @classmethod
     def of_tensor(
@@ -109,7 +110,8 @@ class Logits:
         scale: float,
         mask: Tensor | None = None,
         is_causal: bool = False,
-        below: float | None = None,
+        level: tuple[float, float | None] | None = None,
+        factor: float = 1.0,
         **options: Any,
     ) -> Logits:
         """What a fused kernel computes inside: ``scale · query keyᵀ``, plus the mask.
@@ -119,7 +121,8 @@ class Logits:
             key: ``(B, H', n_key, d)``; ``H`` is a multiple of ``H'`` (grouped queries).
             scale: the factor before the softmax.
             mask: boolean (True = may attend) or added; broadcasts to ``(B, H, n_query, n_key)``.
-            below: up to which value an added mask hides.
+            factor: what queries and keys were multiplied with before.
+            level: up to which value an added mask hides, and what it adds if that hides nothing.
             options: the other attributes.
         """
         B, H, n, d = query.shape
@@ -139,8 +142,12 @@ class Logits:
             part = full[sequences, :, rows, :keys]
             return logits.masked_fill_(~part, -math.inf) if part.dtype == torch.bool else logits.add_(part)
 
-        covers = [] if full is None or below is None else [(piece_of(full, 1, 1), Laid(full, (), below=below))]
-        return cls((B, H, n, m), query.device, piece, is_causal=is_causal, covers=covers, **options)
+        covers = []
+        if full is not None and level is not None:
+            covers = [(piece_of(full, 1, 1), Laid(full, (), below=level[0], value=level[1]))]
+        return cls(
+            (B, H, n, m), query.device, piece, is_causal=is_causal, covers=covers, scale=scale * factor, **options
+        )
 
     def pieces(self) -> Iterator[tuple[Tensor, slice, slice]]:
         """Chunks of logits ``(b, H, r, keys)`` with the sequences and rows that they belong to."""
@@ -174,6 +181,7 @@ class Tally:
     n_key: int = 0
     axis: str = "keys"
     input_axis: int | None = None
+    scale: float = math.nan
 
     def __post_init__(self) -> None:
         zeros = partial(torch.zeros, self.n_heads, dtype=torch.float64)
@@ -191,6 +199,7 @@ class Tally:
         self.largest = torch.maximum(self.largest, other.largest)
         self.axis = other.axis if other.axis != "keys" else self.axis
         self.input_axis = other.input_axis if self.calls == other.calls or self.input_axis == other.input_axis else None
+        self.scale = other.scale if self.calls == other.calls or self.scale == other.scale else math.nan
         for mine, theirs in zip(self.masked_at, other.masked_at, strict=True):
             mine += theirs[: NAMED - len(mine)]
 
@@ -241,7 +250,8 @@ class Tally:
             next((value for value, rows in self.fills.items() if 2 * rows[1, head] > rows[0, head]), None)
             for head in range(self.n_heads)
         ]
-        listed |= {"axis": [self.axis] * self.n_heads, "input_axis": [self.input_axis] * self.n_heads}
+        shared = {"axis": self.axis, "input_axis": self.input_axis, "scale": self.scale}
+        listed |= {name: [value] * self.n_heads for name, value in shared.items()}
         return [{name: column[head] for name, column in listed.items()} for head in range(self.n_heads)]
 
 

@@ -15,7 +15,20 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from attntut.diagnose.axes import Axes, Axis, Laid, Part, arranged, counts, far_below, follow, laid, parts, strides
+from attntut.diagnose.axes import (
+    Axes,
+    Axis,
+    Laid,
+    Part,
+    arranged,
+    counts,
+    far_below,
+    follow,
+    laid,
+    parts,
+    strides,
+    two_levels,
+)
 from attntut.diagnose.statistics import Logits
 
 if TYPE_CHECKING:
@@ -38,6 +51,7 @@ WHAT_TO_DO = "To have it measured, write the attention out, or call F.scaled_dot
 WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd
 NESTED = f"Nested tensors hide the rows of an attention: it was not measured. {WHAT_TO_DO} on padded tensors."
 Finish = Callable[[Tensor | None, str], None]
+Level = tuple[float, float | None]  # of an added mask: its entries up to here hide; what is added if they do not
 
 
 @dataclass
@@ -48,11 +62,13 @@ class Pending:
     was: str | None  # what the attended axis is in the product of queries and keys
     is_done: bool = False  # whether they have met
     is_competition: bool = False  # whether the weights were divided by their sum along another axis since
+    is_twice: bool = False  # whether they went through a second softmax
 
     def __call__(self, output: Tensor | None = None, axis: str = "keys") -> None:
         if not self.is_done:
             self.is_done = True
-            self.finish(output, "competition" if self.is_competition and axis == "queries" else axis)
+            axis = "competition" if self.is_competition and axis == "queries" else axis
+            self.finish(output, "weights" if self.is_twice and axis == "keys" else axis)
 
 
 @dataclass
@@ -73,6 +89,7 @@ class Mark:
     shift: Laid | None = None  # of scores: what was taken from every row
     blind: Laid | None = None  # of scores: rows that were made harmless, because they may see nothing
     extra: tuple[int, int] = (0, 0)  # columns of scores, rows of keys that belong to no token: before, behind
+    factor: float = 1.0  # what a projection, or the product of two, was multiplied with since; NaN is unknown
     finish: Pending | None = None  # of weights: told of their product with the values
 
 
@@ -91,7 +108,7 @@ class Watcher(TorchDispatchMode):
         self.own |= dict.fromkeys((aten.exp, aten.exp_), self._exponential)
         self.own |= {aten.logsumexp: self._total, aten._log_softmax: self._log_softmax}
         self.composite: set[Any] = set()
-        self.levels: dict[tuple[Any, ...], tuple[StorageWeakRef, float | None]] = {}  # how far down added masks hide
+        self.levels: dict[tuple[Any, ...], tuple[StorageWeakRef, Level | None]] = {}  # how far down added masks hide
         self.seen: Counter[str] = Counter()  # how many operations of which kind came by
         self.undivided: list[Pending] = []  # exponentials that met values, not divided by their sum so far
 
@@ -134,8 +151,7 @@ class Watcher(TorchDispatchMode):
         elif "attention" in name or "flash_attn" in name:
             rule = self._unknown_attention
         self.rules[func] = rule
-        has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-        if isinstance(func, torch._ops.OpOverload) and has_kernel(func.name(), WHOLE):
+        if isinstance(func, torch._ops.OpOverload) and _has_whole(func):
             self.composite.add(func)
         return rule
 
@@ -173,6 +189,7 @@ class Watcher(TorchDispatchMode):
         self.seen["products of two computed tensors"] += 1
         self._look_for_compiled()
         mark = _scores(left, right, out, *marks)
+        mark.factor *= float(kwargs.get("alpha", 1))
         if func._overloadpacket is aten.baddbmm and kwargs.get("beta", 1) != 0:
             mark.laid = self._added(out, args[0], float(kwargs.get("beta", 1)))
         self._remember(out, mark)
@@ -219,12 +236,14 @@ class Watcher(TorchDispatchMode):
         if mark.kind == "weights" and packet is aten.mul and result.numel() > source.numel() and mark.finish:
             mark.finish()  # averaged without a product of matrices
             return
+        if packet in SCALED:
+            mark = replace(mark, factor=mark.factor * _factor(packet, args, source))
         if _key(result) != _key(source):
             mark = _moved(mark, source, result)
             if packet is aten.cat:
                 mark.extra = self._extra(mark, source, tensors, args[1] if len(args) > 1 else kwargs.get("dim", 0))
             self._remember(result, mark)
-        elif packet in SCALED and mark.kind == "weights":
+        elif packet in SCALED:
             self._remember(result, mark)
         if mark.kind == "scores":
             self._lay(mark, func, args, kwargs, source, result)
@@ -248,9 +267,13 @@ class Watcher(TorchDispatchMode):
                     mark.axes = _attended(mark.axes, strides(result)[reduced[0]])
             elif other is args[1] or factor > 0:
                 mark.laid += self._added(result, other, factor)
+        elif packet in (aten.mul, aten.mul_) and is_whole and isinstance(args[1], Tensor):
+            other = args[1] if args[0] is source else args[0]
+            if self._mark(other) is None and not other.is_meta and two_levels(other) == (0, 1):
+                mark.laid += (Laid(other.expand(result.shape), tuple(strides(result)), below=0.5, value=0.0),)
         elif packet in FILLED and is_whole:
             where, value = _filled(func, args, source)
-            if where is None or value is None or value == -math.inf or math.isnan(value):
+            if where is None or value is None or not math.isfinite(value):
                 return
             covers = Laid(where.expand(result.shape), tuple(strides(result)), value=value)
             if value == 0 and where.shape[-1:] == (1,):
@@ -259,19 +282,26 @@ class Watcher(TorchDispatchMode):
                 mark.laid += (covers,)
 
     def _added(self, scores: Tensor, mask: Tensor, factor: float) -> tuple[Laid, ...]:
-        below = self._level(mask, factor)
-        if below is None:
+        level = self._level(mask, factor)
+        if level is None:
             return ()
-        return (Laid(mask.expand(scores.shape), tuple(strides(scores)), below=below, factor=factor),)
+        below, value = level
+        return (Laid(mask.expand(scores.shape), tuple(strides(scores)), below=below, factor=factor, value=value),)
 
-    def _level(self, mask: Tensor, factor: float = 1.0) -> float | None:
-        """As :func:`far_below`, once a step for a mask that many layers share."""
-        if mask.is_meta or not mask.is_floating_point():
+    def _level(self, mask: Tensor, factor: float = 1.0) -> Level | None:
+        """As :func:`far_below`, or of a mask of two levels that are not far apart; once a step for many layers."""
+        if mask.is_meta:
             return None
         version = -1 if mask.is_inference() else mask._version
         place = (_key(mask), mask.storage_offset(), mask.shape, mask.stride(), factor, version)
         if place not in self.levels or self.levels[place][0].expired():
-            self.levels[place] = _memory(mask), far_below(mask, factor)
+            level: Level | None = None
+            if (below := far_below(mask, factor)) is not None:
+                level = below, None
+            elif not math.isinf(factor) and self._mark(mask) is None and (two := two_levels(mask)) is not None:
+                low, high = sorted(factor * each for each in two)
+                level = ((low + high) / 2, low - high) if math.isfinite(low) else None
+            self.levels[place] = _memory(mask), level
         return self.levels[place][1]
 
     def _extra(self, mark: Mark, source: Tensor, tensors: list[Tensor], dim: int) -> tuple[int, int]:
@@ -302,6 +332,10 @@ class Watcher(TorchDispatchMode):
         if logits.ndim < 2:
             return
         mark = self._mark(logits)
+        if mark is not None and mark.kind == "weights" and mark.finish:
+            mark.finish.is_twice = True
+            self._remember(out, _moved(mark, logits, out))
+            return
         if mark is None or mark.kind != "scores" or (mark.rank == 2 and logits.ndim > 2):
             if logits.ndim > 2:
                 self.sink.skipped_softmax()
@@ -377,6 +411,7 @@ class Watcher(TorchDispatchMode):
             shift=aligned(mark.shift) if is_written_out else None,
             extra=extra,
             product=(sizes["heads"], sizes["queries"], sizes["keys"]),
+            scale=mark.factor,
         )
         was = "features" if mark.is_inside else was
         pending = Pending(self.sink.attention(seen, certain=kind == "weights"), was)
@@ -452,13 +487,15 @@ class Watcher(TorchDispatchMode):
             if mask is not None:
                 mask = _four(mask.expand(*query.shape[:2], n, m), layout)
             query, key, heads = (_four(x, layout) for x in (query, key, heads))
+        factor = _factors(self._mark(given["query"]), mark)
         logits = Logits.of_projections(
             query,
             key,
             scale=query.shape[-1] ** -0.5 if scale is None else scale,
+            factor=factor,
             mask=mask,
             is_causal=bool(given.get("is_causal", False)),
-            below=None if mask is None or mask.dtype == torch.bool else self._level(mask),
+            level=None if mask is None or mask.dtype == torch.bool else self._level(mask),
             extra=extra,
         )
         axis = "features" if inside else "keys"
@@ -521,6 +558,14 @@ class Watcher(TorchDispatchMode):
             frame = frame.f_back
 
 
+def _has_whole(func: torch._ops.OpOverload) -> bool:
+    """Whether a kernel takes an operation apart. What jagged tensors ask for (``aten::sym_size``) is not registered."""
+    try:
+        return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), WHOLE)
+    except RuntimeError:
+        return False
+
+
 def _is_nested(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_nested
 
@@ -541,6 +586,23 @@ def _named(tensor: Tensor, roles: Sequence[str | None]) -> Axes:
 
 def _attended(axes: Axes, stride: int) -> Axes:
     return tuple(Axis(each.stride, "attended" if each.stride == stride else each.role) for each in axes)
+
+
+def _factor(packet: Any, args: tuple[Any, ...], source: Tensor) -> float:
+    """What ``source`` is multiplied with; NaN if it is no single number."""
+    other = args[1] if args[0] is source else args[0]
+    if isinstance(other, Tensor):
+        if other.numel() != 1 or other.is_meta:
+            return math.nan
+        other = other.item()
+    if packet in (aten.mul, aten.mul_):
+        return float(other)
+    return 1 / float(other) if args[0] is source and other else math.nan
+
+
+def _factors(*marks: Mark | None) -> float:
+    """What projections were multiplied with before they meet; NaN if one of the two is none."""
+    return math.prod(math.nan if each is None or each.kind != "features" else each.factor for each in marks)
 
 
 def _goes_on(packet: Any, kind: str, source: Tensor, result: Tensor) -> bool:
@@ -591,8 +653,9 @@ def _scores(left: Tensor, right: Tensor, out: Tensor, of_left: Mark | None, of_r
     at = strides(out)
     axes = laid((columns, at[-1]), (rows, at[-2]), *([(leading, at[0])] if leading else []))
     extra = (0, 0) if of_right is None else of_right.extra
+    factor = _factors(of_left, of_right)
     inside = _is_inside(left, factors[0][1]) and _is_inside(right.mT, factors[1][1])
-    return Mark(_memory(out), "scores", axes, rank=out.ndim, known=known, is_inside=inside, extra=extra)
+    return Mark(_memory(out), "scores", axes, rank=out.ndim, known=known, is_inside=inside, extra=extra, factor=factor)
 
 
 def _is_inside(tensor: Tensor, axes: Axes) -> bool:

@@ -119,6 +119,8 @@ def fill(report: Report, seen: ModelView) -> Report:
 
     report.weights, traits = describe(seen)
     report.model |= {"traits": traits | given_traits(seen.module), "adjustable_by": fitting(seen)}
+    gains = [gain.detach().float().var() for gain, _ in seen.norms.values() if gain is not None and gain.numel() > 1]
+    report.model["gain_std"] = torch.stack(gains).mean().sqrt().item() if gains else math.nan
     if seen.unknown:
         report.notes.append(
             f'Weights of unknown role: {listing(seen.unknown.values())}. Name them: roles={{"readout": …}}.'

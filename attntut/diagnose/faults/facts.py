@@ -192,6 +192,8 @@ class Facts:
     """The methods of :mod:`attntut.adjust` that fit the model."""
     is_random: bool = False
     """Whether the model is in evaluation mode, and drew random numbers."""
+    gain_std: float = math.nan
+    """Std of the entries of a norm's gains: 0 where all are as they began. NaN is unknown."""
 
     @classmethod
     def of(cls, report: Measured) -> Facts:
@@ -223,7 +225,8 @@ class Facts:
         stacks = _stacks(layers, report.stream, report.weights)
         traits, adjustable_by = report.model.get("traits", {}), tuple(report.model.get("adjustable_by", ()))
         is_random = bool(report.model.get("random")) and report.model.get("training") is False
-        return cls(layers, stacks, report.stream, report.weights, epsilon, traits, adjustable_by, is_random)
+        gain_std = float(report.model.get("gain_std", math.nan))
+        return cls(layers, stacks, report.stream, report.weights, epsilon, traits, adjustable_by, is_random, gain_std)
 
     names = ("(model)",)
     order = 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Annotated
 
 from attntut.diagnose.faults.facts import Facts, Layer
-from attntut.diagnose.faults.fault import ERROR, NOTE, RANDOM, SIGMA, WARNING, Hit, fault, hit
+from attntut.diagnose.faults.fault import ERROR, NOTE, RANDOM, SIGMA, WARNING, Hit, Remedy, fault, hit
 from attntut.diagnose.faults.finite import ROLES
 
 _NONE = "a layer that gets no gradient does not learn, whatever the learning rate"
@@ -20,10 +20,9 @@ def _is_reached(layer: Layer) -> bool | None:
 
 
 def _hands_on_nothing(layer: Layer) -> bool:
-    """Whether its values are zero, or what its heads hand on (of which the rank residual is 0/0)."""
+    """Whether what its heads hand on is zero (of which the rank residual is 0/0)."""
     return all(
-        row.get("value_rms") == 0
-        or row.get("output_rms") == 0
+        row.get("output_rms") == 0
         or ("output_rms" not in row and math.isnan(row.get("rank_residual", 0.0)) and math.isfinite(row["entropy"]))
         for row in layer.rows
     )
@@ -61,8 +60,8 @@ def both_ends_zero(layer: Layer, facts: Facts) -> Iterator[Hit]:
     WARNING,
     quantity="gradient of its matrices",
     source="∇W_v contains what comes in as value, ∇W_q and ∇W_k how values differ, ∇W_o their mean; " + _NONE,
-    text="The gradient {how}, because the values are 0: what comes in as value is zero, and all the layer can hand on "
-    "is a bias.",
+    text="The gradient {how}, because what the heads hand on is 0: the values are 0 (what comes in as value is zero), "
+    "or the weights have become so after the softmax. All the layer can hand on is a bias.",
     remedies=(
         "Feed it what the tokens hold (values are often taken before positions are added, or from a target that starts "
         "at zero, as in DETR's first decoder layer, where the layer does nothing and may be left out).",
@@ -71,7 +70,7 @@ def both_ends_zero(layer: Layer, facts: Facts) -> Iterator[Hit]:
     explains=("gradients vanishing", "attention uniform", "rank collapsing"),
 )
 def zero_values(layer: Layer, facts: Facts) -> Iterator[Hit]:
-    """All gradients of a layer are exactly 0, and so are its values, or what its heads hand on."""
+    """All gradients of a layer are exactly 0, and so is what its heads hand on."""
     return _unreached(layer, "values")
 
 
@@ -105,9 +104,17 @@ def unreached(layer: Layer, facts: Facts) -> Iterator[Hit]:
     "or of one token lowers W_q and W_k alike, to 0.001 of it in DeiT-III",
     text="The loss {reaches} {matrix}.",
     remedies=(
-        "Is it detached, or multiplied by something tiny? Does the loss look only at queries that see one key, such as "
-        "the first of a causal model, or that another matrix makes? Saturated rows and equal tokens would have been "
-        "named by themselves.",
+        Remedy(
+            "W_q and W_k are zero: each holds the other's gradient at zero, for ever, though a bias makes the logits "
+            "differ. Draw both.",
+            lambda facts, layer: _both_zero(layer),
+        ),
+        Remedy(
+            "Is it detached, or multiplied by something tiny? In float16, all below 6e-8 is 0: is the loss scaled? "
+            "Does it look only at queries that see one key, such as the first of a causal model, or that another "
+            "matrix makes? Saturated rows and equal tokens would have been named by themselves.",
+            lambda facts, layer: not _both_zero(layer),
+        ),
     ),
     chapter=SIGMA + "#does-it-matter-for-training",
 )
@@ -120,24 +127,30 @@ def gradients_vanishing(
     ] = 10.0,
     rounding: Annotated[float, "of gradients that are 0, rounding left 3e-6 of theory's; DeiT-III has 9e-4"] = 3e-5,
 ) -> Iterator[Hit]:
-    r"""Exactly 0 (and the values are not, and the tokens differ); or fresh, and below a tenth of
-    :math:`(1-\rho)\sqrt{\frac{n/d+1}{n\rho+1-\rho}}\; d\,\sigma_v \sigma_k` (key: :math:`\sigma_q`), the ratio to the
-    value's gradient, times the row-wise std of the logits over :math:`d\,\sigma_q\sigma_k\sqrt{1-\rho}` where tokens
-    are small; and also below a tenth of what the other of query and key has of theory's, or so small (3e-5 of theory)
-    that it is 0 but for rounding."""
+    r"""Exactly 0 (and the values are not, and the tokens differ, or both matrices are 0); or fresh, and below a tenth
+    of :math:`(1-\rho)\sqrt{\frac{n/d+1}{n\rho+1-\rho}}\; d\,\sigma_v \sigma_k` (key: :math:`\sigma_q`), the ratio to
+    the value's gradient, times the row-wise std of the logits over :math:`d\,\sigma_q\sigma_k\sqrt{1-\rho}` where
+    tokens are small; and also below a tenth of what the other of query and key has of theory's, or so small (3e-5 of
+    theory) that it is 0 but for rounding."""
     pairs = (("query", "key"), ("key", "query"))
     expected = {role: _ratio_in_theory(layer, partner) for role, partner in pairs}
     share = {role: _measured_ratio(layer, role) / expected[role] if expected[role] else math.nan for role, _ in pairs}
     for role, partner in pairs:
         ratio, least = _measured_ratio(layer, role), expected[role] / below_theory
-        if math.isnan(ratio) or layer.n_key < 2 or layer.is_zero("value") or expected[role] == 0:
+        if math.isnan(ratio) or layer.n_key < 2 or layer.is_zero("value"):
+            continue
+        if expected[role] == 0 and not _both_zero(layer):
             continue
         low = layer.is_drawn and layer.kind == "self" and ratio < least
         if ratio == 0 or (low and share[role] < max(share[partner] / below_theory, rounding)):
             severity, reaches = (ERROR, "does not reach") if ratio == 0 else ("", "hardly reaches")
             words: Hit = dict(matrix=f"W_{role[0]}", reaches=reaches)
-            yield hit(ratio, expected=expected[role], threshold=least, severity=severity, **words)
+            yield hit(ratio, expected=expected[role] or math.nan, threshold=least, severity=severity, **words)
             return
+
+
+def _both_zero(layer: Layer) -> bool:
+    return layer.is_zero("query") and layer.is_zero("key")
 
 
 def _measured_ratio(layer: Layer, role: str) -> float:

@@ -97,15 +97,21 @@ def _large(layer: Layer, statistic: str, threshold: float, expected: float) -> H
     return found | dict(words=dict(n=layer.n_key, largest=largest, excess=excess))
 
 
+def _scale(facts: Facts, layer: Layer) -> float | None:
+    """What the products of queries and keys are multiplied with; None if that is unknown."""
+    seen = layer.rows[0].get("scale", math.nan)
+    return facts.traits.get("scale") if math.isnan(seen) else seen
+
+
 def _usual(facts: Facts, layer: Layer) -> float:
     """Std of the logits of independent tokens of unit variance (by 1/√d_head, where the scale is unknown)."""
     root = layer.d_head**-0.5
-    return abs(facts.traits.get("scale") or root) / root * layer.gain("query") * layer.gain("key")
+    return abs(_scale(facts, layer) or root) / root * layer.gain("query") * layer.gain("key")
 
 
 def _cause(facts: Facts, layer: Layer) -> str:
     """What makes the logits of a fresh layer large: the norms of queries and keys, the scale, the weights, or else."""
-    scale, normed = facts.traits.get("scale"), facts.traits.get("qk_norm")
+    scale, normed = _scale(facts, layer), facts.traits.get("qk_norm")
     if scale is not None and abs(scale) > 1.01 * layer.d_head**-0.5:
         return "norms and scale" if normed else "scale"
     usual = min(math.sqrt(2 * math.log(layer.n_key)), layer.mean("logit_std") / 2)
@@ -114,6 +120,21 @@ def _cause(facts: Facts, layer: Layer) -> str:
 
 def _remedy(cause: str, text: str) -> Remedy:
     return Remedy(text, lambda facts, layer: _cause(facts, layer) == cause)
+
+
+GAINS_MOVED = 0.1
+"""Share of the std of W_q and W_k from which on a change of the norms' gains says that these were learned, too."""
+
+
+def _is_fresh(layer: Layer, facts: Facts) -> bool:
+    """Whether the logits are those of a draw.
+
+    Nothing in W_q and W_k is seen to be learned; and either their size alone makes the logits twice too large, or the
+    norms' gains, whose entries begin alike and move about as far as those of matrices, have hardly moved.
+    """
+    are_large = _usual(facts, layer) > 2 * math.sqrt(2 * math.log(max(layer.n_key, 2)))
+    have_moved = facts.gain_std > GAINS_MOVED * min(layer.std("query"), layer.std("key"))
+    return layer.is_drawn is True and (are_large or not have_moved)
 
 
 _SHARP = ("entropy collapsed", "gradients vanishing", "attention sink", "soft-cap reached")
@@ -168,16 +189,19 @@ def logits_too_large(
     :math:`1/\sqrt{2 d_h}`), the zero of :math:`\ln n - \sigma^2/2`; beyond it
     :math:`\sum_j p_j^2 = 1 - \sqrt{2 \ln n}/\sigma` does not fall with n (Derrida 1981). Where :math:`W_q` and
     :math:`W_k` cannot have made them (tokens of unit variance would get less than half), they need not be Gaussian (a
-    penalty on distance is not), and the mean largest weight must be what it is for such: 0.375."""
-    if not layer.is_drawn or layer.n_key < keys_at_least:
+    penalty on distance is not), and the mean largest weight must be what it is for such: 0.375. Where the gains of
+    norms have moved by a tenth of the std of these matrices, logits may be learned, unless one is above 256, or the
+    matrices alone would make their std twice the threshold."""
+    beyond = any(row["logit_max"] > BFLOAT16_NAT for row in layer.rows)
+    if not (layer.is_drawn and (beyond or _is_fresh(layer, facts))) or layer.n_key < keys_at_least:
         return
     freezing = math.sqrt(2 * math.log(layer.n_key))
     known = [row["logit_std"] for row in layer.rows if not math.isnan(row["logit_std"])]
     together = math.hypot(*known) > freezing * math.sqrt(len(known))
     spread = _cause(facts, layer) == "else" and layer.mean("max_weight") < largest
     if together and not spread and (found := _large(layer, "logit_std", freezing, 1.0)):
-        scale, root = facts.traits.get("scale"), number(layer.d_head**-0.5)
-        scale = f"1/√d_head = {root}" if scale is None else number(scale)
+        factor, root = _scale(facts, layer), number(layer.d_head**-0.5)
+        scale = f"1/√d_head = {root} (if that is their scale: it is unknown)" if factor is None else number(factor)
         found["words"] |= dict(root=root, scale=scale, usual=number(_usual(facts, layer), digits=2))
         yield found
 
@@ -247,7 +271,7 @@ def entropy_collapsed(
     known = [share for share in shares if not math.isnan(share)]
     everywhere = bool(known) and math.fsum(known) / len(known) > share_of_rows
     share = layer.mean("saturated") if layer.n_key > 1 else 0.0
-    if share > share_of_rows and (layer.is_drawn or everywhere):
+    if share > share_of_rows and (_is_fresh(layer, facts) or everywhere):
         entropy, most = number(layer.mean("entropy")), number(math.log(layer.n_key))
         yield hit(share, expected=0.0, threshold=share_of_rows, entropy=entropy, most=most)
 

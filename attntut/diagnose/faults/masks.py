@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from attntut.diagnose.faults.facts import Facts, Layer
-from attntut.diagnose.faults.fault import ERROR, LOGITS, STEPS, Hit, Remedy, fault, hit
+from attntut.diagnose.faults.fault import DEPTH, ERROR, LOGITS, STEPS, Hit, Remedy, fault, hit
 from attntut.diagnose.faults.finite import rows_that_see_nothing
 
 MASKS = STEPS + "#masks-who-may-look-at-whom"
@@ -51,13 +51,15 @@ def mask_hides_some_rows(layer: Layer, facts: Facts) -> Iterator[Hit]:
 @fault(
     "mask hides nothing",
     ERROR,
-    quantity="value that the mask writes",
+    quantity="value that the mask writes or adds",
     source="e^fill is the weight that is left to a masked key, beside 1 for a logit of 0; only −∞, or what is far "
     "below every logit, leaves none",
-    text="Masked keys keep about the weight of a key with this logit: padding or the future is looked at.",
+    text="Masked keys keep about the weight of a key with this logit (where it is added: e to this of their own "
+    "weight), so padding or the future is looked at.",
     remedies=(
         Remedy(
-            "Fill with −∞ (float('-inf')) or torch.finfo(dtype).min; −1e-9 is a slip for −1e9.",
+            "Fill with −∞ (float('-inf')) or torch.finfo(dtype).min; −1e-9 is a slip for −1e9. A mask of 0 and 1 is "
+            "neither added nor multiplied: masked_fill(mask == 0, float('-inf')).",
             lambda facts, layer: not facts.traits.get("soft_cap"),
         ),
         Remedy(
@@ -69,7 +71,8 @@ def mask_hides_some_rows(layer: Layer, facts: Facts) -> Iterator[Hit]:
     explains=("soft-cap reached",),
 )
 def mask_hides_nothing(layer: Layer, facts: Facts) -> Iterator[Hit]:
-    """A mask writes a finite value, and the keys with it stay visible (whether they do is measured)."""
+    """A mask writes a finite value, or has two values of which one is 0, and is added or (0 and 1) multiplied; and the
+    keys that are to be hidden stay visible (whether they do is measured)."""
     filled = [row for row in layer.rows if row.get("visible_fill") is not None]
     if filled:
         yield hit(max(row["visible_fill"] for row in filled), expected=-math.inf, heads=layer.heads(filled))
@@ -86,7 +89,7 @@ def mask_hides_nothing(layer: Layer, facts: Facts) -> Iterator[Hit]:
         "(…, queries, keys).",
     ),
     chapter=STEPS + "#forward-one-key-takes-all",
-    explains=("attention uniform", "mask hides everything", "no gradient", *LOGITS),
+    explains=("attention uniform", "mask hides everything", "no gradient", *DEPTH, *LOGITS),
 )
 def wrong_axis(layer: Layer, facts: Facts) -> Iterator[Hit]:
     """The softmax normalizes over queries, heads, sequences or parts of a token instead of keys (it is measured)."""
@@ -98,3 +101,19 @@ def wrong_axis(layer: Layer, facts: Facts) -> Iterator[Hit]:
     }.get(axis := layer.rows[0].get("axis", "keys"))
     if meaning:
         yield hit(len(layer.rows), expected=0, axis=axis, meaning=meaning)
+
+
+@fault(
+    "softmax applied twice",
+    ERROR,
+    quantity="heads whose weights go through a second softmax",
+    source="what the second softmax receives lies between 0 and 1, so that no weight is more than e times another",
+    text="Whatever the logits are, every query takes nearly the plain mean of the values.",
+    remedies=("Take one of the two away: some functions that give attention weights have had theirs already.",),
+    chapter=STEPS + "#forward-one-key-takes-all",
+    explains=("attention uniform", "no gradient", *DEPTH, *LOGITS),
+)
+def softmax_twice(layer: Layer, facts: Facts) -> Iterator[Hit]:
+    """The weights that a softmax gives are the logits of a second one (it is seen, not measured)."""
+    if layer.rows[0].get("axis") == "weights":
+        yield hit(len(layer.rows), expected=0)
