@@ -51,7 +51,7 @@ def mask_hides_some_rows(layer: Layer, facts: Facts) -> Iterator[Hit]:
 @fault(
     "mask hides nothing",
     ERROR,
-    quantity="value that the mask writes or adds",
+    quantity="value that the mask writes",
     source="e^fill is the weight that is left to a masked key, beside 1 for a logit of 0; only −∞, or what is far "
     "below every logit, leaves none",
     text="Masked keys keep about the weight of a key with this logit (where it is added: e to this of their own "
