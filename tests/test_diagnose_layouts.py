@@ -416,15 +416,29 @@ def test_weights_that_average_nothing_do_not_count():
     assert any("1 softmax of a product" in note for note in report.notes)
 
 
-def test_queries_that_compete_are_no_fault():
+@pytest.mark.parametrize(
+    "divided", [lambda w: w / w.sum(-1, keepdim=True), lambda w: F.normalize(w + 1e-8, p=1, dim=-1)]
+)
+def test_queries_that_compete_are_no_fault(divided):
     q, k, v = projections(n=3)
 
     def slots(q, k, v):
-        w = (q @ k.mT).softmax(-2)
-        return (w / w.sum(-1, keepdim=True)) @ v
+        return divided((q @ k.mT).softmax(-2)) @ v
 
     report = diagnose(slots, (q, k, v))
     assert report.rows == [] and any("compete" in note for note in report.notes)
+
+
+def test_weights_that_are_added_up_over_heads_beside_the_mix_are_no_fault():
+    """What a token is looked at, to drop some tokens (adaptive token sampling)."""
+
+    def sampled(q, k, v):
+        w = (q @ k.mT).softmax(-1)
+        looked_at = torch.einsum("bhn,bhn->bn", w[..., 0, :], v.norm(dim=-1))
+        return w @ v * looked_at[:, None, :, None]
+
+    report = diagnose(sampled, projections())
+    assert len(report.rows) > 0 and not any(each.name == "softmax over the wrong axis" for each in report.findings)
 
 
 def test_no_attention_says_what_was_looked_at():
@@ -438,6 +452,21 @@ def test_nested_tensors_are_named():
     nested = torch.nested.nested_tensor([torch.randn(H, 3, D), torch.randn(H, 5, D)])
     report = diagnose(lambda x: F.scaled_dot_product_attention(x, x, x), nested)
     assert report.rows == [] and any("Nested" in note and "padded" in note for note in report.notes), report.notes
+
+
+def test_the_size_of_a_jagged_tensor_may_be_asked_for():
+    """It is, by an operator that is in no table."""
+
+    class Jagged(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(D)
+
+        def forward(self, *rows):
+            x = self.norm(torch.nested.nested_tensor(list(rows), layout=torch.jagged)).values()[None, None]
+            return F.scaled_dot_product_attention(x, x, x)
+
+    assert len(diagnose(Jagged(), (torch.randn(5, D), torch.randn(3, D))).rows) == 1
 
 
 def test_compiled_code_is_named():

@@ -105,6 +105,7 @@ class Watcher(TorchDispatchMode):
         self.rules: dict[Any, Callable[..., None] | None] = {}
         self.own = dict.fromkeys(SOFTMAX, self._softmax) | dict.fromkeys(PRODUCTS, self._product)
         self.own |= {aten.convolution: self._convolution, aten.embedding: self._embedding, aten.sum: self._total}
+        self.own[aten.linalg_vector_norm] = self._total
         self.own |= dict.fromkeys((aten.exp, aten.exp_), self._exponential)
         self.own |= {aten.logsumexp: self._total, aten._log_softmax: self._log_softmax}
         self.composite: set[Any] = set()
@@ -180,7 +181,7 @@ class Watcher(TorchDispatchMode):
                 was = mark.finish.was
                 if not along or "attended" in along:
                     mark.finish(_handed_on(mark, weights, out, dim), "features" if was == "features" else "keys")
-                elif not is_learned:
+                elif not is_learned and along != {"heads"}:  # else the weights of one query are added up over its heads
                     mark.finish(axis=was if was in ("heads", "batch") else "queries")
                 return
         if any(is_parameter):
@@ -371,6 +372,8 @@ class Watcher(TorchDispatchMode):
 
     def _total(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         mark = self._mark(args[0])
+        if func._overloadpacket is aten.linalg_vector_norm:  # of order 1, the sum of what is positive
+            args = (args[0], *args[2:]) if args[1:2] == (1,) else args[:1]
         dims = args[1] if len(args) > 1 else None
         if mark is None or not isinstance(dims, list | tuple) or len(dims) != 1:
             return
