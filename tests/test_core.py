@@ -85,4 +85,4 @@ def test_what_is_imported_when_it_is_used_is_there():
 
 def test_importing_the_package_brings_torch_and_nothing_else(core):
     """Not even what a report is printed with, before one is printed."""
-    assert set(core["brought"]) - sys.stdlib_module_names <= {"attntut", "numpy", "torch", "torchgen"}
+    assert set(core["brought"]) - sys.stdlib_module_names <= {"attntut", "numpy", "torch", "torchgen", "triton"}
