@@ -437,3 +437,34 @@ def test_what_modulates_the_stream_is_left_and_what_makes_it_is_drawn():
     told = whole(model, (X, torch.randn(2, 2)))
     assert told["p.weight"] == "embedding" and told["q.weight"] == "readout"
     assert found(model, (X, torch.randn(2, 2))).left.keys() == {"deep.0.t.weight", "deep.1.t.weight"}
+
+
+EXPERTS = {  # x is (tokens, D), e the number of each token's expert
+    "picked, in place": lambda x, e, w, b: torch.bmm(x[:, None], w[e].mT).squeeze(1).add_(b[e]),
+    "picked, einsum": lambda x, e, w, b: torch.einsum("ti,toi->to", x, w[e]) + b[e],
+    "a loop": lambda x, e, w, b: sum((e == i)[:, None] * F.linear(x, w[i], b[i]) for i in range(len(w))),
+    "all, then one": lambda x, e, w, b: (x @ w.mT + b[:, None])[e, torch.arange(len(e))],
+    "as many for each": lambda x, e, w, b: (torch.bmm(x.view(len(w), -1, x.shape[1]), w.mT) + b[:, None]).flatten(0, 1),
+}
+
+
+@pytest.mark.parametrize("way", EXPERTS)
+def test_biases_of_experts_are_no_tables(way):
+    def branch(m, x):
+        tokens = x.flatten(0, 1)
+        (chosen,) = m.r(tokens).softmax(-1).topk(1).indices.mT  # some experts are idle
+        a, b = EXPERTS[way](tokens, chosen, m.up, m.up_bias).chunk(2, -1)
+        return EXPERTS[way](F.silu(a) * b, chosen, m.down, m.down_bias).view_as(x)
+
+    stacks = {"up": (5, 4 * D, D), "up_bias": (5, 4 * D), "down": (5, D, 2 * D), "down_bias": (5, D)}
+    model, routed = stacked(), type("Routed", (Block,), {"branch": lambda block, x: block.e(x)})
+    for each in model.deep:
+        del each.w, each.v
+        each.__class__ = routed
+        each.e = Wired(branch, r=linear(5), **{n: nn.Parameter(torch.ones(s)) for n, s in stacks.items()})
+    initialize_(model, "xavier_normal", inputs=IDS, generator=seeded(0))
+    for each in model.deep:
+        assert not each.e.up_bias.any() and not each.e.down_bias.any(), "They start at 0, as biases do."
+        for stack in (each.e.up.unflatten(1, (2, -1)).flatten(0, 1), each.e.down):
+            stds = torch.full((len(stack),), (2 / (D + 2 * D)) ** 0.5)
+            assert torch.allclose(stack.std((1, 2)), stds, rtol=0.1), "Each expert has fans of its own, each half too."

@@ -183,6 +183,23 @@ def test_packed_matrices_are_judged_by_their_own_rows(n_kv):
     assert xavier.verdicts(model, ["attn"], same) == {"attn.qkv_proj.weight": False}, "It was not drawn anew."
 
 
+@pytest.mark.parametrize("wrong", [None, "gate_up_proj", "down_proj", "gate_up_proj_bias", "one expert"])
+def test_stacked_experts_are_judged_one_by_one(wrong):
+    shapes = {"gate_up_proj": (3, 64, 512), "gate_up_proj_bias": (3, 512), "down_proj": (3, 256, 64)}
+    model = nn.Module()
+    model.experts = nn.ParameterDict({name: torch.zeros(*shape) for name, shape in shapes.items()})
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    for name, each in model.experts.items():
+        fans = sum(shapes[name][1:]) if wrong == name == "gate_up_proj" else 3 * 64 if wrong == name else 64 + 256
+        if each.ndim == 3 or wrong == name:
+            each.data.normal_(0, math.sqrt(2 / fans), generator=torch.Generator().manual_seed(0))
+    if wrong == "one expert":
+        model.experts.down_proj.data[1] = 0
+    said = xavier.verdicts(model, [], before)
+    bad = {None: set(), "one expert": {"experts.down_proj"}}.get(wrong, {f"experts.{wrong}"})
+    assert said == {name: name not in bad for name in before}
+
+
 @pytest.mark.parametrize(
     "part, touch",
     [

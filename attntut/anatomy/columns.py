@@ -77,24 +77,34 @@ class Columns:
 
     def pieces(self, product: Product) -> Heads | None:
         """The columns of the matrices that a gated feed-forward network packs into one; None if there is one only."""
-        width = product.result.shape[product.channels]
-        key = ("pieces", width, *(self.siblings[name] for name in product.parameters))
+        key = self._kind(product)
         if key not in self._known:
-            self._known[key] = None
-            for kind, out in self.graph.sinks(product.node):
-                if kind == "product" and out.reads is not None:
-                    weights = torch.zeros(out.reads.shape)
-                    weights.select(out.summed, 0).fill_(1.0)
-                    (gradient,) = gradients([out.reads], [product.result], [weights])
-                    first = [] if gradient is None else self._touched(gradient, product)
-                    n, size = len(first), out.reads.shape[out.summed]
-                    if n < 2 or width != n * size:
-                        continue
-                    if first == [*range(0, width, size)]:
-                        self._known[key] = [[*range(start, start + size)] for start in first]
-                    elif first == [*range(n)]:
-                        self._known[key] = [[*range(start, width, n)] for start in first]
+            alike = (each for each in self.graph.products.values() if self._kind(each) == key)  # an expert may be idle
+            self._known[key] = next(filter(None, map(self._find_pieces, alike)), None)
         return self._known[key]
+
+    def _kind(self, product: Product) -> Any:
+        return "pieces", product.result.shape[product.channels], *(self.siblings[name] for name in product.parameters)
+
+    def _find_pieces(self, product: Product) -> Heads | None:
+        width, shape = product.result.shape[product.channels], self.parameters[product.parameters[0]].shape
+        if len(shape) == 3 and width not in shape:  # all matrices of a stack are alike, and one product gives all
+            width //= shape[0]
+        for kind, out in self.graph.sinks(product.node):
+            if kind == "product" and out.reads is not None:
+                weights = torch.zeros(out.reads.shape)
+                weights.select(out.summed, 0).fill_(1.0)
+                (gradient,) = gradients([out.reads], [product.result], [weights])
+                touched = [] if gradient is None else self._touched(gradient, product)
+                first = sorted({column % width for column in touched})
+                n, size = len(first), out.reads.shape[out.summed]
+                if n < 2 or width != n * size:
+                    continue
+                if first == [*range(0, width, size)]:
+                    return [[*range(start, start + size)] for start in first]
+                if first == [*range(n)]:
+                    return [[*range(start, width, n)] for start in first]
+        return None
 
     def _find_heads(self, edge: Edge, product: Product) -> Heads:
         every = self.feed(edge, product)

@@ -148,10 +148,12 @@ class Graph:
         self.products: dict[Node, Product] = {}
         # convolutions of each channel by itself: no product is seen there
         self.filters: dict[Node, tuple[str, ...]] = {}
+        self.biases: set[str] = set()  # of stacked matrices
         self._weights: dict[Node, tuple[str, ...] | None] = {}  # parameters that a node is made of; None: of more
         self._made: dict[Node, tuple[str, ...]] = {}  # products of two parameters, and what is made of them
         for node in self.order:
             self._classify(node)
+            self._take_biases(node)
         self.attentions: list[Heard] = []
         self._scored: set[Node] = set()
         self.over_tokens: list[Product] = []  # that sum over tokens
@@ -280,6 +282,22 @@ class Graph:
             if each in self.products and set(self.products[each].parameters) <= set(names):
                 del self.products[each]
         self._take(node, kind, factors, which, names)
+
+    def _take_biases(self, node: Node) -> None:
+        """Rows of a parameter that are added to a product with a stack of as many matrices: the biases of these."""
+        if not node.name().startswith(("Add", "Baddbmm", "torch::autograd::CopySlices")):
+            return
+        ends = [node, *(self._origin(each) for each, _ in node.next_functions if each is not None)]
+        for product in [self.products[each] for each in ends if each in self.products]:
+            shapes = [each.variable.shape for each in below(product.weight.node) if is_leaf(each)]
+            stacks = [shape for shape in shapes if len(shape) == 3 and product.channels != 1]
+            for end in ends:
+                table = self.products.get(end)
+                leaf = end if table is None else self._origin(table.weight.node)
+                if is_leaf(leaf) and any(leaf.variable.shape in (each[:2], each[::2]) for each in stacks):
+                    self.biases.update(self.made_of(leaf))
+                    if table is not None:
+                        del self.products[end]
 
     def _take(self, node: Node, kind: str, factors: list[Any], which: int, names: tuple[str, ...]) -> None:
         """Note a product of data with a parameter."""

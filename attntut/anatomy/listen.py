@@ -226,6 +226,7 @@ class _Writer:
 
     def write(self) -> None:
         """Fill the anatomy."""
+        self.anatomy.biases |= self.graph.biases
         self.anatomy.left |= self.graph.mixers
         for names in self.graph.filters.values():
             self.anatomy.left |= dict.fromkeys(names, "it filters each channel by itself")
@@ -293,7 +294,7 @@ class _Writer:
                 start += width
             return
         pieces = self.columns.pieces(product) if role == "feed_forward_in" else None
-        if role.startswith("feed_forward") and product.channels == -1 and matrix is not None:
+        if role.startswith("feed_forward") and product.channels != 1 and matrix is not None:
             data = self.columns.parameters[name].detach()
             if data.ndim == 3:  # of a stack of experts, each token uses a few: all are laid out alike
                 if name in self.anatomy.parts:

@@ -539,10 +539,10 @@ class Roles:
 
     def leaves(self) -> Iterator[tuple[str, str]]:
         """Matrices that are added to tokens, stand among them, or multiply entry by entry: name and role, or "gain"."""
-        multiplied = {name for product in self.graph.products.values() for name in product.parameters}
+        known = {name for product in self.graph.products.values() for name in product.parameters} | self.graph.biases
         for node in self.graph.order:
             name = self.graph.names.get(id(node.variable)) if is_leaf(node) else None
-            if name is None or name in multiplied or name in self.graph.mixers or node.variable.ndim < 2:
+            if name is None or name in known or name in self.graph.mixers or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
             users = set(self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh", "Neg"))

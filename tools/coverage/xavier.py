@@ -1,4 +1,7 @@
-"""Whether a model was drawn by Xavier's law: names and the configuration, not attntut, tell which matrix is what."""
+"""Whether a model was drawn by Xavier's law: names and the configuration, not attntut, tell which matrix is what.
+
+Of attention, and of experts that are stacked into one tensor.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,13 @@ KINDS = {
     "key and value": r"kv|kv_proj|key_value|to_kv",
     "packed": r"qkv|query_key_value|c_attn|[wW]qkv|qkv_proj|in_proj_weight|to_qkv|in_proj|qkv_net|W_pack",
 }
+EXPERTS = r"(gate_up|gate|up|down)_proj(_bias)?"
 
 
 def verdicts(model: nn.Module, layers: Iterable[str], before: dict[str, Tensor]) -> dict[str, bool]:
-    """Whether each attention matrix that its name identifies was drawn, with √(2 / (fan_in + fan_out)) of its own fans.
+    """Whether each matrix that its name identifies was drawn, with √(2 / (fan_in + fan_out)) of its own fans.
+
+    Attention matrices, and stacks of experts, whose biases are to be 0.
 
     Args:
         model: after the draw.
@@ -38,6 +44,10 @@ def verdicts(model: nn.Module, layers: Iterable[str], before: dict[str, Tensor])
     places = tuple(f"{layer.removesuffix('.self')}." if layer else "" for layer in layers)
     for name, parameter in model.named_parameters():
         own = name.removesuffix(".weight").rpartition(".")[2]
+        down = getattr(model.get_submodule(name.rpartition(".")[0]), "down_proj", None)
+        if re.fullmatch(EXPERTS, own) and isinstance(down, Tensor) and down.ndim == 3:
+            found[name] = _right_experts(parameter.detach(), before[name], sum(down.shape[1:]))
+            continue
         kind = next((kind for kind, names in KINDS.items() if re.fullmatch(names, own)), None)
         is_inside = name.startswith(places) or re.search(r"(?i)att(entio)?n", name)
         is_vector = parameter.numel() == max(parameter.shape, default=1)
@@ -53,6 +63,13 @@ def verdicts(model: nn.Module, layers: Iterable[str], before: dict[str, Tensor])
         if right is not None:
             found[name] = right and not torch.equal(parameter, before[name])
     return found
+
+
+def _right_experts(stack: Tensor, before: Tensor, fans: int) -> bool:
+    """Whether each expert has the fans of its last matrix, also where its first two are packed; or biases are 0."""
+    if stack.ndim == 2:
+        return not stack.any().item()
+    return all(_has_std(each, fans) for each in stack) and not torch.equal(stack, before)
 
 
 def _right(weight: Tensor, kind: str, heads: int, key_heads: int, d_head: int, *, is_gated: bool) -> bool | None:
