@@ -468,3 +468,19 @@ def test_biases_of_experts_are_no_tables(way):
         for stack in (each.e.up.unflatten(1, (2, -1)).flatten(0, 1), each.e.down):
             stds = torch.full((len(stack),), (2 / (D + 2 * D)) ** 0.5)
             assert torch.allclose(stack.std((1, 2)), stds, rtol=0.1), "Each expert has fans of its own, each half too."
+
+
+def test_a_tower_that_another_reads_adds_no_depth_to_it_and_stages_do():
+    def run(m, x, words):
+        seen = m.joint(m.sees.stages(x)[:, ::2])
+        return m.says.deep(torch.cat([seen, words], 1))
+
+    stages = nn.Sequential(*(nn.Sequential(block(), block()) for _ in range(2)))
+    model = Wired(run, sees=Wired(None, stages=stages), joint=linear(), says=Wired(None))
+    model.says.deep = nn.Sequential(*(block() for _ in range(3)))
+    seen = found(model, (X, X))
+    for tower, n in (("sees", 4), ("says", 3)):
+        mine = [each for each in seen.entries if each.parameter.startswith(tower)]
+        assert len(mine) == 6 * n
+        places = [(each.weight.layer, each.weight.n_layers) for each in sorted(mine, key=lambda each: each.parameter)]
+        assert places == [(i + 1, n) for i in range(n) for _ in range(6)], f"{tower} has blocks of its own."

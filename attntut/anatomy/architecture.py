@@ -89,9 +89,16 @@ class Architecture:
         edges = [getattr(call, role) for role in roles] if isinstance(call, Heard) else [call.reads]
         return {source for edge in edges for source in self.graph.sources(edge)}
 
-    def layers(self) -> dict[str, tuple[int, int]]:
-        """Which attention of its kind each parameter stands at on the way of the stream, and of how many."""
-        up = self._upstream("query")
+    def layers(self, tower: Mapping[Any, str]) -> dict[str, tuple[int, int]]:
+        """Which attention of its kind each parameter stands at on the way of the stream, and of how many.
+
+        Args:
+            tower: of each product and attention: the tower that it is in. Only those of its own count.
+        """
+        up = {
+            each: [other for other in before if tower[other] == tower[each]]
+            for each, before in self._upstream("query").items()
+        }
         count: dict[Heard, int] = {}
         total: dict[Heard, int] = {}
         found: dict[str, tuple[int, int]] = {}
@@ -103,8 +110,8 @@ class Architecture:
                 total[other] = max(total.get(other, 0), count[each])
         for product in self.roles.products:
             at = self.roles.place.get(product) or max(up[product], key=lambda each: count[each], default=None)
-            if at is None:
-                at = next((each for each in self.graph.attentions if product in self.roles.role), None)
+            if at is None and product in self.roles.role:
+                at = next((each for each in self.graph.attentions if tower[each] == tower[product]), None)
             for name in product.parameters:
                 if at is not None:
                     found.setdefault(name, (count[at], total[at]))

@@ -69,6 +69,18 @@ def block_of(blocks: dict[str, Block], name: str) -> Block:
     return next((blocks[each] for each in prefixes(name) if each in blocks), Block())
 
 
+def tower_of(blocks: dict[str, Block], name: str) -> str:
+    """The outermost stack around a parameter or module: stages of one tower are in a list, several towers are not.
+
+    >>> blocks = {f"sees.stage.{i}.h.{j}": Block("", f"sees.stage.{i}.h") for i in range(2) for j in range(2)}
+    >>> blocks |= {f"sees.stage.{i}": Block("", "sees.stage") for i in range(2)} | {"h.0": Block("", "h")}
+    >>> tower_of(blocks, "sees.stage.1.h.0.attention"), tower_of(blocks, "h.0.attention"), tower_of(blocks, "last")
+    ('sees.stage', 'h', '')
+    """
+    stacks = {each.stack for each in blocks.values()}
+    return next((each for each in reversed(prefixes(name)) if each in stacks), "")
+
+
 def prefixes(name: str) -> list[str]:
     """A dotted name and those of the modules around it, from the inside out, the model itself left out.
 

@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 
 from attntut._restore import tensors_in
 from attntut.anatomy.architecture import Architecture
-from attntut.anatomy.blocks import LISTS, block_of, find_blocks, is_norm
+from attntut.anatomy.blocks import LISTS, block_of, find_blocks, is_norm, tower_of
 from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import Graph, Heard, Node, Product, is_leaf
 from attntut.anatomy.layout import Matrix
@@ -197,8 +197,11 @@ class Ears:
         architecture = Architecture(graph, roles, in_norm)
         blocks = find_blocks(self.module, anatomy.attention)
         anatomy.apart = architecture.apart({heard: block_of(blocks, name).stack for heard, name in where.items()})
-        roles.find_rest(find_blocks(self.module, anatomy.attention, anatomy.apart))
-        anatomy.passes, anatomy.layers = architecture.passes(), architecture.layers()
+        blocks = find_blocks(self.module, anatomy.attention, anatomy.apart)
+        roles.find_rest(blocks)
+        names = where | {each: each.parameters[0] for each in roles.products}
+        anatomy.passes = architecture.passes()
+        anatomy.layers = architecture.layers({each: tower_of(blocks, name) for each, name in names.items()})
         for heard in graph.attentions:
             anatomy.traits.setdefault(where[heard], {}).update(architecture.traits(heard))
             if (is_cross := architecture.is_cross(heard)) is not None:
