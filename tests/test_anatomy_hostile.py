@@ -471,16 +471,19 @@ def test_biases_of_experts_are_no_tables(way):
 
 
 def test_a_tower_that_another_reads_adds_no_depth_to_it_and_stages_do():
-    def run(m, x, words):
+    def run(m, x, ids):
         seen = m.joint(m.sees.stages(x)[:, ::2])
-        return m.says.deep(torch.cat([seen, words], 1))
+        return m.says.deep(torch.cat([seen, m.says.words(ids)], 1))
 
     stages = nn.Sequential(*(nn.Sequential(block(), block()) for _ in range(2)))
-    model = Wired(run, sees=Wired(None, stages=stages), joint=linear(), says=Wired(None))
+    model = Wired(run, sees=Wired(None, stages=stages), joint=linear(), says=Wired(None, words=nn.Embedding(11, D)))
     model.says.deep = nn.Sequential(*(block() for _ in range(3)))
-    seen = found(model, (X, X))
+    for each in model.says.deep:
+        each.u.is_causal = True
+    seen = found(model, (X, IDS))
     for tower, n in (("sees", 4), ("says", 3)):
-        mine = [each for each in seen.entries if each.parameter.startswith(tower)]
+        mine = [each for each in seen.entries if each.parameter.startswith(tower) and not each.weight.is_table]
         assert len(mine) == 6 * n
         places = [(each.weight.layer, each.weight.n_layers) for each in sorted(mine, key=lambda each: each.parameter)]
         assert places == [(i + 1, n) for i in range(n) for _ in range(6)], f"{tower} has blocks of its own."
+    assert [each.weight.stack for each in seen.entries if each.weight.is_table] == ["decoder"], "Words are of who says."

@@ -124,7 +124,7 @@ class Places:
             chain = self.heard.layers[parameter][1]
             if chain > n_layers * max(sum(ran), 1) or block.stack not in self._whole:
                 layer, n_layers = self.heard.layers[parameter]
-        stack = self.stack[attention] if inside or not self.has_both else self._outer_stack(parameter)
+        stack = self.stack[attention]
         return Weight(
             role,
             fan_in=fan_in,
@@ -201,9 +201,6 @@ class Places:
             if ("decoder" in label) != ("encoder" in label):
                 return "decoder" if "decoder" in label else "encoder"
         return "encoder"
-
-    def _outer_stack(self, parameter: str) -> str:
-        return "decoder" if "decoder" in parameter.split(".") else "encoder"
 
     def _is_cross(self, name: str) -> bool:
         if name in self.heard.cross:
