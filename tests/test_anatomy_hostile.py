@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from attntut.anatomy import view
 from attntut.anatomy.view import listen
 from attntut.device import seeded
+from attntut.diagnose import diagnose
 from attntut.init import initialize_
 from tests.test_anatomy import DH, IDS, Block, D, H, Model, T, by_heads, found
 
@@ -487,3 +488,39 @@ def test_a_tower_that_another_reads_adds_no_depth_to_it_and_stages_do():
         places = [(each.weight.layer, each.weight.n_layers) for each in sorted(mine, key=lambda each: each.parameter)]
         assert places == [(i + 1, n) for i in range(n) for _ in range(6)], f"{tower} has blocks of its own."
     assert [each.weight.stack for each in seen.entries if each.weight.is_table] == ["decoder"], "Words are of who says."
+
+
+class Integers(nn.Module):
+    """A linear map whose matrix was quantized into a buffer."""
+
+    def __init__(self, map, dtype):
+        super().__init__()
+        levels = (map.weight.detach() * 127 / map.weight.abs().max()).round()
+        packed = levels.to(torch.int8) if dtype == torch.int8 else levels.to(torch.int32) << 24
+        self.register_buffer("q", packed if dtype != torch.uint8 else (levels + 128).to(dtype))
+
+    def forward(self, x):
+        return x @ self.q.to(x).mT / self.q.to(x).abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32], ids=str)
+def test_weights_that_were_quantized_into_buffers_are_refused_by_name(dtype):
+    model = stacked()
+    model.register_buffer("mask", torch.ones(T, T, dtype=torch.uint8).tril())
+    model.register_buffer("places", torch.arange(T * T, dtype=torch.int32).view(T, T))
+    assert whole(model, IDS) == roles_of() and not found(model, IDS).foreign, "Masks and indices are no weights."
+    model.deep[1].u.a = Integers(model.deep[1].u.a, dtype)
+    before = model.words.weight.clone()
+    with pytest.raises(ValueError, match=rf"got deep\.1\.u\.a\.q \({str(dtype)[6:]}\), sharded or quantized"):
+        initialize_(model, "xavier_normal", inputs=IDS)
+    assert torch.equal(before, model.words.weight)
+    view(model, inputs=IDS, roles={"keep": "deep.1.*.q"}, n_heads=H)
+    assert "deep.1.u.a.q" in " ".join(diagnose(model, IDS).notes)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.(ao|quantize)")
+def test_weights_that_torch_packed_are_refused_by_name():
+    layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(D, H, 2 * D), 2, enable_nested_tensor=False)
+    packed = torch.ao.quantization.quantize_dynamic(layers.eval(), {nn.Linear}, dtype=torch.qint8)
+    with pytest.raises(ValueError, match=r"layers\.0\.linear1\._packed_params\S* \(\w+\), .*quantized"):
+        initialize_(packed, "xavier_normal")

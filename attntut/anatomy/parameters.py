@@ -42,7 +42,7 @@ class Drawers:
         self.kept: list[str] = []
         self.matrices: list[str] = []
         self.unknown: dict[str, str] = {}
-        self.foreign: dict[str, str] = {}
+        self.foreign = foreign(module, patterns)
         self.left: dict[str, str] = {}
         self._vectors = [(each.data_ptr(), each.data_ptr() + each.nbytes, each) for each in _small(module)]
         self.blocks = find_blocks(module, self.heard.attention, self.heard.apart)
@@ -56,9 +56,8 @@ class Drawers:
             if _is_kept(parameter, given[name]):
                 self._take(parameter)
                 self.kept.append(name)
-            elif kind := _foreign(parameter):
+            elif name in self.foreign:
                 self._take(parameter)
-                self.foreign[name] = kind
             if parameter.ndim > 1 or name in self.heard.parts:
                 self.matrices.append(name)
         patterns.check_used(self.matrices)
@@ -276,12 +275,28 @@ def names_of(module: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 
 def foreign(module: nn.Module, patterns: CallerPatterns) -> dict[str, str]:
-    """Parameters that are no plain tensors and are not to be kept, with their classes."""
-    return {
+    """Weights that are no plain tensors and are not to be kept, with their classes: parameters, and quantized ones."""
+    parameters = {
         each[0]: kind
         for parameter, each in names_of(module).items()
         if (kind := _foreign(parameter)) and not _is_kept(parameter, patterns.match(each))
     }
+    return parameters | {
+        name: kind for name, kind in _quantized(module) if KEEP not in (patterns.match([name]) or ((), None))[0]
+    }
+
+
+def _quantized(module: nn.Module) -> Iterator[tuple[str, str]]:
+    """Weights that are no parameters: packed by torch, or buffers of integers that are neither masks nor indices."""
+    for name, each in module.named_modules():
+        if isinstance(packed := getattr(each, "_packed_params", None), torch.ScriptObject):
+            yield f"{name}._packed_params", type(packed).__name__
+    for name, buffer in module.named_buffers():
+        if buffer.is_meta or buffer.squeeze().ndim < 2 or buffer.dtype == torch.bool or buffer.is_complex():
+            continue
+        most = buffer.double().abs().max() if buffer.dtype.itemsize == 1 or not buffer.is_floating_point() else 0
+        if most > (1 if buffer.dtype.itemsize == 1 else buffer.numel()):
+            yield name, str(buffer.dtype).removeprefix("torch.")
 
 
 def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
