@@ -1,6 +1,7 @@
 """Models that mislead a listener, one mechanism each; what is right is known because the model was built so."""
 
 import math
+import warnings
 from dataclasses import make_dataclass
 
 import pytest
@@ -524,3 +525,18 @@ def test_weights_that_torch_packed_are_refused_by_name():
     packed = torch.ao.quantization.quantize_dynamic(layers.eval(), {nn.Linear}, dtype=torch.qint8)
     with pytest.raises(ValueError, match=r"layers\.0\.linear1\._packed_params\S* \(\w+\), .*quantized"):
         initialize_(packed, "xavier_normal")
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e38])
+def test_buffers_that_nobody_set_are_named(value):
+    model = stacked()
+    model.register_buffer("mask", torch.full((T, T), -math.inf).triu(1))
+    model.register_buffer("least", torch.full((T, T), torch.finfo(torch.float32).min).triu(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        initialize_(model, "xavier_normal", inputs=IDS)
+    model.deep[0].u.register_buffer("turns", torch.ones(3))
+    model.deep[0].u.turns[1] = value
+    with pytest.warns(UserWarning, match=r"no scheme sets them: deep\.0\.u\.turns\."):
+        initialize_(model, "xavier_normal", inputs=IDS)
+    assert [note for note in diagnose(model, IDS).notes if "deep.0.u.turns" in note]

@@ -291,12 +291,37 @@ def _quantized(module: nn.Module) -> Iterator[tuple[str, str]]:
     for name, each in module.named_modules():
         if isinstance(packed := getattr(each, "_packed_params", None), torch.ScriptObject):
             yield f"{name}._packed_params", type(packed).__name__
-    for name, buffer in module.named_buffers():
-        if buffer.is_meta or buffer.squeeze().ndim < 2 or buffer.dtype == torch.bool or buffer.is_complex():
+    for name, buffer in _plain_buffers(module):
+        if sum(size > 1 for size in buffer.shape) < 2 or buffer.dtype == torch.bool or buffer.is_complex():
             continue
         most = buffer.double().abs().max() if buffer.dtype.itemsize == 1 or not buffer.is_floating_point() else 0
         if most > (1 if buffer.dtype.itemsize == 1 else buffer.numel()):
             yield name, str(buffer.dtype).removeprefix("torch.")
+
+
+def _plain_buffers(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Buffers whose numbers can be read."""
+    for name, each in module.named_buffers():
+        if type(each) is Tensor and each.layout == torch.strided and not each.is_meta and each.numel():
+            yield name, each
+
+
+def undefined(module: nn.Module) -> list[str]:
+    """Buffers whose numbers nobody chose: not a number, or huge, and not all the same negative one, as in a mask.
+
+    >>> model = nn.BatchNorm1d(2)
+    >>> model.running_mean.fill_(torch.nan)
+    tensor([nan, nan])
+    >>> undefined(model)
+    ['running_mean']
+    """
+    found = []
+    for name, each in _plain_buffers(module):
+        if each.is_floating_point() and each.dtype.itemsize > 1:
+            wild = each[each.isnan() | (each.isfinite() & (each.abs() > 1e30))]
+            if wild.numel() and (len(wild.unique()) > 1 or not wild[0] < 0):
+                found.append(name)
+    return found
 
 
 def ancestors(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:

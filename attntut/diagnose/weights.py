@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from attntut.anatomy.parameters import listing
+from attntut.anatomy.parameters import listing, undefined
 from attntut.anatomy.view import Entry, ModelView
 from attntut.anatomy.weight import ATTENTION, BRANCH
 from attntut.diagnose.faults.facts import SIDE
@@ -112,6 +112,8 @@ def fill(report: Report, seen: ModelView) -> Report:
     if seen.foreign:
         shown = listing([f"{name} ({kind})" for name, kind in seen.foreign.items()])
         report.notes.append(f"Weights not read, because they are sharded or quantized: {shown}.")
+    if wild := undefined(seen.module):
+        report.notes.append(f"Buffers hold numbers that are none or huge: {listing(wild)}.")
     if not seen.attention:
         report.notes.append(f"Weights: no attention is known in {type(seen.module).__name__}. Name it: roles={{…}}.")
         return report

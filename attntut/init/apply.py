@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 from attntut._restore import held_plainly
 from attntut.anatomy.names import CallerPatterns, RolePatterns
-from attntut.anatomy.parameters import listing
+from attntut.anatomy.parameters import listing, undefined
 from attntut.anatomy.view import Entry, ModelView, view
 from attntut.init.laws import Constant, IndependentLaw, Law, Normal
 from attntut.init.registry import find_scheme
@@ -84,6 +84,12 @@ def initialize_(
         if seen.left:
             warnings.warn(
                 f"Left as they are, with their biases: {listing(dict.fromkeys(seen.left.values()))}.", stacklevel=2
+            )
+        if wild := undefined(module):
+            warnings.warn(
+                f"Buffers hold numbers that are none or huge, and no scheme sets them: {listing(wild)}. Where "
+                "to_empty() made them, give them their values.",
+                stacklevel=2,
             )
         plan = list(_plan(found, seen, options))
         with torch.no_grad(), _restored_on_error(seen.module) if found.finish else contextlib.nullcontext():
