@@ -106,12 +106,19 @@ def one_key(q, k, v):
     return torch.einsum("bhij,bjd->bhid", torch.einsum("bhid,bjd->bhij", q, k[:, 0]).softmax(-1), v[:, 0])
 
 
+def over_its_sum(e: Tensor) -> Tensor:
+    return e / e.sum(-1, keepdim=True)
+
+
 WAYS = {
     "a loop over heads": lambda q, k, v: torch.stack([softmax(q[:, h], k[:, h], v[:, h]) for h in range(H)], 1),
     "half of the heads": lambda *qkv: torch.cat([*map(softmax, *(each.chunk(2, 1) for each in qkv))], 1),
     "a sum of two scores": lambda q, k, v: (q[..., :2] @ k[..., :2].mT + q[..., 2:] @ k[..., 2:].mT).softmax(-1) @ v,
     "keys by queries": lambda q, k, v: (k @ q.mT).softmax(-2).mT @ v,
     "half precision": lambda *qkv: torch.autocast("cpu", torch.bfloat16)(softmax)(*qkv).float(),
+    "exp over its sum": lambda q, k, v: over_its_sum((s := q @ k.mT).sub(s.amax(-1, True)).exp()) @ v,
+    "exp of log_softmax": lambda q, k, v: F.log_softmax(q @ k.mT, -1).exp() @ v,
+    "keys by queries, less logsumexp": lambda q, k, v: ((s := k @ q.mT) - s.logsumexp(-2, True)).exp().mT @ v,
     "one key for all heads": one_key,  # einsum folds the heads into rows
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -341,9 +341,11 @@ class Graph:
                     for index in range(len(edges)):
                         self.by_operand[node, index] = (OPERANDS[index] if index < 3 else "logits", heard)
             elif kind in SOFTMAX:
-                self._written_out(node)
+                self._written_out(node, node._saved_dim)
+            elif (by_parts := _softmax_by_parts(node)) is not None:
+                self._written_out(*by_parts)
 
-    def _written_out(self, softmax: Node) -> None:
+    def _written_out(self, softmax: Node, dim: int) -> None:
         """An attention of separate operations around a softmax, if this is one."""
         mixes = self._forward_to_products(softmax)
         every = self._back_to_products(softmax, _edge(*mixes[0]) if mixes else None)
@@ -352,7 +354,7 @@ class Graph:
         scores, *others = every
         (node, value), *later = mixes
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
-        query, key = (left, right) if self._rows_are_queries(softmax, scores) else (right, left)
+        query, key = (left, right) if self._rows_are_queries(softmax, scores, dim) else (right, left)
         if self._asks_the_stream(query, key, _edge(node, value)):
             return
         self._scored.add(scores)
@@ -366,7 +368,9 @@ class Graph:
             self.by_operand.setdefault((scores, position), (role, heard))
         for other in others:
             self._scored.add(other)
-            ways = PRODUCTS[other.name()] if self._rows_are_queries(softmax, other) else PRODUCTS[other.name()][::-1]
+            ways = (
+                PRODUCTS[other.name()] if self._rows_are_queries(softmax, other, dim) else PRODUCTS[other.name()][::-1]
+            )
             heard.more.append((_edge(other, ways[0]), _edge(other, ways[1])))
             for position, role in zip(ways, ("query", "key"), strict=True):
                 self.by_operand.setdefault((other, position), (role, heard))
@@ -464,9 +468,9 @@ class Graph:
         self.mixers |= dict.fromkeys(self.products[node].parameters, "it mixes heads")
         return True
 
-    def _rows_are_queries(self, softmax: Node, scores: Node) -> bool:
+    def _rows_are_queries(self, softmax: Node, scores: Node, dim: int) -> bool:
         """Whether the left factor of the scores holds the queries: a key then stands in one column, not in one row."""
-        logits, dim = _edge(softmax, 0), softmax._saved_dim
+        logits = _edge(softmax, 0)
         assert logits is not None
         dim = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
         for key in range(logits.shape[dim]):  # a masked one touches nothing
@@ -551,3 +555,20 @@ def _metadata(edge: Edge) -> tuple[torch.dtype, torch.device]:
 def _edge(node: Node, index: int) -> Edge | None:
     child, output = node.next_functions[index]
     return None if child is None else Edge(child, output)
+
+
+def _softmax_by_parts(node: Node) -> tuple[Node, int] | None:
+    """What the logits enter of a softmax that ends in this node, written with exp and a sum, and its dimension."""
+    if node.name() not in ("ExpBackward0", "DivBackward0"):
+        return None
+    exp = node if node.name() == "ExpBackward0" else node.next_functions[0][0]
+    if exp is None or exp.name() != "ExpBackward0":
+        return None
+    before = exp.next_functions[0][0]
+    is_shift = before.name().startswith(("LogSoftmax", "Sub")) and before.next_functions[0][0] is not None
+    with suppress(RuntimeError, TypeError):  # something was changed in place, or not saved
+        weights = node._saved_result if node is exp else node._saved_self / node._saved_other
+        for dim in (-1, -2) if weights.ndim > 1 else ():
+            if weights.shape[dim] > 1 and (weights.sum(dim) - 1).abs().max() < 1e-2:
+                return (before if is_shift else exp), dim
+    return None

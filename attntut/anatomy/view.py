@@ -168,7 +168,7 @@ def view(
         raise ValueError(
             "inputs tell the roles by the graph that autograd records, and there is none here, or none with attention "
             "(torch.inference_mode, no_grad inside the model, a reentrant checkpoint, an attention without softmax). "
-            f'Give them: roles={{"query": …}}. Unknown: {listing(seen.unknown.values())}.'
+            f'Give them: roles={{"query": …}}. Not known: {listing([*seen.unknown.values(), *seen.left.values()])}.'
         )
     if not any(entry.role in ATTENTION for entry in seen.entries):
         matrices = [name for name, parameter in module.named_parameters() if parameter.ndim > 1]
