@@ -547,3 +547,11 @@ def test_buffers_that_nobody_set_are_named(value):
     with pytest.warns(UserWarning, match=r"no scheme sets them: deep\.0\.u\.turns\."):
         initialize_(model, "xavier_normal", inputs=IDS)
     assert [note for note in diagnose(model, IDS).notes if "deep.0.u.turns" in note]
+
+
+def test_a_first_block_without_attention_has_a_feed_forward_network():
+    branch = {name: getattr(block(), name) for name in "wv"}
+    model = Wired(None, e=linear(), q=block(), **branch)
+    model.run = lambda m, x: m.q((y := m.e(x)) + m.v(m.w(y).relu()))
+    told = whole(model)
+    assert {name: told[name] for name in BRANCH} == BRANCH and told["e.weight"] == "embedding"
