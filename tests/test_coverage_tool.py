@@ -11,6 +11,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 pytest.importorskip("transformers")
@@ -181,6 +182,18 @@ def test_packed_matrices_are_judged_by_their_own_rows(n_kv):
     model = packed(8, n_kv)
     same = {"attn.qkv_proj.weight": model.attn.qkv_proj.weight.clone()}
     assert xavier.verdicts(model, ["attn"], same) == {"attn.qkv_proj.weight": False}, "It was not drawn anew."
+
+
+def test_names_that_tell_another_role_are_listed(monkeypatch):
+    class Swapped(nn.MultiheadAttention):
+        def forward(self, x):
+            key, value, query = F.linear(x, self.in_proj_weight).unflatten(-1, (12, 4)).transpose(1, 2).chunk(3, 1)
+            return F.linear((query @ key.mT).softmax(-1).matmul(value).transpose(1, 2).flatten(2), self.out_proj.weight)
+
+    swapped, x = Swapped(16, 4), torch.randn(2, 5, 16)
+    assert check.named_otherwise(swapped, x) == []  # the same three roles, in another order: rows are not compared
+    monkeypatch.setattr(swapped, "forward", lambda x: Swapped.forward(swapped, x @ swapped.out_proj.weight))
+    assert check.named_otherwise(swapped, x) == ["out_proj.weight"]
 
 
 @pytest.mark.parametrize("wrong", [None, "gate_up_proj", "down_proj", "gate_up_proj_bias", "one expert"])

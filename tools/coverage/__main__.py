@@ -36,13 +36,14 @@ IMPLEMENTATIONS = ("eager", "sdpa")
 LIMIT = 60.0  # seconds for a type and implementation
 COLUMNS = (
     "type implementation status reason layers exact wrong unseen maps_exact maps_wrong maps_other roles gradients "
-    "initialize refused drawn_right drawn_wrong drawn_left findings left left_drawing seconds"
+    "named_otherwise initialize refused drawn_right drawn_wrong drawn_left findings left left_drawing seconds"
 ).split()
 LEGEND = """\
 status: ran; not built (reason); crashed (in attntut); died, timeout (the process)
 layers: with attention, as diagnosed; exact: with the entropies of Python's softmaxes; wrong, unseen: the others
 maps: the same for what output_attentions returns; other: the result of no softmax
 roles, gradients: layers with query, key, value and output; initialize: done, refused (why) or crashed
+named_otherwise: parameters whose names tell another role than listening does
 drawn_right, drawn_wrong: matrices known by name, with Xavier's deviation or not; drawn_left: said to be left
 left, left_drawing: what diagnose, or initialize_, left behind"""
 LINES: dict[str, tuple[Callable[[Row], bool], ...]] = {
@@ -63,6 +64,7 @@ LINES: dict[str, tuple[Callable[[Row], bool], ...]] = {
         lambda row: 0 == row["roles"] < row["layers"],
     ),
     "gradients by role in all layers": (lambda row: 0 < row["layers"] == row["gradients"],),
+    "names and listening tell different roles": (lambda row: bool(row["named_otherwise"]),),
     "initialize_ with inputs: done, none wrong / a matrix wrong / refused / crashed": (
         lambda row: row["layers"] > 0 and row["initialize"] == "done" and not row["drawn_wrong"],
         lambda row: bool(row["drawn_wrong"]),

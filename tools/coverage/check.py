@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import attntut
 from attntut._restore import tensors_in
+from attntut.anatomy.view import listen, look
 from attntut.device import seeded
 from tools.coverage import tiny, xavier
 from tools.coverage.truth import TOLERANCE, Call, Calls, Traces, entropies, maps_of
@@ -114,9 +115,22 @@ def told(model: nn.Module, inputs: Row) -> Row:
         "layers": len(layers),
         "roles": sum(roles.get(layer, set()) >= ROLES for layer in layers),
         "gradients": sum(layer in gradients for layer in layers),
+        "named_otherwise": " ".join(named_otherwise(model, inputs)),
         "findings": "; ".join(finding.name for finding in report.findings),
         "left": left,
     }
+
+
+def named_otherwise(model: nn.Module, inputs: Row) -> list[str]:
+    """Parameters of which both names and listening tell roles, and not the same ones."""
+    try:
+        views = look(model), look(model, heard=listen(model, inputs))
+    except ValueError:  # refused
+        return []
+    by_name, by_ear = (
+        {name: {entry.role for entry in entries} for name, entries in seen.by_parameter().items()} for seen in views
+    )
+    return [name for name in by_name if by_ear.get(name, by_name[name]) != by_name[name]]
 
 
 def compare(groups: list[Rows], calls: Calls, maps: list[Tensor]) -> Row:
