@@ -287,13 +287,13 @@ class Graph:
         """Rows of a parameter that are added to a product with a stack of as many matrices: the biases of these."""
         if not node.name().startswith(("Add", "Baddbmm", "torch::autograd::CopySlices")):
             return
-        ends = [node, *(self._origin(each) for each, _ in node.next_functions if each is not None)]
+        ends = [node, *(self.origin(each) for each, _ in node.next_functions if each is not None)]
         for product in [self.products[each] for each in ends if each in self.products]:
             shapes = [each.variable.shape for each in below(product.weight.node) if is_leaf(each)]
             stacks = [shape for shape in shapes if len(shape) == 3 and product.channels != 1]
             for end in ends:
                 table = self.products.get(end)
-                leaf = end if table is None else self._origin(table.weight.node)
+                leaf = end if table is None else self.origin(table.weight.node)
                 if is_leaf(leaf) and any(leaf.variable.shape in (each[:2], each[::2]) for each in stacks):
                     self.biases.update(self.made_of(leaf))
                     if table is not None:
