@@ -303,12 +303,9 @@ class _Writer:
                 if name in self.anatomy.parts:
                     return
                 is_turned = matrix.view.stride(-1) != data.stride(-1)
-                is_one_product = self.columns.batch(product) == 1 and self.columns.fan_out(product) > max(
-                    data.shape[1:]
-                )
                 for expert in data:
                     one = Matrix(expert.mT if is_turned else expert)
-                    for columns in (None if is_one_product else pieces) or [list(range(one.shape[0]))]:
+                    for columns in pieces or [list(range(one.shape[0]))]:
                         self._add(_part(role, name, one, None, columns, None))
                 return
         for columns in pieces or [list(range(self.columns.fan_out(product)))]:
