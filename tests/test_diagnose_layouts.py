@@ -297,6 +297,61 @@ def test_one_key_for_all_heads(fold):
     check(diagnose(model, x), logits.transpose(1, 2) if fold else logits)
 
 
+class Computed(nn.Module):
+    """An attention whose matrix is made of a parameter, or of buffers."""
+
+    def __init__(self, made):
+        super().__init__()
+        self.weight, self.made = nn.Parameter(torch.randn(60, 20) / 4), made
+        self.register_buffer("small", torch.randint(-9, 9, (60, 20), dtype=torch.int8))
+        self.register_buffer("scale", torch.full((60, 1), 0.05))
+
+    def parts(self, x):
+        return F.linear(x, self.made(self)).view(len(x), -1, 3, H, D).permute(2, 0, 3, 1, 4)
+
+    def forward(self, x):
+        q, k, v = self.parts(x)
+        return (q @ k.mT).softmax(-1) @ v
+
+
+MADE = {
+    "copied": lambda own: own.weight.T.contiguous().T,
+    "scaled": lambda own: own.weight * own.weight.norm() / 9,
+    "normalized": lambda own: own.weight / own.weight.square().sum(1, keepdim=True).sqrt(),
+    "straight through": lambda own: own.weight + (own.weight.sign() - own.weight).detach(),
+    "put together": lambda own: torch.cat(own.weight.chunk(3)),
+    "quantized": lambda own: own.small.float() * own.scale,
+}
+
+
+@pytest.mark.parametrize("batch", [1, B])
+@pytest.mark.parametrize("made", MADE)
+def test_a_matrix_that_is_computed_has_its_heads(made, batch):
+    model, x = Computed(MADE[made]), torch.randn(batch, N, 20)
+    q, k, _ = model.parts(x)
+    check(diagnose(model, x), q @ k.mT)
+
+
+@pytest.mark.parametrize("batch", [1, B])
+def test_queries_that_are_learned_are_no_matrix(batch):
+    class Pool(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.rest = nn.Parameter(torch.randn(3, 20)), nn.Linear(20, 40)
+
+        def parts(self, x):
+            k, v = self.rest(x).view(batch, N, 2, H, D).permute(2, 0, 3, 1, 4)
+            return (self.query / 2).expand(batch, -1, -1).view(batch, 3, H, D).transpose(1, 2), k, v
+
+        def forward(self, x):
+            q, k, v = self.parts(x)
+            return (q @ k.mT).softmax(-1) @ v
+
+    model, x = Pool(), torch.randn(batch, N, 20)
+    q, k, _ = model.parts(x)
+    check(diagnose(model, x), q @ k.mT)
+
+
 def test_windows_are_no_heads():
     class Windows(nn.Module):
         """Windows of 4 tokens, in the second dimension or the third; two heads."""

@@ -71,7 +71,8 @@ class Recorder:
         self.ears = None if model is None else Ears(model)
         self.thaws = thaws
         self.seen: ModelView | None = None
-        self.parameters: set[int] = set()
+        self.parameters: set[int] = set()  # their memory, and that of buffers that may be matrices
+        self.buffers: set[int] = set()
 
     def __enter__(self) -> Recorder:
         with ExitStack() as stack:
@@ -83,6 +84,8 @@ class Recorder:
                 self.ears.thaw()
             self.layers.hook()
             self.parameters = {each.untyped_storage()._cdata for each in self._parameters()}
+            buffers = () if self.model is None else self.model.buffers()
+            self.buffers = {each.untyped_storage()._cdata for each in buffers if not is_lazy(each) and each.ndim > 1}
             if self.model is not None and self.roles is not None:
                 with plain(self.model):
                     look(self.model, roles=self.roles)  # a pattern that matches nothing is refused before it runs

@@ -44,8 +44,9 @@ SCALED = {aten.div, aten.div_, aten.mul, aten.mul_}
 MOVED = {aten.copy_, aten.cat, aten.stack, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}
 EMPTY = ("_like", "new_", "empty", "bernoulli")  # of the size of an argument, without its numbers
 # What memory holds; the first wins. A written-out softmax has exponentials, their total, and a numerator (their product
-# with the values); features are what a projection gives, "learned" is repetitions of a parameter.
-KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter")
+# with the values); features are what a projection gives, "learned" is repetitions of a parameter, "made" is computed
+# from nothing but parameters and buffers (a normalized, scaled or copied matrix).
+KINDS = ("weights", "numerator", "exponential", "scores", "total", "features", "learned", "parameter", "made")
 COMPILED = ("<eval_with_key>", "torchinductor", "/torch/_inductor/")  # names of files whose code is generated
 WHAT_TO_DO = "To have it measured, write the attention out, or call F.scaled_dot_product_attention"
 WHOLE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -161,7 +162,8 @@ class Watcher(TorchDispatchMode):
     def _product(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
         position = PRODUCTS[func._overloadpacket]
         left, right = args[position : position + 2]
-        is_parameter = self._is_parameter(left), self._is_parameter(right)
+        is_one = out.ndim == 2 or len(out) == 1  # a matrix for all sequences, or a query that is learned
+        is_parameter = self._is_parameter(left, is_one), self._is_parameter(right, is_one)
         marks = self._mark(left), self._mark(right)
         both = ((marks[0], left, -1, is_parameter[1]), (marks[1], right, -2, is_parameter[0]))
         for mark, weights, dim, is_learned in both:
@@ -211,15 +213,20 @@ class Watcher(TorchDispatchMode):
         result = out[0] if isinstance(out, tuple | list) and out else out
         if not isinstance(result, Tensor):
             return
-        if not self.marks and packet not in (aten._to_copy, aten.repeat):
-            return
-        flat = args[0] if packet in (aten.cat, aten.stack) else args
-        tensors = [each for each in flat if isinstance(each, Tensor)] if isinstance(flat, tuple | list) else []
+        listed = (each if isinstance(each, tuple | list) else (each,) for each in args)
+        tensors = [each for some in listed for each in some if isinstance(each, Tensor)]
         marked = [(mark, each) for each in tensors if (mark := self._mark(each)) is not None]
+        if not tensors:
+            return
         if packet in (aten._to_copy, aten.repeat) and self._is_parameter(tensors[0]):  # autocast's copies
             kind = "parameter" if packet is aten._to_copy else "learned"
             self._remember(result, Mark(_memory(result), kind))
             return
+        if self._is_made(tensors):
+            if not self._is_parameter(result, True):  # a view is what it was
+                self._remember(result, Mark(_memory(result), "made"))
+            return
+        marked = [each for each in marked if each[0].kind != "made"]
         if not marked:
             return
         mark, source = min(marked, key=lambda each: (KINDS.index(each[0].kind), -each[1].numel()))
@@ -375,6 +382,8 @@ class Watcher(TorchDispatchMode):
         if func._overloadpacket is aten.linalg_vector_norm:  # of order 1, the sum of what is positive
             args = (args[0], *args[2:]) if args[1:2] == (1,) else args[:1]
         dims = args[1] if len(args) > 1 else None
+        if mark is None or mark.kind == "made":
+            self._carry(func, args, kwargs, out)
         if mark is None or not isinstance(dims, list | tuple) or len(dims) != 1:
             return
         if func._overloadpacket is aten.logsumexp and mark.kind == "scores":
@@ -540,10 +549,19 @@ class Watcher(TorchDispatchMode):
             self.marks = {key: each for key, each in self.marks.items() if not each.memory.expired()}
         self.marks[_key(tensor)] = mark
 
-    def _is_parameter(self, tensor: Tensor) -> bool:
-        mark = self._mark(tensor)
-        known = mark is not None and mark.kind == "parameter"
-        return known or _key(tensor) in self.sink.parameters
+    def _is_parameter(self, tensor: Tensor, or_made: bool = False) -> bool:
+        """Whether a tensor is a parameter or a copy, or made of such; a buffer may be, but caches hold keys."""
+        mark, key = self._mark(tensor), _key(tensor)
+        if key in self.sink.parameters:
+            return True
+        if mark is None:
+            return or_made and key in self.sink.buffers
+        return mark.kind == "parameter" or (or_made and mark.kind == "made")
+
+    def _is_made(self, tensors: list[Tensor]) -> bool:
+        """Whether nothing but numbers and a matrix, or several, went in: not its repetitions, which have rows."""
+        large = [each for each in tensors if each.numel() > 1]
+        return bool(large) and all(self._is_parameter(each, True) and 0 not in each.stride() for each in large)
 
     def _look_for_compiled(self) -> None:
         """Say so if what runs is compiled code."""
