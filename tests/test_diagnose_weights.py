@@ -176,6 +176,16 @@ def test_the_law_of_a_draw_is_named(name):
     assert law(measured) == name
 
 
+@pytest.mark.parametrize("scale", [1e18, 1e-30])
+def test_memory_that_was_never_drawn_is_measured_however_large_or_small(scale):
+    model = nn.MultiheadAttention(64, 4)
+    for parameter in (model.in_proj_weight, model.out_proj.weight):
+        parameter.data.normal_(generator=generator()).mul_(scale)
+    records, _ = describe(look(model))
+    assert {record["law"] for record in records} == {"normal"}
+    assert all(record["std"] == pytest.approx(scale, rel=0.1) for record in records)
+
+
 def test_a_cut_at_a_hundred_sigma_cannot_be_told_from_none():
     """The share beyond 2σ: 4.55 %; of what is cut at 2σ, Φ tells 3.46 % beyond two of the 0.88 σ that are left."""
     whole, cut = (Statistics.of(trunc_normal_(torch.empty(256, 256), std=0.02, a=-b, b=b)) for b in (2.0, 0.04))

@@ -267,13 +267,15 @@ class Statistics(NamedTuple):
         low, high = some.amin().item(), some.amax().item()
         if low == high and w.amin() == w.amax():
             return cls(low, 0.0, abs(low), math.nan, w.numel(), False)
+        unit = 2.0 ** max(-100, min(100, math.frexp(max(-low, high))[1]))  # so that no fourth power is 0 or ∞
+        some = some / unit
         mean = some.mean()
         square = (some - mean).square()
         variance = square.mean()
         kurtosis = (square.square().mean() / variance.square()).item()
         beyond = (square > 4 * variance).to(exact).mean().item()
-        std, largest = variance.sqrt().item(), max(-low, high)
-        return cls(mean.item(), std, largest, kurtosis, some.numel(), _is_orthogonal(w), beyond)
+        std, largest = variance.sqrt().item() * unit, max(-low, high)
+        return cls(mean.item() * unit, std, largest, kurtosis, some.numel(), _is_orthogonal(w), beyond)
 
 
 def looks_like(seen: ModelView, statistics: Mapping[int, Statistics]) -> dict[int, list[str]]:
