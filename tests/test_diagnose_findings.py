@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from attntut import Transformer, TransformerConfig
+from attntut import MultiHeadAttention, Transformer, TransformerConfig
 from attntut.data import reverse
 from attntut.diagnose import Report, diagnose
 from attntut.diagnose.faults import SEVERITIES, faults, find, table
@@ -360,6 +360,22 @@ def test_why_no_gradient_comes_is_said():
         assert part in found.text and found.severity == severity, fault
     assert findings(zeroed(stack(), "blocks.2.attention.output.weight")) == [], "A zero output is a good start."
     assert findings(zeroed(stack(), "blocks.2.attention.value.weight")) == [], "And zero values are freed by a step."
+
+
+def test_a_layer_without_gradient_is_found_in_a_model_without_a_list():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = (MultiHeadAttention(64, 4) for _ in range(2))
+
+        def forward(self, x):
+            return x + self.second(x + self.first(x).detach())
+
+    torch.manual_seed(0)
+    model = Named()
+    (found,) = findings(model, hidden(None))
+    assert (found.name, found.layer) == ("no gradient", "first")
+    assert findings(model, hidden(None), loss=lambda out: (out * 0).sum()) == [], "Where nothing learns, none stands out."
 
 
 def test_the_block_that_jumps_is_named():

@@ -87,9 +87,9 @@ def zero_values(layer: Layer, facts: Facts) -> Iterator[Hit]:
 )
 def unreached(layer: Layer, facts: Facts) -> Iterator[Hit]:
     """All gradients of a layer are exactly 0 or never came, while another layer of its stack has some (so an unused
-    tower is not reported); its values are not 0, and no gain on the branch is known. Where
-    :math:`W_o` may be zero (a good start), nothing is said."""
-    beside = next((stack.layers for stack in facts.stacks if layer in stack.layers), [])
+    tower is not reported), or any other if it is in no stack; its values are not 0, and no gain on the branch is
+    known. Where :math:`W_o` may be zero (a good start), nothing is said."""
+    beside = next((stack.layers for stack in facts.stacks if layer in stack.layers), facts.layers)
     elsewhere = any(_is_reached(other) for other in beside)
     good_start = layer.is_zero("output") or facts.traits.get("branch_gain") is not None
     if elsewhere and "output" in layer.weights and not good_start:
