@@ -375,7 +375,9 @@ def test_a_layer_without_gradient_is_found_in_a_model_without_a_list():
     model = Named()
     (found,) = findings(model, hidden(None))
     assert (found.name, found.layer) == ("no gradient", "first")
-    assert findings(model, hidden(None), loss=lambda out: (out * 0).sum()) == [], "Where nothing learns, none stands out."
+    assert findings(model, hidden(None), loss=lambda out: (out * 0).sum()) == [], (
+        "Where nothing learns, none stands out."
+    )
 
 
 def test_the_block_that_jumps_is_named():

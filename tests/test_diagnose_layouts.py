@@ -500,6 +500,9 @@ def test_no_attention_says_what_was_looked_at():
     q, k, v = projections()
     (note,) = diagnose(lambda q, k, v: torch.sigmoid(q @ k.mT) @ v, (q, k, v)).notes
     assert "2 products of two computed tensors" in note and "sigmoid" in note
+    assert "No attention was measured" in note and "was seen" not in note
+    (note,) = diagnose(lambda q, k, v: (q @ k.mT).softmax(-1), (q, k, v)).notes
+    assert "no product of the weights with values was seen" in note
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
@@ -563,7 +566,8 @@ def test_flex_attention_says_what_to_do():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         report = diagnose(flex_attention, projections(n=128, m=128, width=16))
-    assert any("flex_attention" in note and "scaled_dot_product_attention" in note for note in report.notes)
+    (note,) = report.notes
+    assert all(each in note for each in ("flex_attention", "scaled_dot_product_attention", "return_aux"))
 
 
 # ---- columns without a token

@@ -293,7 +293,9 @@ class Recorder:
 
             with self._forgiving("the weights"), plain(self.model) as is_computed:
                 if is_computed:
-                    self.note("Weights that are computed (torch.nn.utils.parametrize) are read as they are stored.")
+                    report.notes.append(
+                        "Weights that are computed (torch.nn.utils.parametrize) are read as they are stored."
+                    )
                 weights.fill(report, self.seen or look(self.model, roles=self.roles))
         for record in report.weights:
             record["layer"] = record["layer"] or ROOT
@@ -315,20 +317,21 @@ class Recorder:
         return [] if self.model is None else [each for each in self.model.parameters() if not is_lazy(each)]
 
     def _remarks(self) -> Iterator[str]:
-        if not self.total:
-            seen = ", ".join(f"{count} {what}" for what, count in self.watcher.seen.items()) or "nothing of the kind"
-            yield (
-                "No attention was seen: no softmax of a product of queries and keys that then averages values, and no "
-                f"fused kernel. Looked at: {seen}. Attention without a softmax (linear, sigmoid, hashed), additive "
-                "attention and compiled code cannot be seen."
-            )
         yield from self.notes
         for layer, times in (+self.unused).items():
             yield (
                 f"{times} softmax{'es' if times > 1 else ''} of a product of queries and keys in {layer} not counted: "
                 "no product of the weights with values was seen."
             )
-        if undivided := sum(not each.is_done for each in self.watcher.undivided):
+        undivided = sum(not each.is_done for each in self.watcher.undivided)
+        if not (self.total or self.notes or +self.unused or undivided):  # else it is named
+            seen = ", ".join(f"{count} {what}" for what, count in self.watcher.seen.items())
+            yield (
+                f"No attention was {'measured' if seen else 'seen'}: no softmax of a product of queries and keys that "
+                f"then averages values, and no fused kernel{seen and f', but {seen}'}. Attention without a softmax "
+                "(linear, sigmoid, hashed), additive attention and compiled code cannot be measured."
+            )
+        if undivided:
             yield (
                 f"{undivided} times values were averaged with exponentials of a product of queries and keys that were "
                 "not seen to be divided by their sum (linear attention, or a softmax in pieces): not measured."

@@ -515,9 +515,10 @@ class Watcher(TorchDispatchMode):
 
     def _unknown_attention(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         self.seen["kernels that keep their logits"] += 1
+        more = " flex_attention itself gives each query's largest logit: return_aux=AuxRequest(max_scores=True)."
         self.sink.note(
             f"{func} keeps its logits to itself: such an attention is not in the table. {WHAT_TO_DO} "
-            '(in transformers: attn_implementation="sdpa" or "eager").'
+            '(in transformers: attn_implementation="sdpa" or "eager").' + more * str(func).startswith("flex")
         )
 
     def _heads_first(self, query: Tensor, key: Tensor) -> list[list[Part]] | None:
