@@ -198,6 +198,22 @@ def test_two_levels_with_nothing_between_are_a_mask(mask, cut):
         assert all((value <= below) == (value < -50) for value in mask)
 
 
+@pytest.mark.parametrize("size", [1e9, 3e19])
+@pytest.mark.parametrize(
+    "attend",
+    [
+        lambda q, k, v: (q @ k.mT / D**0.5).softmax(-1) @ v,
+        F.scaled_dot_product_attention,
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+    ],
+    ids=["written out", "fused", "causal"],
+)
+def test_an_overflow_without_a_mask_hides_no_key(attend, size):
+    q, k, v = projections()
+    rows = diagnose(attend, (q * size, k * size, v)).rows
+    assert not any(row["masked_rows"] for row in rows) and any(row["non_finite"] for row in rows) == (size > 1e18)
+
+
 def test_queries_that_see_nothing_are_named():
     q, k, v = projections()
     hidden = torch.zeros(B, 1, N, N, dtype=torch.bool)

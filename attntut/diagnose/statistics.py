@@ -58,6 +58,7 @@ class Logits:
     blind: Piece | None = None  # True for queries that may see nothing although their logits are finite
     extra: tuple[int, int] = (0, 0)  # how many of the first and of the last columns belong to no token
     covers: Sequence[tuple[Piece, Laid]] = ()  # masks that were laid on, boolean or added
+    is_masked: bool = True  # whether a mask may hide whole rows; else −∞ is an overflow (but where is_causal hides)
     product: tuple[int, int, int] | None = None  # heads, queries, keys; whatever the softmax takes them for
     scale: float = math.nan  # what the products of queries and keys are multiplied with, where that is known
 
@@ -145,9 +146,8 @@ class Logits:
         covers = []
         if full is not None and level is not None:
             covers = [(piece_of(full, 1, 1), Laid(full, (), below=level[0], value=level[1]))]
-        return cls(
-            (B, H, n, m), query.device, piece, is_causal=is_causal, covers=covers, scale=scale * factor, **options
-        )
+        options |= {"is_causal": is_causal, "is_masked": mask is not None, "scale": scale * factor}
+        return cls((B, H, n, m), query.device, piece, covers=covers, **options)
 
     def pieces(self) -> Iterator[tuple[Tensor, slice, slice]]:
         """Chunks of logits ``(b, H, r, keys)`` with the sequences and rows that they belong to."""
@@ -218,7 +218,7 @@ class Tally:
                 blind = nothing if blind is None else blind | nothing
                 _add(self.fills, fills)
             diagonal = None if logits.diagonal is None else logits.diagonal + rows.start
-            sums, largest, masked = _row_sums(part, blind=blind, diagonal=diagonal, extra=logits.extra, n_key=m)
+            sums, largest, masked = _row_sums(part, logits, blind=blind, diagonal=diagonal)
             _add(self.sums, sums)
             self.largest = torch.maximum(self.largest, largest)
             if bool(sums["masked_rows"].any()):
@@ -341,15 +341,17 @@ def _hide(logits: Tensor, covers: Sequence[tuple[Tensor, Laid]]) -> tuple[Tensor
 
 
 def _row_sums(
-    logits: Tensor, *, blind: Tensor | None, diagonal: int | None, extra: tuple[int, int], n_key: int
+    logits: Tensor, of: Logits, *, blind: Tensor | None, diagonal: int | None
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """The sums over the rows of ``(b, H, r, m)`` logits, ``(H,)`` each; the largest |logit| of each head; and which
     rows see nothing, ``(b, H, r)``."""
-    m = logits.shape[-1]
+    m, extra, n_key = logits.shape[-1], of.extra, of.shape[-1]
     low, top = logits.amin(-1), logits.amax(-1)  # (b, H, r); NaN if the row holds one
     cut = -(top.abs() * TIMES).clamp(min=HIDDEN)
     broken = ~(top < math.inf)
-    masked = top <= BLIND
+    if not of.is_masked:
+        broken |= (top if of.is_causal else low) == -math.inf
+    masked = (top <= BLIND) & of.is_masked
     if blind is not None:
         masked = masked | blind
     valid = ~(broken | masked)
@@ -391,7 +393,7 @@ def _row_sums(
     }
     counts = {"non_finite": broken, "masked_rows": masked}
     if bool(broken.any()):
-        counts["non_finite"] = (logits.isnan() | (logits == math.inf)).sum(-1)
+        counts["non_finite"] = (~((logits if of.is_masked or of.is_causal else logits.abs()) < math.inf)).sum(-1)
     columns = [each.where(valid, 0) for each in over_rows.values()] + [each.to(top) for each in counts.values()]
     sums = torch.stack(columns).sum((1, 3), dtype=_exact(top)).cpu().double()
     largest = torch.maximum(top.abs(), low.abs()).masked_fill(~valid, -math.inf).amax((0, 2)).cpu().double()

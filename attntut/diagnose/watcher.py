@@ -40,6 +40,7 @@ SOFTMAX = {aten._softmax, aten._safe_softmax, aten.softmax}  # the last with out
 ADDED = {aten.add: 1, aten.add_: 1, aten.sub: -1, aten.sub_: -1}  # and the sign of what is added
 FILLED = {aten.masked_fill, aten.masked_fill_, aten.where, aten.index_put, aten.index_put_}
 SCALED = {aten.div, aten.div_, aten.mul, aten.mul_}
+COPIED = {aten.clone, aten._to_copy}
 # After these, sizes may differ:
 MOVED = {aten.copy_, aten.cat, aten.stack, aten.constant_pad_nd, aten.index_copy, aten.slice_scatter}
 EMPTY = ("_like", "new_", "empty", "bernoulli")  # of the size of an argument, without its numbers
@@ -87,6 +88,7 @@ class Mark:
     known: bool = False  # of scores: whether the axes tell heads from the batch
     is_inside: bool = False  # of scores: whether a token is compared with nothing but parts of itself
     laid: tuple[Laid, ...] = ()  # of scores: masks
+    is_masked: bool = False  # of scores: whether a mask may be on them, known or not
     shift: Laid | None = None  # of scores: what was taken from every row
     blind: Laid | None = None  # of scores: rows that were made harmless, because they may see nothing
     extra: tuple[int, int] = (0, 0)  # columns of scores, rows of keys that belong to no token: before, behind
@@ -194,7 +196,7 @@ class Watcher(TorchDispatchMode):
         mark = _scores(left, right, out, *marks)
         mark.factor *= float(kwargs.get("alpha", 1))
         if func._overloadpacket is aten.baddbmm and kwargs.get("beta", 1) != 0:
-            mark.laid = self._added(out, args[0], float(kwargs.get("beta", 1)))
+            mark.laid, mark.is_masked = self._added(out, args[0], float(kwargs.get("beta", 1))), True
         self._remember(out, mark)
 
     def _convolution(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> None:
@@ -260,7 +262,9 @@ class Watcher(TorchDispatchMode):
         self, mark: Mark, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Tensor, result: Tensor
     ) -> None:
         """Keep what is laid upon scores: an added mask, a number that is filled in, what is taken from each row."""
-        packet = func._overloadpacket
+        packet, was_masked = func._overloadpacket, mark.is_masked
+        is_view = _key(result) == _key(source) and not func._schema.is_mutable
+        mark.is_masked |= not (is_view or packet in SCALED or packet in COPIED)
         is_whole = result.numel() * result.element_size() == result.untyped_storage().nbytes()
         if packet in ADDED and len(args) > 1 and isinstance(args[0], Tensor) and isinstance(args[1], Tensor):
             other = args[1] if args[0] is source else args[0]
@@ -270,7 +274,7 @@ class Watcher(TorchDispatchMode):
             factor = ADDED[packet] * float(kwargs.get("alpha", 1))
             reduced = [dim for dim in range(-other.ndim, 0) if other.shape[dim] == 1 and result.shape[dim] > 1]
             if factor == -1 and other is args[1] and other.ndim == result.ndim and len(reduced) == 1:
-                mark.shift = Laid(other.expand(result.shape), tuple(strides(result)))
+                mark.shift, mark.is_masked = Laid(other.expand(result.shape), tuple(strides(result))), was_masked
                 if kind == "total":  # the logarithm of the sum of exponentials: what comes are logarithms of weights
                     mark.axes = _attended(mark.axes, strides(result)[reduced[0]])
             elif other is args[1] or factor > 0:
@@ -419,6 +423,7 @@ class Watcher(TorchDispatchMode):
             arranged(logits, consists),
             consists,
             covers=covers,
+            is_masked=mark.is_masked,
             blind=aligned(mark.blind),
             shift=aligned(mark.shift) if is_written_out else None,
             extra=extra,
