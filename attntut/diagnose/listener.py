@@ -166,7 +166,10 @@ def _scalar(value: Any) -> Tensor:
         got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"loss must give a scalar tensor: got {got}.")
     if not value.requires_grad:
-        raise TypeError("loss must depend on the parameters: got a scalar without gradient.")
+        raise TypeError(
+            "loss must depend on the parameters: got a scalar without gradient. Is all frozen, detached or under no_grad, "
+            "or in a checkpoint with use_reentrant=True, which gives none where its input asks for none?"
+        )
     return value.sum()
 
 
