@@ -1001,6 +1001,14 @@ def test_a_sink_is_noted_in_trained_layers(statistic, where):
     assert "output gate" not in gated[0].text
 
 
+def test_an_extra_logit_that_begins_too_large_is_no_collapse():
+    rows = [row(sink=0.99, saturated=0.9, first=0.0)]
+    fresh = [record(role=role, drawn=True) for role in ("query", "key")]
+    (found,) = find(Report(rows=rows, weights=fresh))
+    assert found.name == "attention sink" and "near 0" in found.text
+    assert find(Report(rows=[row(first=0.9)], weights=fresh)) == [], "A fresh layer may look at its first token."
+
+
 def test_a_soft_cap_that_holds_logits_down_is_noted():
     weights = [record(role=role, drawn=False) for role in ("query", "key")]
     for largest, expected in ((47.0, []), (48.0, ["soft-cap reached"])):  # 50·√0.9 = 47.4

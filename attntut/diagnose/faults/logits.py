@@ -14,6 +14,8 @@ Ulps = Annotated[float, "units in the last place of float32 by which sums of pro
 ROUNDING = 8.0
 TOKENS_DIFFER = 1e-3
 """1 − cosine from which on tokens are not alike, whatever rounding does (to bfloat16, 2⁻⁸ of each number)."""
+SINK_SHARE = 0.5
+"""Share of the weight on one place from which on it is a sink."""
 
 
 def _flat(layer: Layer, facts: Facts, ulps: float) -> Hit | None:
@@ -266,11 +268,12 @@ def entropy_collapsed(
     layer: Layer, facts: Facts, *, share_of_rows: Annotated[float, "most of them: a round margin"] = 0.5
 ) -> Iterator[Hit]:
     """Most rows give > 0.99 to one key, where the softmax's Jacobian is below 0.02: in a fresh layer, or on average
-    over the model (one sharp layer may be what a task needs)."""
+    over the model (one sharp layer may be what a task needs). What most of the weight of a layer rests on must not be
+    columns that belong to no key."""
     shares = [each.mean("saturated") for each in facts.layers if each.n_key > 1]
     known = [share for share in shares if not math.isnan(share)]
     everywhere = bool(known) and math.fsum(known) / len(known) > share_of_rows
-    share = layer.mean("saturated") if layer.n_key > 1 else 0.0
+    share = layer.mean("saturated") if layer.n_key > 1 and not layer.mean("sink") > SINK_SHARE else 0.0
     if share > share_of_rows and (_is_fresh(layer, facts) or everywhere):
         entropy, most = number(layer.mean("entropy")), number(math.log(layer.n_key))
         yield hit(share, expected=0.0, threshold=share_of_rows, entropy=entropy, most=most)
@@ -307,6 +310,10 @@ def soft_cap_reached(
             "An output gate, or an extra logit, makes it unnecessary.",
             lambda facts, layer: not facts.traits.get("output_gate") and not layer.mean("sink") > 0,
         ),
+        Remedy(
+            "But this layer is fresh: the extra logit began too large, and little comes through. Let it begin near 0.",
+            lambda facts, layer: layer.is_drawn is True,
+        ),
     ),
     chapter=STEPS + "#saturation-a-few-rows-decide",
 )
@@ -314,14 +321,15 @@ def attention_sink(
     layer: Layer,
     facts: Facts,
     *,
-    share_of_weight: Annotated[float, "more than all other keys together: a round margin"] = 0.5,
+    share_of_weight: Annotated[float, "more than all other keys together: a round margin"] = SINK_SHARE,
     keys_at_least: Annotated[int, "a causal row of 8 or fewer gives its first key 0.34 or more by itself"] = 8,
 ) -> Iterator[Hit]:
-    """Self-attention, not known to be fresh, over more than 8 keys: most of the weight lies on the first token, or on
-    columns that belong to no key."""
-    if layer.kind != "self" or layer.is_drawn or layer.n_key <= keys_at_least:
+    """Self-attention over more than 8 keys: most of the weight lies on columns that belong to no key or, in a layer not
+    known to be fresh, on the first token."""
+    if layer.kind != "self" or layer.n_key <= keys_at_least:
         return
-    for statistic, where in (("sink", "columns that belong to no key"), ("first", "the first token")):
+    places = (("sink", "columns that belong to no key"), ("first", "the first token"))
+    for statistic, where in places[:1] if layer.is_drawn else places:
         if (share := layer.mean(statistic)) > share_of_weight:
             heads = layer.heads([row for row in layer.rows if row.get(statistic, math.nan) > share_of_weight])
             yield hit(share, expected=1 / layer.n_key, threshold=share_of_weight, heads=heads, where=where)
