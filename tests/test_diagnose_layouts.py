@@ -650,7 +650,10 @@ def test_a_logit_without_a_key_before_or_behind():
 @pytest.mark.parametrize("batch_first", [True, False])
 def test_which_axis_of_the_input_is_attended(batch_first):
     model = nn.TransformerEncoderLayer(20, 4, 8, batch_first=batch_first).eval()
-    assert {row["input_axis"] for row in diagnose(model, torch.randn(B, N, 20)).rows} == {1 if batch_first else 0}
+    report = diagnose(model, torch.randn(B, N, 20))
+    assert {row["input_axis"] for row in report.rows} == {1 if batch_first else 0}
+    assert any("batch_first=True" in note for note in report.notes) is not batch_first
+    assert not any("batch_first" in note for note in diagnose(model, torch.randn(N, 20)).notes), "There is no batch."
     assert {row["input_axis"] for row in diagnose(model, torch.randn(N, N, 20)).rows} == {None}
 
 

@@ -120,10 +120,11 @@ class Layers:
     def input_axis(self, n: int, m: int) -> int | None:
         """Which of the first two dimensions of the model's input ``n`` queries and ``m`` keys run along.
 
-        None where that cannot be told: both are as long, or neither is.
+        None where that cannot be told: both are as long, or neither is, or they are tokens and features.
         """
         given = self.frames[0].first if self.frames and self.frames[0].name == "" else None
-        fitting = [] if given is None or n != m else [dim for dim, size in enumerate(given.shape[:2]) if size == m]
+        is_batched = given is not None and given.ndim > 2 - (not given.is_floating_point())
+        fitting = [] if not is_batched or n != m else [dim for dim, size in enumerate(given.shape[:2]) if size == m]
         return fitting[0] if len(fitting) == 1 else None
 
     def is_cross(self, n: int, m: int) -> bool:

@@ -167,8 +167,8 @@ def _scalar(value: Any) -> Tensor:
         raise TypeError(f"loss must give a scalar tensor: got {got}.")
     if not value.requires_grad:
         raise TypeError(
-            "loss must depend on the parameters: got a scalar without gradient. Is all frozen, detached or under no_grad, "
-            "or in a checkpoint with use_reentrant=True, which gives none where its input asks for none?"
+            "loss must depend on the parameters: got a scalar without gradient. Is all frozen, detached or under "
+            "no_grad, or in a checkpoint with use_reentrant=True, which gives none where its input asks for none?"
         )
     return value.sum()
 

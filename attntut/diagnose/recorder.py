@@ -341,6 +341,12 @@ class Recorder:
                 f"{times} softmax{'es' if times > 1 else ''} in {layer} not counted: what is normalized there is no "
                 "matrix product of two computed tensors (a router or classifier, say; additive attention is not seen)."
             )
+        forgotten = [layer for (layer, *_), tally in self.total.items() if tally.input_axis == 0]
+        if forgotten and self.model is not None and has_tokens_first(self.model):
+            yield (
+                f"{forgotten[0]} attends along the first dimension of the input, as torch does by default. If that is "
+                "the batch, sequences hear each other, and tokens do not: set batch_first=True."
+            )
         inside = {layer for layer, *_ in self.total} - {ROOT, FUNCTION}  # an older torch runs them uncompiled
         for name in self.layers.compiled if self.runs_compiled else ():
             if any(name == ROOT or layer.startswith(f"{name}.") for layer in inside):

@@ -44,7 +44,8 @@ class Report:
             for cross) and ``sink`` (on columns that belong to no key; NaN where there are none); of the head's output,
             before the output projection, ``rank_residual`` (relative, Frobenius), ``token_cosine`` and ``output_rms``;
             ``axis`` (what the softmax runs over: ``"keys"``, or by mistake ``"queries"``, ``"heads"``, ``"batch"`` or
-            ``"features"``; ``"weights"`` of another softmax),
+            ``"features"``; ``"weights"`` of another softmax), ``input_axis`` (which of the first two dimensions of the
+            model's input is attended, or None where sizes do not tell: 0 where ``batch_first=True`` was forgotten),
             ``scale`` (what the products of queries and keys are multiplied with; NaN where it is not one number),
             ``visible_fill`` (a value that a mask writes and that hides nothing, or None) and ``masked_at`` (up to 8
             pairs of sequence and query that see nothing); and the counts ``non_finite`` (logits that are NaN or +∞;
