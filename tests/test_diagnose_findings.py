@@ -388,6 +388,26 @@ def test_the_block_that_jumps_is_named():
     assert found.layers == ("blocks.4", "blocks.9")
 
 
+@pytest.mark.parametrize("in_a_row", [True, False])
+def test_blocks_that_are_in_no_list_are_a_stack_if_they_follow_on_each_other(in_a_row):
+    class Named(nn.Module):
+        def __init__(self, blocks):
+            super().__init__()
+            for i, block in enumerate(blocks):
+                self.add_module(f"block{i}", block)
+
+        def forward(self, x):
+            outputs = [x]
+            for block in self.children():
+                outputs.append(block(outputs[-1 if in_a_row else 0]))
+            return outputs[-1] if in_a_row else sum(outputs)
+
+    model = Named(scaled_query(stack(n_layers=6), 60.0, "blocks.3.attention.output.weight").blocks)
+    report = diagnose(model, hidden(None), loss=loss)
+    assert [(each.name, each.layer) for each in report.findings] == [("stream jumping", "block3")] * in_a_row
+    assert [each["layer"] for each in report.stream] == [f"block{i}" for i in range(6)] * in_a_row
+
+
 def test_a_slow_collapse_is_mended_by_the_scheme_that_it_names():
     report = diagnose(deep_encoder(), hidden(None), loss=loss)
     (found,) = report.findings

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from attntut._restore import tensors_in
 from attntut.anatomy import places
+from attntut.anatomy.blocks import LISTS, prefixes
 
 FUNCTION, ROOT = "(function)", "(model)"
 HEADS = (*places.HEADS, "nhead", "heads")
@@ -57,6 +59,7 @@ class Layers:
     frames: list[Frame] = field(default_factory=list)
     attentions: int = 0
     containers: dict[str, str] = field(default_factory=dict)  # of each element of a list of modules: the list
+    loose: set[str] = field(default_factory=set)  # those that may be blocks, but are in a module that is no list
     compiled: list[str] = field(default_factory=list)
     _hooks: ExitStack = field(default_factory=ExitStack)
 
@@ -66,9 +69,13 @@ class Layers:
             name = name.replace("_orig_mod.", "").removesuffix("_orig_mod").removesuffix(".")  # a compiled module wraps
             if is_compiled(module):
                 self.compiled.append(name or ROOT)
-            if isinstance(module, nn.ModuleList | nn.Sequential | nn.ModuleDict):
-                children = (f"{name}.{key}" if name else key for key, _ in module.named_children())
-                self.containers |= dict.fromkeys(children, name)
+            children = {f"{name}.{key}" if name else key: child for key, child in module.named_children()}
+            if not isinstance(module, LISTS):
+                many = Counter(map(type, children.values()))
+                alike = {path for path, child in children.items() if many[type(child)] > 1 and any(child.children())}
+                children = {path: children[path] for path in alike if self.containers.keys().isdisjoint(prefixes(path))}
+                self.loose |= children.keys()
+            self.containers |= dict.fromkeys(children, name)
             if not isinstance(module, torch.jit.ScriptModule):
                 before, after = Hook(self._enter, name, module), Hook(self._leave, name, module)
                 self._hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -123,8 +130,9 @@ class Layers:
         None where that cannot be told: both are as long, or neither is, or they are tokens and features.
         """
         given = self.frames[0].first if self.frames and self.frames[0].name == "" else None
-        is_batched = given is not None and given.ndim > 2 - (not given.is_floating_point())
-        fitting = [] if not is_batched or n != m else [dim for dim, size in enumerate(given.shape[:2]) if size == m]
+        if given is None or n != m or given.ndim < 2 + given.is_floating_point():
+            return None
+        fitting = [dim for dim, size in enumerate(given.shape[:2]) if size == m]
         return fitting[0] if len(fitting) == 1 else None
 
     def is_cross(self, n: int, m: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -61,6 +62,7 @@ class Recorder:
         self.now: dict[Place, Tally] = {}
         self.pictures: dict[tuple[str, str], tuple[list[int], Tensor]] = {}
         self.stream: dict[str, Block] = {}
+        self.handed_on: dict[tuple[str, type], weakref.ref[Tensor]] = {}  # by the last block there
         self.notes: dict[str, None] = {}
         self.skipped: Counter[str] = Counter()
         self.unused: Counter[str] = Counter()  # a layer: softmaxes of scores that have met no values
@@ -211,7 +213,10 @@ class Recorder:
         if block is None:
             if _in_backward():
                 return
-            block = self.stream[frame.name] = Block(container, type(frame.module), has_tokens_first(frame.module))
+            place = container, type(frame.module)
+            before, self.handed_on[place] = self.handed_on.get(place), weakref.ref(stream)
+            follows = (before is None or before() is source) if frame.name in self.layers.loose else None
+            block = self.stream[frame.name] = Block(*place, has_tokens_first(frame.module), follows)
         if self.is_listening():
             with self._forgiving(f"the stream after {frame.name}"), _quiet(stream.device):
                 block.add(stream)

@@ -19,10 +19,11 @@ class Block:
         container: name of the list of modules that it is in.
         kind: its class.
         tokens_first: whether its output is ``(n, B, d)`` rather than ``(B, n, d)``.
+        follows: of a module that is in no list: whether the one before handed on what it takes.
     """
 
-    def __init__(self, container: str, kind: type, tokens_first: bool = False) -> None:
-        self.container, self.kind, self.tokens_first = container, kind, tokens_first
+    def __init__(self, container: str, kind: type, tokens_first: bool = False, follows: bool | None = None) -> None:
+        self.container, self.kind, self.tokens_first, self.follows = container, kind, tokens_first, follows
         self.square = self.size = self.cosine = self.sequences = 0.0
         self.gradient_square = self.gradient_size = 0.0
 
@@ -58,7 +59,9 @@ class Block:
 
 
 def repeated(candidates: Mapping[str, Block]) -> list[str]:
-    """The repeated blocks among elements of lists that hold attention: the longest chain, and the outer of two equals.
+    """The repeated blocks among modules that hold attention: the longest chain, and the outer of two equals.
+
+    A chain is the elements of a list, or, where there is none around or inside, modules that follow on each other.
 
     Args:
         candidates: name of the element to its block, in the order of the forward pass.
@@ -71,9 +74,15 @@ def repeated(candidates: Mapping[str, Block]) -> list[str]:
         ['0.layers.0', '0.layers.1']
     """
     size = Counter((block.container, block.kind) for block in candidates.values())
+    torn = {(block.container, block.kind) for block in candidates.values() if block.follows is False}
     length = {name: size[block.container, block.kind] for name, block in candidates.items()}
-
-    rank = {name: (-length[name], len(name)) for name in candidates}
+    is_loose = {name: block.follows is not None for name, block in candidates.items()}
+    candidates = {
+        name: block
+        for name, block in candidates.items()
+        if not is_loose[name] or (length[name] > 1 and (block.container, block.kind) not in torn)
+    }
+    rank = {name: (is_loose[name], -length[name], len(name)) for name in candidates}
     within = {(a, b) for a in candidates for b in candidates if a.startswith(f"{b}.")}  # each is the other's rival
     beaten = {max(pair, key=rank.__getitem__) for pair in within}
     return [name for name in candidates if name not in beaten]
