@@ -152,6 +152,32 @@ def test_a_fill_that_hides_nothing_is_named(kind, value):
     assert rows[0]["entropy_share"] < 1 and rows[0]["masked_rows"] == 0
 
 
+def test_a_fill_by_the_index_of_the_last_axes_is_a_fill():
+    q, k, v = projections()
+    hidden = torch.ones(N, N).triu(1).bool()
+
+    def call(q, k, v, value):
+        s = q @ k.mT
+        s[:, :, hidden] = value
+        return s.softmax(-1) @ v
+
+    assert {row["visible_fill"] for row in diagnose(call, (q, k, v, 0.5)).rows} == {0.5}
+    assert max(row["logit_max"] for row in diagnose(call, (q, k, v, -100.0)).rows) < 50
+
+
+def test_a_mask_that_a_buffer_holds_is_no_matrix():
+    class Causal(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("hidden", torch.ones(N, N).triu(1))
+
+        def forward(self, q, k, v):
+            return (q @ k.mT + self.hidden * -1e-9).softmax(-1) @ v
+
+    rows = diagnose(Causal(), projections()).rows
+    assert len(rows) == H and all(row["visible_fill"] is not None for row in rows)
+
+
 def test_a_number_filled_in_that_a_later_mask_covers_is_no_fault():
     q, k, v = projections()
     hidden = torch.rand(1, 1, N, N) > 0.6

@@ -281,7 +281,7 @@ class Watcher(TorchDispatchMode):
                 mark.laid += self._added(result, other, factor)
         elif packet in (aten.mul, aten.mul_) and is_whole and isinstance(args[1], Tensor):
             other = args[1] if args[0] is source else args[0]
-            if self._mark(other) is None and not other.is_meta and two_levels(other) == (0, 1):
+            if self._is_given(other) and not other.is_meta and two_levels(other) == (0, 1):
                 mark.laid += (Laid(other.expand(result.shape), tuple(strides(result)), below=0.5, value=0.0),)
         elif packet in FILLED and is_whole:
             where, value = _filled(func, args, source)
@@ -310,7 +310,7 @@ class Watcher(TorchDispatchMode):
             level: Level | None = None
             if (below := far_below(mask, factor)) is not None:
                 level = below, None
-            elif not math.isinf(factor) and self._mark(mask) is None and (two := two_levels(mask)) is not None:
+            elif not math.isinf(factor) and self._is_given(mask) and (two := two_levels(mask)) is not None:
                 low, high = sorted(factor * each for each in two)
                 level = ((low + high) / 2, low - high) if math.isfinite(low) else None
             self.levels[place] = _memory(mask), level
@@ -564,6 +564,11 @@ class Watcher(TorchDispatchMode):
             return or_made and key in self.sink.buffers
         return mark.kind == "parameter" or (or_made and mark.kind == "made")
 
+    def _is_given(self, tensor: Tensor) -> bool:
+        """Whether nothing that the model computes from its input is in a tensor."""
+        mark = self._mark(tensor)
+        return mark is None or mark.kind == "made"
+
     def _is_made(self, tensors: list[Tensor]) -> bool:
         """Whether nothing but numbers and a matrix, or several, went in: not its repetitions, which have rows."""
         large = [each for each in tensors if each.numel() > 1]
@@ -748,10 +753,10 @@ def _filled(func: Any, args: tuple[Any, ...], source: Tensor) -> tuple[Tensor | 
     elif packet in (aten.masked_fill, aten.masked_fill_):
         where, filling = args[1], args[2]
     else:
-        (where, *others), filling = args[1], args[2]
-        if others or not isinstance(where, Tensor) or where.dtype != torch.bool:
+        ((before, where), *others), filling = [(i, each) for i, each in enumerate(args[1]) if each is not None], args[2]
+        if others or where.dtype != torch.bool:
             return None, None
-        where = where[(...,) + (None,) * (source.ndim - where.ndim)]
+        where = where[(None,) * before + (...,) + (None,) * (source.ndim - before - where.ndim)]
     if where.is_meta or not where.numel():
         return None, None
     if not isinstance(filling, Tensor):
