@@ -102,8 +102,14 @@ def check_rows(model, name: str, x=X, **sizes: int) -> None:
     assert all(torch.equal(matrix, parts[role]) for role, matrix in seen), f"A part has other rows of {name}."
 
 
-def one_key(q, k, v):
-    return torch.einsum("bhij,bjd->bhid", torch.einsum("bhid,bjd->bhij", q, k[:, 0]).softmax(-1), v[:, 0])
+def one_key(q, k, v, before=lambda s: s):
+    return torch.einsum("bhij,bjd->bhid", before(torch.einsum("bhid,bjd->bhij", q, k[:, 0])).softmax(-1), v[:, 0])
+
+
+def landmarks(q, k, v):  # Nyström's way: three maps, of which two are multiplied before any value is met
+    few_q, few_k = (x[..., :4, :].unflatten(-2, (2, 2)).mean(-2) for x in (q, k))
+    first, second, third = ((a @ b.mT).softmax(-1) for a, b in ((q, few_k), (few_q, few_k), (few_q, k)))
+    return (first @ second) @ (third @ v)
 
 
 def over_its_sum(e: Tensor) -> Tensor:
@@ -120,12 +126,15 @@ WAYS = {
     "exp of log_softmax": lambda q, k, v: F.log_softmax(q @ k.mT, -1).exp() @ v,
     "keys by queries, less logsumexp": lambda q, k, v: ((s := k @ q.mT) - s.logsumexp(-2, True)).exp().mT @ v,
     "one key for all heads": one_key,  # einsum folds the heads into rows
+    "one key, and no logit above 0": lambda *qkv: one_key(*qkv, before=lambda s: s - s.amax(-1, keepdim=True)),
+    "maps of maps": landmarks,
+    "queries that compete": lambda q, k, v: F.normalize((q @ k.mT).softmax(-2), p=1, dim=-1) @ v,  # slot attention
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_however_scores_are_made(way):
-    model = plain(WAYS[way], **{name: linear(DH if WAYS[way] is one_key else D) for name in "bc"})
+    model = plain(WAYS[way], **{name: linear(DH if "one key" in way else D) for name in "bc"})
     assert whole(model) == ROLES, "Is one call taken for all, or are query and key exchanged?"
     heads = {(entry.weight.n_heads, entry.weight.d_head) for entry in found(model).by_role("query")}
     assert heads == {(H, DH)}, "Heads add up over the calls of one attention; d_head over the terms of one score."
@@ -555,3 +564,31 @@ def test_a_first_block_without_attention_has_a_feed_forward_network():
     model.run = lambda m, x: m.q((y := m.e(x)) + m.v(m.w(y).relu()))
     told = whole(model)
     assert {name: told[name] for name in BRANCH} == BRANCH and told["e.weight"] == "embedding"
+
+
+def test_a_matrix_that_keys_and_values_share_absorbs_no_query():
+    def run(m, x):
+        shared = by_heads(m.e(x), H)
+        q, k, v = (by_heads(each(x), H) for each in (m.a, m.b, m.c))
+        return m.d(softmax(q, k + shared, v + shared).transpose(1, 2).flatten(2))
+
+    model = plain(e=linear())
+    model.run = run
+    assert whole(model) == ROLES | {"e.weight": "key"}
+
+
+def test_branches_in_wrappers_of_one_class_are_no_blocks():
+    class Branch(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return x + self.inner(F.layer_norm(x, (D,)))
+
+    inner = [
+        nn.Sequential(Branch(plain(landmarks)), Branch(nn.Sequential(linear(), nn.GELU(), linear()))) for _ in "ab"
+    ]
+    seen = found(nn.Sequential(*inner), X)
+    layers = [(entry.weight.layer, entry.weight.n_layers) for entry in seen.entries]
+    assert layers == [(1, 2)] * 6 + [(2, 2)] * 6

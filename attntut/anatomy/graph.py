@@ -156,6 +156,7 @@ class Graph:
             self._take_biases(node)
         self.attentions: list[Heard] = []
         self._scored: set[Node] = set()
+        self._along: dict[Node, int] = {}  # along which dimension a softmax runs
         self.over_tokens: list[Product] = []  # that sum over tokens
         self.mixers: dict[str, str] = {}  # parameters that are heard through, and why they have no role
         self.by_operand: dict[tuple[Node, int], Sink] = {}
@@ -347,6 +348,7 @@ class Graph:
 
     def _written_out(self, softmax: Node, dim: int) -> None:
         """An attention of separate operations around a softmax, if this is one."""
+        self._along[softmax] = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
         mixes = self._forward_to_products(softmax)
         every = self._back_to_products(softmax, _edge(*mixes[0]) if mixes else None)
         if not every or not mixes:
@@ -354,6 +356,7 @@ class Graph:
         scores, *others = every
         (node, value), *later = mixes
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
+        dim = self._key_dim(softmax, node, value)
         query, key = (left, right) if self._rows_are_queries(softmax, scores, dim) else (right, left)
         if self._asks_the_stream(query, key, _edge(node, value)):
             return
@@ -368,9 +371,7 @@ class Graph:
             self.by_operand.setdefault((scores, position), (role, heard))
         for other in others:
             self._scored.add(other)
-            ways = (
-                PRODUCTS[other.name()] if self._rows_are_queries(softmax, other, dim) else PRODUCTS[other.name()][::-1]
-            )
+            ways = PRODUCTS[other.name()][:: 1 if self._rows_are_queries(softmax, other, dim) else -1]
             heard.more.append((_edge(other, ways[0]), _edge(other, ways[1])))
             for position, role in zip(ways, ("query", "key"), strict=True):
                 self.by_operand.setdefault((other, position), (role, heard))
@@ -468,22 +469,43 @@ class Graph:
         self.mixers |= dict.fromkeys(self.products[node].parameters, "it mixes heads")
         return True
 
+    def _key_dim(self, softmax: Node, mix: Node, value: int) -> int:
+        """Which dimension of the logits runs over keys: the one that the mix sums over, even if queries compete."""
+        dim, shape = self._along[softmax], Edge(softmax, 0).shape
+        first, second = PRODUCTS[mix.name()]
+        weights = _edge(mix, first if value == second else second)
+        if weights is None or len(shape) < 2:
+            return dim
+        gradient = torch.zeros(weights.shape)
+        row = gradient.movedim(-1 if value == second else -2, -1)[(-1,) * (gradient.ndim - 1)]
+        row += torch.arange(1.0, len(row) + 1)  # all alike would add up to what is constant
+        try:
+            (touched,) = gradients([weights], [Edge(softmax, 0)], [gradient])
+        except RuntimeError:
+            return dim
+        where = torch.zeros(len(shape), 0) if touched is None else (touched != 0).nonzero().T
+        varies = [each - len(shape) for each, at in enumerate(where) if len(at.unique()) > 1]
+        return varies[0] if len(varies) == 1 else dim
+
     def _rows_are_queries(self, softmax: Node, scores: Node, dim: int) -> bool:
-        """Whether the left factor of the scores holds the queries: a key then stands in one column, not in one row."""
-        logits = _edge(softmax, 0)
-        assert logits is not None
-        dim = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
-        for key in range(logits.shape[dim]):  # a masked one touches nothing
-            gradient = torch.zeros(logits.shape)
-            gradient.select(dim, key).fill_(1.0)
+        """Whether the left factor of the scores holds the queries: what one query sees then stands in one row."""
+        logits = Edge(*softmax.next_functions[0])
+        like = torch.zeros(logits.shape).movedim(dim, -1)
+        n_keys, n_rows = like.shape[-1], like[..., 0].numel()
+        weights = torch.arange(1.0, n_keys + 1)  # all alike would hide it where a maximum is subtracted
+        for row in range(n_rows - 1, -1, -max(1, n_rows // 16)):  # one that sees a single key does not tell
+            only = torch.zeros(n_rows, n_keys)
+            only[row] = weights
+            gradient = only.view(like.shape).movedim(-1, dim)
             try:
                 (touched,) = gradients([logits], [Edge(scores, 0)], [gradient])
             except RuntimeError:
                 return True
-            if touched is not None and (touched != 0).any():
-                rows, columns = ((touched != 0).any(dim).float().mean().item() for dim in (-1, -2))
-                return rows >= columns
-        return True
+            if touched is not None:
+                rows, columns = ((touched != 0).any(each).sum().item() for each in (-1, -2))
+                if rows != columns:
+                    return rows < columns
+        return Edge(scores, 0).shape[-1] == n_keys or Edge(scores, 0).shape[-2] != n_keys
 
     def _gather_sources(self, node: Node) -> frozenset[Any]:
         """What counts as the source of this node's output."""
