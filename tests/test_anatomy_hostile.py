@@ -127,6 +127,9 @@ WAYS = {
     "keys by queries, less logsumexp": lambda q, k, v: ((s := k @ q.mT) - s.logsumexp(-2, True)).exp().mT @ v,
     "one key for all heads": one_key,  # einsum folds the heads into rows
     "one key, and no logit above 0": lambda *qkv: one_key(*qkv, before=lambda s: s - s.amax(-1, keepdim=True)),
+    "a single token": lambda q, k, v: torch.einsum(  # einsum makes no sum over one
+        "bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k[:, :, :1]).softmax(-1), v[:, :, :1]
+    ),
     "maps of maps": landmarks,
     "queries that compete": lambda q, k, v: F.normalize((q @ k.mT).softmax(-2), p=1, dim=-1) @ v,  # slot attention
 }
@@ -575,6 +578,16 @@ def test_a_matrix_that_keys_and_values_share_absorbs_no_query():
     model = plain(e=linear())
     model.run = run
     assert whole(model) == ROLES | {"e.weight": "key"}
+
+
+def test_one_packed_matrix_and_a_single_token():
+    def run(m, x):
+        q, k, v = (by_heads(each, H) for each in m.a(x).chunk(3, -1))
+        return m.d(WAYS["a single token"](q, k, v).transpose(1, 2).flatten(2))
+
+    model = packed()
+    model.run = run
+    check_rows(model, "a.weight", query=D, key=D, value=D)
 
 
 def test_branches_in_wrappers_of_one_class_are_no_blocks():

@@ -377,7 +377,7 @@ class Graph:
                 self.by_operand.setdefault((other, position), (role, heard))
         self.by_operand[softmax, 0] = ("logits", heard)
         for mix, operand in mixes:
-            for position in PRODUCTS[mix.name()]:
+            for position in _factors(mix):
                 self.by_operand[mix, position] = "value" if position == operand else "logits", heard
         heard.values += [_edge(*each) for each in later]
 
@@ -451,8 +451,8 @@ class Graph:
                     if self._mixes_heads(user, softmax):
                         stack.append(user)
                     continue
-                if user.name() in PRODUCTS and "Convolution" not in user.name():
-                    found.append((user, next(each for each in PRODUCTS[user.name()] if each != index)))
+                if _is_of_data(user) or self._mixes_one(user, index, softmax):
+                    found.append((user, next(each for each in _factors(user) if each != index)))
                 elif len(seen) < 256:
                     stack.append(user)
         found.sort(key=lambda each: each[0]._sequence_nr())
@@ -460,6 +460,13 @@ class Graph:
         found[1:] = [(mix, value) for mix, value in found[1:] if made[mix] and softmax not in made[mix]]
         tables = {mix for mix in made if all(getattr(self.products.get(each), "is_table", False) for each in made[mix])}
         return sorted(found, key=lambda each: each[0] in tables)
+
+    def _mixes_one(self, node: Node, index: int, softmax: Node) -> bool:
+        """Whether the weight of a single key multiplies its value: ``einsum`` makes no sum over one."""
+        if node.name() != "MulBackward0" or Edge(softmax, 0).shape[self._along[softmax]] != 1:
+            return False
+        value, is_gate = _edge(node, 1 - index), Edge(*node.next_functions[index]).shape == Edge(node, 0).shape
+        return value is not None and not is_gate and bool(self._behind(value.node))
 
     def _mixes_heads(self, node: Node, softmax: Node) -> bool:
         """Whether a product adds up the maps of different heads (talking heads), before the softmax or after."""
@@ -472,9 +479,9 @@ class Graph:
     def _key_dim(self, softmax: Node, mix: Node, value: int) -> int:
         """Which dimension of the logits runs over keys: the one that the mix sums over, even if queries compete."""
         dim, shape = self._along[softmax], Edge(softmax, 0).shape
-        first, second = PRODUCTS[mix.name()]
+        first, second = _factors(mix)
         weights = _edge(mix, first if value == second else second)
-        if weights is None or len(shape) < 2:
+        if weights is None or len(shape) < 2 or mix.name() not in PRODUCTS:
             return dim
         gradient = torch.zeros(weights.shape)
         row = gradient.movedim(-1 if value == second else -2, -1)[(-1,) * (gradient.ndim - 1)]
@@ -572,6 +579,11 @@ def _metadata(edge: Edge) -> tuple[torch.dtype, torch.device]:
         return edge.node.variable.dtype, edge.node.variable.device
     metadata = edge.node._input_metadata[edge.output]
     return metadata.dtype, metadata.device
+
+
+def _factors(node: Node) -> tuple[int, int]:
+    """The positions of the two factors among the inputs of a product, or of a multiplication of entries."""
+    return PRODUCTS.get(node.name(), (0, 1))
 
 
 def _edge(node: Node, index: int) -> Edge | None:
