@@ -569,6 +569,23 @@ def test_a_first_block_without_attention_has_a_feed_forward_network():
     assert {name: told[name] for name in BRANCH} == BRANCH and told["e.weight"] == "embedding"
 
 
+def test_what_asks_the_layers_before_is_left():
+    """A learned query and no key matrix: softmax over what each layer wrote (attention residuals)."""
+
+    def run(m, x):
+        wrote = [m.e(x)]
+        for each in m.blocks:
+            stack = torch.stack(wrote)
+            weights = torch.einsum("d,lbtd->lbt", each.u.ask[0], F.rms_norm(stack, (D,))).softmax(0)
+            wrote.append(each(torch.einsum("lbt,lbtd->btd", weights, stack)))
+        return wrote[-1]
+
+    blocks = nn.ModuleList(block(plain(ask=nn.Parameter(torch.zeros(1, D)))) for _ in range(3))
+    seen = found(Wired(run, e=linear(), blocks=blocks), X)
+    assert {"blocks.1.u.ask", "blocks.2.u.ask"} <= seen.left.keys()
+    assert len(seen.by_role("query")) == 3
+
+
 def test_a_matrix_that_keys_and_values_share_absorbs_no_query():
     def run(m, x):
         shared = by_heads(m.e(x), H)

@@ -351,10 +351,15 @@ class Graph:
         self._along[softmax] = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
         mixes = self._forward_to_products(softmax)
         every = self._back_to_products(softmax, _edge(*mixes[0]) if mixes else None)
-        if not every or not mixes:
+        if not mixes:
+            return
+        (node, value), *later = mixes
+        if not every:
+            for product in [self.products[each] for each in self._behind(softmax)]:
+                if not product.is_table:
+                    self._asks_the_stream(product.weight, product.reads, _edge(node, value))
             return
         scores, *others = every
-        (node, value), *later = mixes
         left, right = (_edge(scores, position) for position in PRODUCTS[scores.name()])
         dim = self._key_dim(softmax, node, value)
         query, key = (left, right) if self._rows_are_queries(softmax, scores, dim) else (right, left)
@@ -430,7 +435,7 @@ class Graph:
         made = self._behind(key.node)
         if len(made) < 2 or made != self._behind(value.node):
             return False
-        self.mixers |= dict.fromkeys(names, "it mixes layers")
+        self.mixers |= dict.fromkeys(names, "it mixes tokens or layers")
         return True
 
     def origin(self, node: Node) -> Node:
