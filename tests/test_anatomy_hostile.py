@@ -569,6 +569,17 @@ def test_a_first_block_without_attention_has_a_feed_forward_network():
     assert {name: told[name] for name in BRANCH} == BRANCH and told["e.weight"] == "embedding"
 
 
+def test_a_gain_of_each_head_to_which_one_is_added():
+    def run(m, x):
+        q, k, v = (by_heads(each(x), H) for each in (m.a, m.b, m.c))
+        return m.d(softmax(F.normalize(q, dim=-1) * (m.g + 1), k, v).transpose(1, 2).flatten(2))
+
+    model = plain(g=nn.Parameter(torch.zeros(H, 1, DH)))
+    model.run = run
+    assert list(found(model, X).gains) == ["g"]
+    assert not initialize_(model, "xavier_normal", inputs=X).g.any(), "A norm of the queries is no embedding."
+
+
 def test_what_asks_the_layers_before_is_left():
     """A learned query and no key matrix: softmax over what each layer wrote (attention residuals)."""
 

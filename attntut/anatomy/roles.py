@@ -531,10 +531,7 @@ class Roles:
             if name is None or node.variable.ndim > 1:
                 continue
             for user in self.beyond_layout(node):
-                is_shift = (
-                    user.name() == "AddBackward0" and sum(each is not None for each, _ in user.next_functions) == 1
-                )
-                if is_shift and any(each.name() == "MulBackward0" for each, _ in self.graph.users.get(user, ())):
+                if self._is_shifted(user):
                     yield name
 
     def leaves(self) -> Iterator[tuple[str, str]]:
@@ -545,7 +542,7 @@ class Roles:
             if name is None or name in known or name in self.graph.mixers or node.variable.ndim < 2:
                 continue
             kinds = {kind for kind, _ in self.graph.sinks(node)}
-            users = set(self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh", "Neg"))
+            users = set(self._uses(node))
             names = {user.name() for user in users}
             only_logits = bool(kinds) and kinds <= {"logits"}
             beside = [self._beside(node, user) for user in users if user.name().startswith(("Add", "Sub"))]
@@ -562,6 +559,19 @@ class Roles:
                 yield name, "bias"
             elif all(_is_known(each) for each in names) and not self._is_factor(node):
                 yield name, "position" if is_added or only_logits else "embedding"
+
+    def _uses(self, node: Node) -> Iterator[Node]:
+        """What a parameter goes into, moved about, bent, or with a number added."""
+        for user in self.beyond_layout(node, "Exp", "Sigmoid", "Softplus", "Clamp", "Tanh", "Neg"):
+            if self._is_shifted(user) and self.graph.made_of(user):
+                yield from self._uses(user)
+            else:
+                yield user
+
+    def _is_shifted(self, node: Node) -> bool:
+        """Whether a number is added to something before that multiplies."""
+        is_sum = node.name() == "AddBackward0" and sum(each is not None for each, _ in node.next_functions) == 1
+        return is_sum and any(each.name() == "MulBackward0" for each, _ in self.graph.users.get(node, ()))
 
     def _beside(self, node: Node, total: Node) -> tuple[frozenset[Any], bool]:
         """What the rest of a sum is made of, and whether what is added is in there, too: it holds tokens."""
