@@ -597,6 +597,21 @@ def test_what_asks_the_layers_before_is_left():
     assert len(seen.by_role("query")) == 3
 
 
+def test_a_softmax_before_all_attention_makes_no_mixer_of_heads():
+    """Pooling by weights, with matrices as wide as there are channels on the way (Enformer)."""
+
+    def run(m, x):
+        y = m.e(x).mT  # (B, D, T)
+        pairs = y[..., : T // 2 * 2].unflatten(-1, (-1, 2))
+        weights = torch.einsum("bdtp,de->betp", pairs, m.f).softmax(-1)
+        return m.run_attention((pairs * weights).sum(-1).mT)
+
+    model = plain(e=linear(), f=nn.Parameter(torch.eye(D) + 0.1))
+    model.run_attention, model.run = lambda y, run=model.run: run(model, y), run
+    told = whole(model)
+    assert ROLES.items() <= told.items() and "f" not in told
+
+
 def test_a_matrix_that_keys_and_values_share_absorbs_no_query():
     def run(m, x):
         shared = by_heads(m.e(x), H)

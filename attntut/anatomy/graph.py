@@ -159,6 +159,7 @@ class Graph:
         self._along: dict[Node, int] = {}  # along which dimension a softmax runs
         self.over_tokens: list[Product] = []  # that sum over tokens
         self.mixers: dict[str, str] = {}  # parameters that are heard through, and why they have no role
+        self._mixing: dict[str, str] = {}  # those around one softmax, which may be none of an attention
         self.by_operand: dict[tuple[Node, int], Sink] = {}
         self._find_attentions()
         self._trace()
@@ -349,6 +350,7 @@ class Graph:
     def _written_out(self, softmax: Node, dim: int) -> None:
         """An attention of separate operations around a softmax, if this is one."""
         self._along[softmax] = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
+        self._mixing.clear()
         mixes = self._forward_to_products(softmax)
         every = self._back_to_products(softmax, _edge(*mixes[0]) if mixes else None)
         if not mixes:
@@ -365,6 +367,7 @@ class Graph:
         query, key = (left, right) if self._rows_are_queries(softmax, scores, dim) else (right, left)
         if self._asks_the_stream(query, key, _edge(node, value)):
             return
+        self.mixers |= self._mixing
         self._scored.add(scores)
         logits = Edge(softmax, 0).shape
         heard = Heard(node, softmax, scores, query, key, _edge(node, value), is_one=set(logits[-2:]) == {1})
@@ -478,7 +481,7 @@ class Graph:
         logits, weight = Edge(*softmax.next_functions[0]).shape, [n for n in self.products[node].weight.shape if n > 1]
         if len(logits) < 4 or weight != [logits[-3]] * 2:
             return False
-        self.mixers |= dict.fromkeys(self.products[node].parameters, "it mixes heads")
+        self._mixing |= dict.fromkeys(self.products[node].parameters, "it mixes heads")
         return True
 
     def _key_dim(self, softmax: Node, mix: Node, value: int) -> int:
