@@ -623,6 +623,20 @@ def test_a_matrix_that_keys_and_values_share_absorbs_no_query():
     assert whole(model) == ROLES | {"e.weight": "key"}
 
 
+def test_attention_without_an_output_matrix_on_raw_inputs():
+    def run(m, x):
+        x = x + mixed(softmax, m.a(x), m.b(x), m.c(x))
+        x = x + m.v(F.gelu(m.w(F.layer_norm(x, (D,)))))  # the mix is in the stream: what reads it is no output matrix
+        return plain_run(m, m.e(x))
+
+    model = plain(e=linear(), w=linear(), v=linear(), **{f"{name}2": linear() for name in "abcd"})
+    model.run, plain_run = run, lambda m, x: m.d2(mixed(softmax, m.a2(x), m.b2(x), m.c2(x)))
+    del model.d
+    told = whole(model)
+    assert told["w.weight"] == "feed_forward_in" and told["v.weight"] == "feed_forward_out"
+    assert [name for name, role in told.items() if role == "output"] == ["d2.weight"]
+
+
 def test_one_packed_matrix_and_a_single_token():
     def run(m, x):
         q, k, v = (by_heads(each, H) for each in m.a(x).chunk(3, -1))

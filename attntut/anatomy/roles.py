@@ -268,8 +268,8 @@ class Roles:
             others = [each for each in sources if isinstance(each, Product)]
             if product in self.role or product in self.makes or product.is_table or not heard:
                 continue
-            if any(self.role.get(each) == "output" for each in others):  # it has entered one already
-                continue
+            if any(self.role.get(each) == "output" for each in others) or self._is_added_to_data(product.reads):
+                continue  # it has entered one already, or goes into the stream as it is
             if all(each in self.makes or self._goes_only_to(each, product) for each in others):
                 self.role[product], self.place[product] = "output", heard[0]
                 beside = self._find_pieces(product) if others else set()
@@ -279,6 +279,19 @@ class Roles:
                             self.role[each] = "feed_forward_in"
                         else:
                             self.role[each], self.place[each] = "gate", heard[0]
+
+    def _is_added_to_data(self, edge: Edge | None) -> bool:
+        """Whether the heads' mix is added to raw inputs on the way to a tensor, of whose size these are."""
+        if edge is None:
+            return False
+        ends = {each.node for each in self.graph.attentions} | self.graph.products.keys()
+        return any(
+            node.name() == "AddBackward0"
+            and any(each is None for each, _ in node.next_functions)
+            and Edge(node, 0).shape.numel() == edge.shape.numel()  # no epsilon of a norm
+            and any(isinstance(each, Heard) for each in self.graph.sources(Edge(node, 0)))  # no gain to which 1 is added
+            for node in below(edge.node, ends.__contains__)
+        )
 
     def _find_pieces(self, product: Product) -> set[Any]:
         """What an output matrix reads beside the heads, not mixed with them: the other branch of a parallel block."""
