@@ -289,7 +289,7 @@ class Roles:
             node.name() == "AddBackward0"
             and any(each is None for each, _ in node.next_functions)
             and Edge(node, 0).shape.numel() == edge.shape.numel()  # no epsilon of a norm
-            and any(isinstance(each, Heard) for each in self.graph.sources(Edge(node, 0)))  # no gain to which 1 is added
+            and any(isinstance(each, Heard) for each in self.graph.sources(Edge(node, 0)))  # no gain + 1
             for node in below(edge.node, ends.__contains__)
         )
 
