@@ -662,3 +662,19 @@ def test_branches_in_wrappers_of_one_class_are_no_blocks():
     seen = found(nn.Sequential(*inner), X)
     layers = [(entry.weight.layer, entry.weight.n_layers) for entry in seen.entries]
     assert layers == [(1, 2)] * 6 + [(2, 2)] * 6
+
+
+def test_logits_that_another_module_made():
+    """An attention without queries and keys of its own has as many heads as its values (LookViT)."""
+
+    def again(m, y, s):
+        return m.d((s.softmax(-1) @ by_heads(m.c(y), H)).transpose(1, 2).flatten(2))
+
+    def run(m, x):
+        s = by_heads(m.a(x), H) @ by_heads(m.b(x), H).mT
+        return m.second(again(m, x, s), s)
+
+    model = plain(second=Wired(again, c=linear(), d=linear()))
+    model.run = run
+    mine = [each for each in view(model, inputs=X).entries if each.parameter.startswith("second.")]
+    assert [(each.role, each.weight.n_heads) for each in mine] == [("value", H), ("output", H)]

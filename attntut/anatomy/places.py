@@ -54,7 +54,8 @@ class Places:
         self.width: dict[str, int] = {}
         self.d_head: dict[str, int] = {}
         for name in names:
-            part = queries.get(name) or next((each for each in parts if each.attention == name), None)
+            mine = [each for each in parts if each.attention == name]  # one that is given its logits has no query
+            part = queries.get(name) or max(mine, key=lambda each: each.n_heads, default=None)
             if part is None or part.matrix is None:
                 continue
             self.heads[name] = self._heads(name, part, n_heads)
@@ -170,7 +171,7 @@ class Places:
 
     def _heads(self, name: str, query: Part, given: int | None) -> int:
         """How many heads: as heard, as given, or as the module or its configuration says."""
-        if query.n_heads and query.role == "query":
+        if query.n_heads:
             return query.n_heads
         around = [
             source for _, each in ancestors(self.module, f"{name}.") for source in (each, getattr(each, "config", None))
