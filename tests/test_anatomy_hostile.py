@@ -3,6 +3,7 @@
 import math
 import warnings
 from dataclasses import make_dataclass
+from functools import reduce
 
 import pytest
 import torch
@@ -106,9 +107,13 @@ def one_key(q, k, v, before=lambda s: s):
     return torch.einsum("bhij,bjd->bhid", before(torch.einsum("bhid,bjd->bhij", q, k[:, 0])).softmax(-1), v[:, 0])
 
 
-def landmarks(q, k, v):  # Nyström's way: three maps, of which two are multiplied before any value is met
+def maps(q, k):  # Nyström's way: three of them, the first two of which are multiplied before any value is met
     few_q, few_k = (x[..., :4, :].unflatten(-2, (2, 2)).mean(-2) for x in (q, k))
-    first, second, third = ((a @ b.mT).softmax(-1) for a, b in ((q, few_k), (few_q, few_k), (few_q, k)))
+    return [(a @ b.mT).softmax(-1) for a, b in ((q, few_k), (few_q, few_k), (few_q, k))]
+
+
+def landmarks(q, k, v):
+    first, second, third = maps(q, k)
     return (first @ second) @ (third @ v)
 
 
@@ -131,6 +136,7 @@ WAYS = {
         "bhij,bhjd->bhid", torch.einsum("bhid,bhjd->bhij", q, k[:, :, :1]).softmax(-1), v[:, :, :1]
     ),
     "maps of maps": landmarks,
+    "maps of maps, the values last": lambda q, k, v: reduce(torch.matmul, [*maps(q, k), v]),
     "queries that compete": lambda q, k, v: F.normalize((q @ k.mT).softmax(-2), p=1, dim=-1) @ v,  # slot attention
 }
 

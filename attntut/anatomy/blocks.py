@@ -60,6 +60,29 @@ def find_blocks(module: nn.Module, attention: Iterable[str], apart: Collection[s
     return blocks
 
 
+def without_branches(
+    blocks: dict[str, Block], attention: Iterable[str], feed_forward: Iterable[str]
+) -> dict[str, Block]:
+    """The blocks without lists of branches: attention and feed-forward in one class of wrapper are no two blocks.
+
+    Args:
+        blocks: of a model.
+        attention: names of the modules that attention runs in.
+        feed_forward: names of the parameters of feed-forward networks.
+
+    Example:
+        >>> blocks = {"h.0": Block("h.0", "h"), "h.0.0": Block("h.0.0", "h.0"), "h.0.1": Block("h.0.1", "h.0")}
+        >>> [*without_branches(blocks, ["h.0.0.fn"], ["h.0.1.fn.weight"])]
+        ['h.0']
+    """
+    around = [{prefix for name in names for prefix in prefixes(name)} for names in (attention, feed_forward)]
+    whole = {block.stack for name, block in blocks.items() if all(name in each for each in around)}
+    inside = {
+        name for name in blocks if any(blocks[each].stack in whole for each in prefixes(name)[1:] if each in blocks)
+    }
+    return {name: block for name, block in blocks.items() if block.stack in whole or name not in inside}
+
+
 def block_of(blocks: dict[str, Block], name: str) -> Block:
     """The innermost block around a parameter or module.
 

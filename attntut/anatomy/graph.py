@@ -459,8 +459,9 @@ class Graph:
                     if self._mixes_heads(user, softmax):
                         stack.append(user)
                     continue
-                if _is_of_data(user) or self._mixes_one(user, index, softmax):
-                    found.append((user, next(each for each in _factors(user) if each != index)))
+                is_mix = _is_of_data(user) or self._mixes_one(user, index, softmax)
+                if is_mix and not self._is_map(user.next_functions[_other(user, index)][0]):
+                    found.append((user, _other(user, index)))
                 elif len(seen) < 256:
                     stack.append(user)
         found.sort(key=lambda each: each[0]._sequence_nr())
@@ -476,6 +477,15 @@ class Graph:
         value, is_gate = _edge(node, 1 - index), Edge(*node.next_functions[index]).shape == Edge(node, 0).shape
         return value is not None and not is_gate and bool(self._behind(value.node))
 
+    def _is_map(self, node: Node | None) -> bool:
+        """Whether a tensor is made of attention weights alone: maps are multiplied there (Nyström's way)."""
+
+        def ends(each: Node) -> bool:
+            return each.name() in SOFTMAX or each in self.products or is_leaf(each)
+
+        made = [] if node is None else [each for each in below(node, ends) if ends(each)]
+        return bool(made) and all(each.name() in SOFTMAX for each in made)
+
     def _mixes_heads(self, node: Node, softmax: Node) -> bool:
         """Whether a product adds up the maps of different heads (talking heads), before the softmax or after."""
         logits, weight = Edge(*softmax.next_functions[0]).shape, [n for n in self.products[node].weight.shape if n > 1]
@@ -487,12 +497,11 @@ class Graph:
     def _key_dim(self, softmax: Node, mix: Node, value: int) -> int:
         """Which dimension of the logits runs over keys: the one that the mix sums over, even if queries compete."""
         dim, shape = self._along[softmax], Edge(softmax, 0).shape
-        first, second = _factors(mix)
-        weights = _edge(mix, first if value == second else second)
+        weights = _edge(mix, _other(mix, value))
         if weights is None or len(shape) < 2 or mix.name() not in PRODUCTS:
             return dim
         gradient = torch.zeros(weights.shape)
-        row = gradient.movedim(-1 if value == second else -2, -1)[(-1,) * (gradient.ndim - 1)]
+        row = gradient.movedim(-1 if value == _factors(mix)[1] else -2, -1)[(-1,) * (gradient.ndim - 1)]
         row += torch.arange(1.0, len(row) + 1)  # all alike would add up to what is constant
         try:
             (touched,) = gradients([weights], [Edge(softmax, 0)], [gradient])
@@ -592,6 +601,12 @@ def _metadata(edge: Edge) -> tuple[torch.dtype, torch.device]:
 def _factors(node: Node) -> tuple[int, int]:
     """The positions of the two factors among the inputs of a product, or of a multiplication of entries."""
     return PRODUCTS.get(node.name(), (0, 1))
+
+
+def _other(node: Node, index: int) -> int:
+    """The position of the other factor."""
+    first, second = _factors(node)
+    return second if index == first else first
 
 
 def _edge(node: Node, index: int) -> Edge | None:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from attntut._checks import check_int
-from attntut.anatomy.blocks import Block, block_of, find_blocks, prefixes
+from attntut.anatomy.blocks import Block, block_of, find_blocks, prefixes, without_branches
 from attntut.anatomy.listen import Anatomy, Part
 from attntut.anatomy.parameters import ancestors
 from attntut.anatomy.weight import BRANCH, FEED_FORWARD, PARTS, Weight
@@ -63,8 +63,9 @@ class Places:
             from_latent = narrow is not None and narrow.matrix.shape[0] == part.matrix.shape[1]  # type: ignore[union-attr]
             self.width[name] = (narrow if from_latent else part).matrix.shape[1]  # type: ignore[union-attr]
             self.d_head[name] = part.matrix.shape[0] // self.heads[name]
-        self.blocks = find_blocks(module, names, heard.apart)
-        fed = {block_of(self.blocks, each.parameter).name for each in parts if each.role in FEED_FORWARD}
+        feeding = [each.parameter for each in parts if each.role in FEED_FORWARD]
+        self.blocks = without_branches(find_blocks(module, names, heard.apart), names, feeding)
+        fed = {block_of(self.blocks, each).name for each in feeding}
         both = fed & {block_of(self.blocks, each).name for each in names}
         stacks = {self.blocks[each].stack for each in both if each}  # some of whose blocks hold both branches
         self._whole = stacks if fed else {each.stack for each in self.blocks.values()}
