@@ -684,3 +684,16 @@ def test_logits_that_another_module_made():
     model.run = run
     mine = [each for each in view(model, inputs=X).entries if each.parameter.startswith("second.")]
     assert [(each.role, each.weight.n_heads) for each in mine] == [("value", H), ("output", H)]
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_nested_tensors_are_refused_by_name(layout):
+    def run(m, x):
+        x = torch.nested.nested_tensor([x[0, :3], x[1]], layout=layout)
+        return m.d(mixed(softmax, *(torch.nested.to_padded_tensor(each(x), 0.0) for each in (m.a, m.b, m.c))))
+
+    model = plain()
+    model.run = run
+    with pytest.raises(ValueError, match="give padded ones"):
+        found(model, X)

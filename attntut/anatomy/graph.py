@@ -46,7 +46,10 @@ class Edge(NamedTuple):
     def shape(self) -> torch.Size:
         if is_leaf(self.node):
             return self.node.variable.shape
-        return torch.Size(self.node._input_metadata[self.output].shape)
+        try:
+            return torch.Size(map(int, self.node._input_metadata[self.output].shape))
+        except (AttributeError, RuntimeError) as error:
+            raise ValueError("Nested tensors hide their rows, and roles cannot be heard: give padded ones.") from error
 
 
 @dataclass(eq=False)
