@@ -365,6 +365,13 @@ def test_neighbours_that_are_weighed_without_a_product_of_queries_and_keys():
     }
 
 
+def test_a_pool_by_a_learned_vector_leaves_the_embedding_what_it_is():
+    model = Wired(lambda m, x: m.r(m.p(y := m.deep(m.e(x))).softmax(1).mT @ y), e=linear(), p=linear(1), r=linear(3))
+    model.deep = nn.Sequential(*(residual(u=plain(), f=feed_forward()) for _ in range(2)))
+    told = whole(model)
+    assert told["e.weight"] == "embedding" and told["r.weight"] == "readout" and "p.weight" in found(model).left
+
+
 class Own(torch.autograd.Function):
     """A product of somebody's own."""
 

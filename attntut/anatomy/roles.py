@@ -470,7 +470,11 @@ class Roles:
 
     def _mixes_by_data(self, product: Product) -> bool:
         """Whether a result mixes tokens by a product of data and data, as an attention does that was not heard."""
-        ways = self._onward(product.node, lambda user: True)
+
+        def before_blocks(user: Node) -> bool:  # the stream behind a block may be mixed by a pool
+            return user.name() != "AddBackward0" or self.graph.sources(Edge(user, 0)).isdisjoint(self.role)
+
+        ways = self._onward(product.node, before_blocks)
         return any(user.name() in PRODUCTS and not is_read for user, is_read in ways) and any(
             self._spreads(each, reader)
             for kind, reader in self.graph.sinks(product.node)
