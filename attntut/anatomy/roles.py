@@ -62,6 +62,7 @@ class Roles:
         self.role: dict[Product, str] = {}
         self.place: dict[Product, Heard] = {}
         self.left: dict[Product, str] = {}
+        self._branches: dict[Product, bool] = {}
         self.absorbed: set[Product] = set()
         self.gating: dict[Product, set[int]] = {}
         self.fused: dict[Product, list[tuple[str, int]]] = {}
@@ -354,7 +355,9 @@ class Roles:
     def _is_branch(self, product: Product, inner: set[Product]) -> bool:
         """Whether what is made of something is added to it: the matrices of a branch in a tower of one block."""
         if product in inner:
-            return any(self._is_branch(each, inner) for each in self._readers(product))
+            if product not in self._branches:  # asked again and again where the stream has many sources
+                self._branches[product] = any(self._is_branch(each, inner) for each in self._readers(product))
+            return self._branches[product]
         first = self.graph.sources(product.reads) & inner
         reads = {self.graph.sources(each.reads) for each in (product, *first)} - {frozenset()}
         return any(
