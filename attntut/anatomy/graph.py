@@ -355,7 +355,7 @@ class Graph:
         self._along[softmax] = dim - 2**64 if dim >= 2**63 else dim  # a negative one is saved as an unsigned number
         self._mixing.clear()
         mixes = self._forward_to_products(softmax)
-        every = self._back_to_products(softmax, _edge(*mixes[0]) if mixes else None)
+        every = self._back_to_products(softmax, [each for mix in mixes if (each := _edge(*mix)) is not None])
         if not mixes:
             return
         (node, value), *later = mixes
@@ -392,7 +392,7 @@ class Graph:
                 self.by_operand[mix, position] = "value" if position == operand else "logits", heard
         heard.values += [_edge(*each) for each in later]
 
-    def _back_to_products(self, softmax: Node, value: Edge | None) -> list[Node]:
+    def _back_to_products(self, softmax: Node, values: list[Edge]) -> list[Node]:
         """The products of queries and keys that the logits add up: one, or two where places have one of their own."""
 
         def ends(node: Node) -> bool:
@@ -404,17 +404,17 @@ class Graph:
         found = [node for node in below(softmax, ends) if node not in self.products and _is_of_data(node)]
         both = [node for node in found if all(node.next_functions[i][0] is not None for i in PRODUCTS[node.name()])]
         both = [node for node in both if node not in self._scored] or both  # logits of an earlier layer may be added
-        if value is not None and len(both) > 1:
-            reads = self._read_behind(value.node)
+        if values and len(both) > 1:
+            reads = {self._read_behind(value.node) for value in values} - {frozenset(["table"])}
             pairs = {
                 each: [self._read_behind(each.next_functions[i][0]) for i in PRODUCTS[each.name()]] for each in both
             }
-            alike = {each: sum(read == reads for read in pair) for each, pair in pairs.items()}
+            alike = {each: sum(read in reads for read in pair) for each, pair in pairs.items()}
             both = [  # keys read what values read, places do not
                 each
                 for each, pair in pairs.items()
                 if alike[each] == max(alike.values())
-                or (alike[each] and all(read == reads or not read <= {"table", "data"} for read in pair))
+                or (alike[each] and all(read in reads or not read <= {"table", "data"} for read in pair))
             ]
         return sorted(both or found[:1], key=lambda node: node._sequence_nr())
 
