@@ -133,7 +133,7 @@ def compare(
     Args:
         name: what is compared, in a few words.
         predicted: a number.
-        measured: a number, or one number a seed. With seeds, ``m`` is their mean, shown with its 95 % confidence
+        measured: a number, or one number per seed. With seeds, ``m`` is their mean, shown with its 95 % confidence
             interval (Student's t).
         rtol, atol: relative or absolute tolerance.
         differs: why theory and measurement disagree, in a few words, where the text explains it. Then the record fails
@@ -176,7 +176,7 @@ def expect(
 
     Args:
         name: as in :func:`compare`, and so are ``unit``, ``claim``, ``supports`` and ``when``.
-        measured: a number, or one number a seed: a paired difference, say.
+        measured: a number, or one number per seed: a paired difference, say.
         above, below: the ends; at least one. They follow from what the text says, not from a run.
 
     Raises:
@@ -194,7 +194,7 @@ def observe(name: str, measured: Any, *, between: tuple[float, float], **about: 
 
     Args:
         name: as in :func:`compare`, and so are ``unit``, ``claim``, ``supports`` and ``when``.
-        measured: a number, or one number a seed.
+        measured: a number, or one number per seed.
         between: the range ``(low, high)`` outside of which the text would be wrong. With seeds the mean must lie in it.
 
     Raises:
@@ -296,7 +296,7 @@ def _row(record: Evidence) -> str:
 def confidence_interval(samples: Sequence[float] | np.ndarray) -> tuple[float, float | None, float | None]:
     r"""Mean and 95 % confidence interval (Student's t), :math:`\bar x \pm t_{.975,n-1}\, s / \sqrt n`.
 
-    Of ``(n,)``, one number a seed, it gives mean, low and high. A single sample has no interval: None.
+    Of ``(n,)``, one number per seed, it gives mean, low and high. A single sample has no interval: None.
 
     Example:
         >>> [round(x, 3) for x in confidence_interval([0.80, 0.82, 0.81])]
@@ -332,10 +332,10 @@ def _numbers(name: str, value: Any) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=float)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{name} must be a number, or one number a seed: got {value!r}.") from error
+        raise TypeError(f"{name} must be a number, or one number per seed: got {value!r}.") from error
     array = np.atleast_1d(array)
     if array.ndim != 1 or array.size == 0 or (name == "predicted" and array.size > 1):
-        expected = "one number" if name == "predicted" else "a number, or a list of one number a seed"
+        expected = "one number" if name == "predicted" else "a number, or a list of one number per seed"
         raise ValueError(f"{name} must be {expected}: got shape {array.shape}.")
     if name == "predicted" and not np.isfinite(array).all():
         raise ValueError(f"{name} must be finite: got {array.tolist()}.")

@@ -453,7 +453,7 @@ class Gate(AttentionPart):
 
 @dataclass(frozen=True)
 class Differential(Part):
-    r"""Two attentions a head, and one is taken from the other: what both attend to cancels.
+    r"""Two attentions per head, and one is taken from the other: what both attend to cancels.
 
     .. math:: A = \operatorname{softmax}(s_1) - \lambda \operatorname{softmax}(s_2), \quad
               \lambda = e^{\lambda_{q1}^\top \lambda_{k1}} - e^{\lambda_{q2}^\top \lambda_{k2}} + \lambda_0, \quad

@@ -49,7 +49,7 @@ class TransformerConfig:
         readout_scale: a factor of what the readout receives.
         activation: ``"relu"`` or ``"gelu"``.
         positions: ``"learned"``, ``"sinusoidal"`` (Vaswani et al. 2017) or ``"none"``.
-        pooling: ``"mean"`` over the tokens (one output an input) or ``"none"`` (one output a token).
+        pooling: ``"mean"`` over the tokens (one output per input) or ``"none"`` (one output per token).
         is_causal, packed, bias, scale: as in :class:`~attntut.MultiHeadAttention`.
         parts: what stands in place of LayerNorm, of the feed-forward network or of the sum with the stream, and what
             attention has beside the plain one's, from :mod:`attntut.parts`.
@@ -155,7 +155,7 @@ class TransformerBlock(nn.Module):
     ``skip_weights``), and :math:`\alpha` may be learnable (``branch_gain``).
 
     Args:
-        config: the shape.
+        config: sizes, and what the blocks are made of.
         layer: its number, from 1, for the parts that depend on it.
 
     Example:
@@ -244,7 +244,7 @@ class Transformer(nn.Module):
     """Blocks between an embedding and a linear readout.
 
     Args:
-        config: the shape.
+        config: sizes, and what the blocks are made of.
         seed: draw the initial weights from this seed and leave torch's global generator as it was; by default they
             come from the global generator, as in any torch module.
 

@@ -547,7 +547,7 @@ def test_a_layout_that_cannot_be_is_refused():
         look(Silent(D + 12 + 1, D), roles={("query", "key", "value"): "thing"})
     with pytest.raises(ValueError, match=r"thing must be a matrix .*stacked"):
         look(Silent(H, D, DH), roles={"query": "thing"})
-    with pytest.raises(ValueError, match=r"sizes must hold one number a role"):
+    with pytest.raises(ValueError, match=r"sizes must hold one number per role"):
         look(Silent(3 * D, D), roles={("query", "key", "value"): Layout("thing", sizes=(D, D))})
     with pytest.raises(ValueError, match=r"stacked must be one of"):
         Layout("thing", stacked="pancakes")

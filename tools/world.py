@@ -399,7 +399,7 @@ PASSAGES, LENGTH = 8, 64
 
 
 def write_trained(folder: Path, out: Path) -> None:
-    """What training made of a model, a row a layer, beside fresh draws of its configuration that read the same text."""
+    """What training made of a model, a row per layer, beside fresh draws of its configuration reading the same text."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     coverage.warm()

@@ -106,7 +106,7 @@ def sandwich(patch: Patch, *, norm: str = "layer", gain: float = 1.0) -> None:
 
     Args:
         norm: ``"layer"`` or ``"rms"``.
-        gain: g at the start, learnable, one number a channel.
+        gain: g at the start, learnable, one number per channel.
 
     Example:
         >>> from attntut.adjust import adjust
@@ -262,7 +262,7 @@ def dyt(patch: Patch, *, alpha: float = 0.5) -> None:
     a stream whose entries are far below 1/α stays small.
 
     Args:
-        alpha: α at the start, learnable, one number a norm.
+        alpha: α at the start, learnable, one number per norm.
 
     Example:
         >>> from attntut.adjust import adjust

@@ -79,7 +79,7 @@ def temperature(patch: Patch, *, tau: float | str = "sqrt d_head", learned: bool
 
     Args:
         tau: τ; ``"sqrt d_head"`` turns the usual 1/√d_head into 1/d_head.
-        learned: start there, and learn one number a head, ln(1/τ).
+        learned: start there, and learn one number per head, ln(1/τ).
 
     Example:
         >>> from attntut.adjust import adjust
@@ -136,7 +136,7 @@ def log_n_scale(patch: Patch, *, start: float | None = None, learned: bool = Tru
 
     Args:
         start: s, by default 0.43, or 0.1 with a floor: the number in Llama 4.
-        learned: learn s, one number a head.
+        learned: learn s, one number per head.
         floor: m. Below this many keys, nothing changes; from there on, the logits grow.
 
     Example:
@@ -196,13 +196,13 @@ def _exact(logits: Tensor) -> torch.dtype:
     gives=("sink",),
 )
 def sink(patch: Patch, *, start: float = 0.0, learned: bool = True) -> None:
-    """Put one more logit a head into the softmax, which takes weight and gives no value.
+    """Put one more logit per head into the softmax, which takes weight and gives no value.
 
     The weights of a query then sum to less than 1; one that sees no key has weights 0. Attention is written out.
 
     Args:
         start: b; a very negative one leaves the softmax as it is.
-        learned: learn b, one number a head.
+        learned: learn b, one number per head.
 
     Example:
         >>> from attntut.adjust import adjust
@@ -217,7 +217,7 @@ def sink(patch: Patch, *, start: float = 0.0, learned: bool = True) -> None:
 
 
 class ExtraLogit(AttentionChange):
-    """Softmax over the logits and one number a head, whose weight is dropped."""
+    """Softmax over the logits and one number per head, whose weight is dropped."""
 
     extra: Tensor | float
 

@@ -52,7 +52,7 @@ def qk_norm(patch: Patch, *, gain: float | None = None, norm: str = "rms") -> No
     not change when vectors turn, a norm before them gives the same, as long as its gain is the same in all channels.
 
     Args:
-        gain: g at the start; learnable, one number a channel of the query's norm (``"l2"``: one number). By default
+        gain: g at the start; learnable, one number per channel of the query's norm (``"l2"``: one number). By default
             what makes the logits' standard deviation 1: 1, or √d_head for ``"l2"``.
         norm: ``"rms"``, ``"layer"`` (with a shift) or ``"l2"``.
 

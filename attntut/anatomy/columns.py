@@ -14,7 +14,7 @@ from attntut.anatomy.graph import LAYOUT, Edge, Graph, Node, Product, below, gra
 from attntut.anatomy.layout import Matrix, find_matrix
 
 Heads = list[list[int]]
-"""Columns of a product, a list a head."""
+"""Columns of a product, a list per head."""
 TURNS = re.compile("^(T|Transpose|Permute|Movedim)Backward")
 DIGITS = {torch.float64: 52, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 """Integers up to two to this power are exact."""

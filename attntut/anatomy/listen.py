@@ -35,7 +35,7 @@ class Part(NamedTuple):
     """Rows of a parameter that play one role.
 
     Attributes:
-        role: a role.
+        role: ``"query"``, ``"feed_forward_in"``, …
         parameter: its dotted name.
         matrix: those rows; None where their place in the parameter is not known.
         bias: the part of a bias that belongs to them, as a matrix of one column, or None.

@@ -156,7 +156,7 @@ class CallerPatterns:
                     raise TypeError(f"roles[{key!r}] must hold patterns of parameter names: got {pattern!r}.")
                 layout = pattern if isinstance(pattern, Layout) else Layout(pattern)
                 if layout.sizes is not None and len(layout.sizes) != len(each):
-                    raise ValueError(f"sizes must hold one number a role of {each}: got {layout.sizes}.")
+                    raise ValueError(f"sizes must hold one number per role of {each}: got {layout.sizes}.")
                 self.layouts.append((each, layout))
         self._unused = {layout.pattern for _, layout in self.layouts}
 

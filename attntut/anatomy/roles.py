@@ -44,7 +44,7 @@ class Roles:
         is_inside: whether a parameter is in the module that an attention ran in.
 
     Attributes:
-        makes: products that make operands: role to columns, a list a head.
+        makes: products that make operands: role to columns, a list per head.
         role: the role of each other product.
         place: of products that belong to an attention: the attention.
         left: products that no scheme speaks of, and why.

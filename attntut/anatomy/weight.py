@@ -21,7 +21,7 @@ ROLES = (
 )
 ATTENTION = ROLES[:4]
 FEED_FORWARD = ROLES[4:6]
-BRANCH = ROLES[:6]  # the matrices inside the blocks, one set a layer
+BRANCH = ROLES[:6]  # the matrices inside the blocks, one set per layer
 BRANCH_OUT = ("output", "feed_forward_out")  # the last matrix of each branch
 STACKS = ("encoder", "decoder")
 # What stands in a branch beside these six: each is drawn like the matrix that a branch begins with.

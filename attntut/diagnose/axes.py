@@ -99,7 +99,7 @@ def follow(result: Tensor, source: Tensor, axes: Axes) -> tuple[Axes, dict[int, 
 
 @dataclass(frozen=True)
 class Laid:
-    """A tensor that was laid upon scores: a mask, or a number a row."""
+    """A tensor that was laid upon scores: a mask, or a number per row."""
 
     tensor: Tensor  # expanded to the shape that the scores had
     strides: tuple[int, ...]  # those of the scores, in bytes; where they have moved to, since

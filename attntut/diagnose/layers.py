@@ -82,7 +82,7 @@ class Layers:
                 self._hooks.enter_context(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def unhook(self) -> None:
-        """End."""
+        """Take every hook away."""
         self._hooks.close()
         self.frames.clear()
 

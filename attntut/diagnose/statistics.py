@@ -166,7 +166,7 @@ class Logits:
 
 @dataclass
 class Tally:
-    """Sums over rows and sequences, a column a head; tallies of the same heads add up.
+    """Sums over rows and sequences, a column per head; tallies of the same heads add up.
 
     Example:
         >>> tally = Tally(n_heads=1)

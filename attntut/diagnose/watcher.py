@@ -658,7 +658,7 @@ def _projected(left: Tensor, right: Tensor, out: Tensor, left_is_learned: bool, 
     roles: list[str | None] = ["features", "rows"] if left_is_learned else ["rows", "features"]
     if out.ndim == 3:
         matrix = left if left_is_learned else right
-        roles.insert(0, "features" if matrix.stride(0) else "rows")  # a matrix a head
+        roles.insert(0, "features" if matrix.stride(0) else "rows")  # a matrix per head
     return Mark(_memory(out), "features", _named(out, roles))
 
 

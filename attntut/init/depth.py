@@ -158,7 +158,7 @@ def t_fixup(weight: Weight) -> Law:
 
     The decoder is one that attends to an encoder. The factors are derived from SGD updates of order one, with the
     inputs small as well; a norm would undo both. The bound counts matrices, not biases, whose updates add up with the
-    depth. A model of one stack has two branches a block, whatever its mask, and gets the encoder's factor.
+    depth. A model of one stack has two branches per block, whatever its mask, and gets the encoder's factor.
 
     Paper and code differ: the code leaves query and key with fairseq's gain 1/√2 (it undoes that for the value only),
     and multiplies embeddings by √d in the forward pass. Here it is the paper's.

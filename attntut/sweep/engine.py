@@ -132,7 +132,7 @@ def missing(sweep: Sweep, folder: str | Path) -> list[Config]:
 
 @dataclass
 class _Kept:
-    """The results of a sweep: one file a run, written as a whole or not at all."""
+    """The results of a sweep: one file per run, written as a whole or not at all."""
 
     folder: Path
     code: str

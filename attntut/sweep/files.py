@@ -55,7 +55,7 @@ def store(frame: pd.DataFrame, path: str | Path, *, about: str = "") -> None:
 
 
 def stored(name: str, folder: str | Path | None = None) -> pd.DataFrame:
-    """The stored runs of a sweep: a row a run, as in :class:`Outcome`. Beside numbers, an empty place is a NaN.
+    """The stored runs of a sweep: a row per run, as in :class:`Outcome`. Beside numbers, an empty place is a NaN.
 
     Args:
         name: of the sweep, or of another file there.

@@ -1,4 +1,4 @@
-"""Many models that differ in the values of their weights only, as one: the weights are a matrix, a row a model."""
+"""Many models that differ in the values of their weights only, as one: the weights are a matrix, a row per model."""
 
 from __future__ import annotations
 
@@ -179,8 +179,8 @@ def one_each(name: str, values: Any, n: int, check: Callable[..., Any]) -> list[
     if isinstance(values, numbers.Real) and name == "lrs":
         values = [values] * n
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise TypeError(f"{name} must hold one number a model: got {values!r}.")
+        raise TypeError(f"{name} must hold one number per model: got {values!r}.")
     values = values.tolist() if isinstance(values, Tensor) else list(values)
     if len(values) != n:
-        raise ValueError(f"{name} must hold one number a model, {n} in all: got {len(values)}.")
+        raise ValueError(f"{name} must hold one number per model, {n} in all: got {len(values)}.")
     return [check(f"{name}[{i}]", value, low=0) for i, value in enumerate(values)]

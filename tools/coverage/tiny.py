@@ -139,7 +139,7 @@ def build(kind: str, entries: dict[str, Any], implementation: str, largest: floa
 
 
 def shrink(entries: dict[str, Any], limits: dict[str, int], *, fill: bool = False) -> dict[str, Any]:
-    """Cut the numbers of a configuration, and with the number of layers each list that has an element a layer.
+    """Cut the numbers of a configuration, and with the number of layers each list that has an element per layer.
 
     Args:
         entries: of the configuration.

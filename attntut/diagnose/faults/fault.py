@@ -185,7 +185,7 @@ class Fault:
         return {each.name: Threshold(each.default, hints[each.name].__metadata__[0]) for each in keywords}
 
     def judge(self, facts: Facts) -> Iterator[Finding]:
-        """Where it is found, a finding a layer or stack."""
+        """Where it is found, a finding per layer or stack."""
         for place in getattr(facts, self.over):
             for found in self.rule(place, facts):
                 words = found.pop("words")
