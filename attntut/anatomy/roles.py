@@ -85,8 +85,9 @@ class Roles:
         edges += [each for pair in heard.more for each in zip(OPERANDS, pair, strict=False)]
         edges += [("value", edge) for edge in heard.values]
         for role, edge in edges:
-            for product in self.graph.sources(edge):
-                if not isinstance(product, Product) or product.is_table or not self._is_projection(product, heard):
+            sources = [each for each in self.graph.sources(edge) if isinstance(each, Product)]
+            for product in sorted(sources, key=lambda each: each.node._sequence_nr()):  # a set has no order
+                if product.is_table or not self._is_projection(product, heard):
                     continue
                 asked = self._asked[product, role] = self._asked.get((product, role), -1) + 1
                 heads = self._without_gate(edge, product, self.columns.by_head(edge, product, role, asked))
