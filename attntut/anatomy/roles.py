@@ -451,7 +451,14 @@ class Roles:
         """Branches that mix tokens otherwise than by softmax attention; a feed-forward network mixes none."""
         over = [each for each in self.graph.over_tokens if each not in self.makes and each not in self.role]
         self.left |= dict.fromkeys(over, OTHERWISE)
-        mixing = {each for each in inner if each in over or self._mixes_tokens(each)}
+        asked: dict[tuple[str, ...], bool] = {}  # blocks that are alike are asked once
+        mixing = set(over) & inner
+        for product in [each for each in self.products if each in inner - mixing]:
+            path = (product, *self._readers(product))
+            kind = tuple(self.columns.siblings[name] for each in path for name in each.parameters)
+            if kind not in asked:
+                asked[kind] = self._mixes_tokens(product)
+            mixing |= {product} if asked[kind] else set()
         for product in self.products:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
