@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from attntut.anatomy.graph import OPERANDS, Edge, Graph, Heard, Node, Product, below
+from attntut.anatomy.graph import Edge, Graph, Heard, Node, Product, below
 from attntut.anatomy.roles import Roles
+from attntut.anatomy.weight import OPERANDS
 
 NORMS = {
     "NativeLayerNormBackward0",

@@ -207,12 +207,11 @@ class Columns:
 
     def _sums_over_tokens(self, product: Product, source: Product, others: Collection[Any]) -> bool:
         assert product.reads is not None
-        between, stack = set[Node](), [product.reads.node]
-        while stack:
-            node = stack.pop()
-            if not (node is None or node in between or node in self.graph.products or is_leaf(node)):
-                between.add(node)
-                stack += [each for each, _ in node.next_functions]
+
+        def ends(node: Node) -> bool:
+            return node in self.graph.products or is_leaf(node)
+
+        between = [node for node in below(product.reads.node, ends) if not ends(node)]
         if not product.weight_first and not any(TURNS.match(node.name()) for node in between):
             return False
         handles = [node.register_hook(_unchanged) for node in between if not LAYOUT.fullmatch(node.name())]

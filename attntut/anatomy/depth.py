@@ -25,7 +25,7 @@ FACTORS: tuple[Law, ...] = (
 """What depth-scaled matrices are multiplied with."""
 BLOCKS = 4  # below, 1/√(2L) > 0.35 is a ratio that other laws have too
 STANDARD_ERRORS = 4.0  # one draw in 16 000 is farther off
-SIDE = 256  # of larger matrices, so many rows and columns tell enough, and are read in a third of the time
+SIDE = 256  # of larger matrices, only so many rows and columns are counted, or half as many
 
 
 def is_depth_scaled(view: ModelView) -> bool:

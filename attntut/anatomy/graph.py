@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from attntut.anatomy.weight import OPERANDS
+
 Node = Any  # torch.autograd.graph.Node: what made a tensor
-OPERANDS = ("query", "key", "value")
 INSIDE = (*OPERANDS, "logits")
 
 # Nodes that multiply: the positions of the two factors among their inputs.
@@ -210,11 +211,18 @@ class Graph:
         queue, seen = [node], {node}
         for each in queue:
             for user, index in self.users.get(each, ()):
-                if not (user in seen or user in self.products or (user, index) in self.by_operand):
+                if user not in seen and not self._reads(user, index):
                     seen.add(user)
                     yield user, index
                     if not ends(user):
                         queue.append(user)
+
+    def is_read(self, node: Node) -> bool:
+        """Whether a product or an attention takes a tensor as it is."""
+        return any(self._reads(*each) for each in self.users.get(node, ()))
+
+    def _reads(self, user: Node, index: int) -> bool:
+        return user in self.products or (user, index) in self.by_operand
 
     def joins(self, node: Node) -> bool:
         """Whether two tensors of different origin meet in a node, both made by products or attentions."""

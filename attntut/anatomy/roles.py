@@ -15,7 +15,6 @@ from attntut.anatomy.columns import Columns
 from attntut.anatomy.graph import (
     INSIDE,
     LAYOUT,
-    OPERANDS,
     PRODUCTS,
     Edge,
     Graph,
@@ -26,6 +25,7 @@ from attntut.anatomy.graph import (
     gradients,
     is_leaf,
 )
+from attntut.anatomy.weight import OPERANDS
 
 # Nodes that multiply with a matrix in a way that is not read.
 STRANGE = re.compile("^(Fft|IndexPut|Rnn|Lstm|Trilinear|Mv|Dot|Quantized|Cdist|Linear)")
@@ -110,15 +110,9 @@ class Roles:
 
     def _without_gate(self, edge: Edge | None, product: Product, heads: list[list[int]]) -> list[list[int]]:
         """The columns of an operand, but for those that are bent and multiply others of the same product."""
-        stack, seen = [] if edge is None else [edge.node], {product.node}
-        while stack:
-            node = stack.pop()
-            if node in seen or node in self.graph.products:
-                continue
-            seen.add(node)
+        for node in () if edge is None else below(edge.node, self.graph.products.__contains__):
             sides = [Edge(*each) for each in node.next_functions if each[0] is not None]
-            stack += [each for each, _ in sides]
-            if not node.name().startswith("Mul") or len(sides) != 2:
+            if node in self.graph.products or not node.name().startswith("Mul") or len(sides) != 2:
                 continue
             bent = [self.graph.sources(each) == {product} and self._is_bent(each) for each in sides]
             if bent[0] == bent[1] or self.graph.sources(sides[bent[0]]) != {product}:
@@ -176,31 +170,23 @@ class Roles:
         products = self.graph.products
         return any(kinds.match(each.name()) for each in below(edge.node, products.__contains__) if each not in products)
 
-    def _onward(self, node: Node, through: Callable[[Node], object]) -> Iterator[tuple[Node, bool]]:
-        """What a result goes to up to the next products and operands, and whether it is read or returned there."""
-        stack, seen = [node], {node}
-        while stack:
-            here = stack.pop()
-            if here in self.graph.roots:
-                yield here, True
-            for user, index in self.graph.users.get(here, ()):
-                is_read = user in self.graph.products or (user, index) in self.graph.by_operand
-                if is_read or user not in seen:
-                    yield user, is_read
-                if not is_read and user not in seen:
-                    seen.add(user)
-                    stack += [user] if through(user) else []
-
     def _is_bent_on(self, node: Node, kinds: re.Pattern[str]) -> bool:
         """Whether a result goes nowhere but through some kind of function: what is not bent makes the stream."""
-        return not any(is_read for _, is_read in self._onward(node, lambda user: not kinds.match(user.name())))
+
+        def ends(user: Node) -> bool:
+            return bool(kinds.match(user.name()))
+
+        straight = [node, *(user for user, _ in self.graph.ahead(node, ends) if not ends(user))]
+        return not any(each in self.graph.roots or self.graph.is_read(each) for each in straight)
 
     def _is_alone(self, product: Product) -> bool:
         """Whether a result meets nothing else up to the next products."""
         mine = {frozenset(), frozenset([product])}
-        users = [user for user, is_read in self._onward(product.node, lambda user: True) if not is_read]
         return all(
-            self.graph.sources(Edge(each, 0)) in mine for user in users for each, _ in user.next_functions if each
+            self.graph.sources(Edge(each, 0)) in mine
+            for user, _ in self.graph.ahead(product.node, lambda user: False)
+            for each, _ in user.next_functions
+            if each
         )
 
     def _find_latents(self) -> None:
@@ -452,13 +438,14 @@ class Roles:
         over = [each for each in self.graph.over_tokens if each not in self.makes and each not in self.role]
         self.left |= dict.fromkeys(over, OTHERWISE)
         asked: dict[tuple[str, ...], bool] = {}  # blocks that are alike are asked once
-        mixing = set(over) & inner
-        for product in [each for each in self.products if each in inner - mixing]:
+        mixing = inner.intersection(over)
+        for product in [each for each in self.products if each in inner and each not in mixing]:
             path = (product, *self._readers(product))
             kind = tuple(self.columns.siblings[name] for each in path for name in each.parameters)
             if kind not in asked:
                 asked[kind] = self._mixes_tokens(product)
-            mixing |= {product} if asked[kind] else set()
+            if asked[kind]:
+                mixing.add(product)
         for product in self.products:
             sources = self.graph.sources(product.reads)
             if sources & mixing:
@@ -482,11 +469,10 @@ class Roles:
     def _mixes_by_data(self, product: Product) -> bool:
         """Whether a result mixes tokens by a product of data and data, as an attention does that was not heard."""
 
-        def before_blocks(user: Node) -> bool:  # the stream behind a block may be mixed by a pool
-            return user.name() != "AddBackward0" or self.graph.sources(Edge(user, 0)).isdisjoint(self.role)
+        def behind_a_block(user: Node) -> bool:  # the stream there may be mixed by a pool
+            return user.name() == "AddBackward0" and not self.graph.sources(Edge(user, 0)).isdisjoint(self.role)
 
-        ways = self._onward(product.node, before_blocks)
-        return any(user.name() in PRODUCTS and not is_read for user, is_read in ways) and any(
+        return any(user.name() in PRODUCTS for user, _ in self.graph.ahead(product.node, behind_a_block)) and any(
             self._spreads(each, reader)
             for kind, reader in self.graph.sinks(product.node)
             if kind == "product"
@@ -624,8 +610,8 @@ class Roles:
     def _is_factor(self, node: Node) -> bool:
         """Whether a parameter, or what it scales, multiplies data as a matrix that is not read."""
         scaled = re.compile("Mul|Div|ConstantPad")
-        ways = self._onward(node, lambda user: LAYOUT.fullmatch(user.name()) or scaled.match(user.name()))
-        return any(not is_read and (user.name() in PRODUCTS or STRANGE.match(user.name())) for user, is_read in ways)
+        users = self.graph.ahead(node, lambda user: not (LAYOUT.fullmatch(user.name()) or scaled.match(user.name())))
+        return any(user.name() in PRODUCTS or STRANGE.match(user.name()) for user, _ in users)
 
     def _is_bias(self, node: Node, users: set[Node]) -> bool:
         """Whether it is added to an operand and has a number for each of its features, in all heads."""

@@ -19,6 +19,7 @@ ROLES = (
     "position",
     "readout",
 )
+OPERANDS = ROLES[:3]  # what an attention takes
 ATTENTION = ROLES[:4]
 FEED_FORWARD = ROLES[4:6]
 BRANCH = ROLES[:6]  # the matrices inside the blocks, one set per layer

@@ -230,10 +230,10 @@ class Recorder:
         heard = None
         with self._forgiving("the roles of the weights"):
             heard = self.ears.hear(output)
+        is_outside = heard is not None and not heard.attention and bool(self.layers.attentions)
         with plain(self.model) as is_computed:  # the graph tells what computed matrices are made of, not what they do
-            self.seen = look(self.model, heard=None if is_computed else heard, roles=self.roles)
-            if heard is not None and not heard.attention and self.layers.attentions:
-                self.seen = look(self.model, roles=self.roles)
+            self.seen = look(self.model, heard=None if is_computed or is_outside else heard, roles=self.roles)
+            if is_outside:
                 self.note(
                     "No attention is in the graph that autograd records (it is detached, run under no_grad or in a "
                     "function of its own, or its softmax is written out): roles are those of known names, if any."

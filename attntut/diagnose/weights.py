@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from attntut.anatomy.depth import SIDE
 from attntut.anatomy.parameters import listing, undefined
 from attntut.anatomy.view import Entry, ModelView
-from attntut.anatomy.weight import ATTENTION, BRANCH
-from attntut.diagnose.faults.facts import SIDE
+from attntut.anatomy.weight import BRANCH, OPERANDS
 from attntut.diagnose.report import Report
 from attntut.init import schemes
 from attntut.init.laws import Constant, Identity, Law, Orthogonal, TruncNormal
@@ -72,7 +72,7 @@ def describe(seen: ModelView) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         for kind in (nn.Embedding, nn.Linear)
     ]
     tied = {name for name, each in seen.module.named_parameters() if all(id(each) in ids for ids in by_kind)}
-    packed = [entry.parameter for entry in seen.by_role(*ATTENTION[:3])]
+    packed = [entry.parameter for entry in seen.by_role(*OPERANDS)]
     records: dict[int, dict[str, Any]] = {}
     for entry in entries:
         scores = entry.role in ("query", "key")

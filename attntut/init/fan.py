@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable
 from functools import partial
 
-from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, FEED_FORWARD, Weight
+from attntut.anatomy.weight import ATTENTION, BRANCH_OUT, FEED_FORWARD, OPERANDS, Weight
 from attntut.init.laws import Constant, Law, Normal, TruncNormal, Uniform
 from attntut.init.registry import law_outside_blocks, scheme
-
-READERS = ("query", "key", "value")
 
 
 def _lecun(weight: Weight) -> float:
@@ -168,7 +166,7 @@ def xavier_packed(weight: Weight) -> Law:
         >>> MultiheadAttention(512, 8).in_proj_weight.abs().max().item() / math.sqrt(6 / (4 * 512))
         1.0
     """
-    if weight.role in READERS:
+    if weight.role in OPERANDS:
         return Uniform.of_std(math.sqrt(2 / (weight.fan_in + 3 * weight.fan_out)))
     return law_outside_blocks(weight) or Uniform(weight.fan_in**-0.5)
 
@@ -247,7 +245,7 @@ def torch_default(weight: Weight) -> Law:
     cite="ott2019fairseq",
     source="fairseq, modules/multihead_attention.py, reset_parameters; modules/transformer_layer.py, build_fc1",
     why="The accident of the packed matrix, kept on purpose when query, key and value were taken apart.",
-    bias=lambda weight: Uniform(weight.fan_in**-0.5) if weight.role in (*READERS, *FEED_FORWARD) else Constant(0.0),
+    bias=lambda weight: Uniform(weight.fan_in**-0.5) if weight.role in (*OPERANDS, *FEED_FORWARD) else Constant(0.0),
 )
 def fairseq(weight: Weight) -> Law:
     r"""Query, key and value by Xavier with gain 1/√2, the output by Xavier, the feed-forward network as torch made it.

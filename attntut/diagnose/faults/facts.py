@@ -10,6 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from attntut.anatomy.depth import SIDE
+
 Record = dict[str, Any]
 _NUMBERS = ("logit_std", "logit_max", "entropy", "max_weight", "saturated", "first", "self")
 UNKNOWN: Record = dict.fromkeys(_NUMBERS, math.nan) | dict.fromkeys(
@@ -26,10 +28,6 @@ class Measured(Protocol):
     gradients: list[Record]
     weights: list[Record]
     model: Record
-
-
-SIDE = 256
-"""Of larger matrices, only so many rows and columns are counted, or half as many."""
 
 
 def relative_error(record: Record) -> float:
